@@ -1,0 +1,103 @@
+"""Atomic writes and validated reads: every file that geosparse leaves behind goes through here."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .errors import GeosparseError
+
+
+@contextmanager
+def os_errors_as(action: str, path: Path | str) -> Iterator[None]:
+    """Turn an OSError (disk full, not writable, not there) into one sentence that names the path."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise GeosparseError(f"Cannot {action} {path}: {reason}.") from error
+
+
+def check_writable(path: Path | str) -> Path:
+    """Fail before long work starts when `path` (a file to be) cannot be written; creates its folder."""
+    path = Path(path)
+    if path.is_dir():
+        raise GeosparseError(f"Cannot write {path}: it is a folder; give a file name.")
+    with os_errors_as("write", path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, probe = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        os.close(handle)
+        os.unlink(probe)
+    return path
+
+
+def write_atomic(path: Path | str, write: Callable[[Path], object]) -> Path:
+    """Call `write(temporary)` beside `path`, flush it to disk, then rename: the target is old or whole, never half.
+
+    Raises:
+        GeosparseError: The folder is not writable or the disk is full; nothing is left behind.
+    """
+    path = check_writable(path)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        with os_errors_as("write", path):
+            write(temporary)
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            umask = os.umask(0)
+            os.umask(umask)
+            temporary.chmod(0o666 & ~umask)
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def dump_json(data: object) -> str:
+    """Stable, readable JSON: same data, same bytes; NaN and infinity are refused."""
+    return json.dumps(data, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def write_json(path: Path | str, data: object) -> Path:
+    """Write `data` as JSON, atomically."""
+    text = dump_json(data)
+    return write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def read_json(path: Path | str, what: str, limit: int = 256 << 20) -> Any:
+    """Read a JSON file.
+
+    Args:
+        path: The file.
+        what: What it should be ("plan"), for the error.
+        limit: Largest accepted size, bytes.
+
+    Raises:
+        GeosparseError: The file is missing, unreadable, too large or not JSON.
+    """
+    path = Path(path)
+    with os_errors_as("read", path):
+        if path.stat().st_size > limit:
+            raise GeosparseError(f"{path} is not a {what}: {path.stat().st_size} bytes is more than a {what} can have.")
+        raw = path.read_bytes()
+    try:
+        return json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
+    except (UnicodeDecodeError, json.JSONDecodeError, ValueError, RecursionError) as error:
+        raise GeosparseError(f"{path} is not a {what}, or it is damaged: it does not parse as JSON.") from error
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(name)
+
+
+def finite_or_none(value: float) -> float | None:
+    """`value`, or None where JSON has no number for it."""
+    return value if math.isfinite(value) else None
