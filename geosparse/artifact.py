@@ -13,6 +13,8 @@ from typing import Any
 
 from .errors import GeosparseError
 
+MAX_COUNT = 2**31 - 1
+
 
 @contextmanager
 def os_errors_as(action: str, path: Path | str) -> Iterator[None]:
@@ -101,3 +103,14 @@ def _refuse_constant(name: str) -> None:
 def finite_or_none(value: float) -> float | None:
     """`value`, or None where JSON has no number for it."""
     return value if math.isfinite(value) else None
+
+
+def require(condition: bool, sentence: str) -> None:
+    """Raise GeosparseError(sentence) unless `condition` holds."""
+    if not condition:
+        raise GeosparseError(sentence)
+
+
+def is_count(value: object) -> bool:
+    """Whether a JSON value is a whole number from 1 to `MAX_COUNT`."""
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_COUNT

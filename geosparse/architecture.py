@@ -1,0 +1,194 @@
+"""What a model is made of, found by running it once on a few tokens rather than by knowing its class.
+
+One tiny forward pass records every call that arrives at the attention interface, and which linear module takes the
+result: that is each layer's output projection. A model that never calls is refused by name.
+"""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .errors import GeosparseError
+from .interception import Handler, intercepted
+
+PROBE_TOKENS = 8
+
+# Arguments of the attention interface that change its result and that geosparse honours.
+HONOURED = frozenset({"scaling", "softcap", "sliding_window", "is_causal", "dropout"})
+# Arguments that would change the result and that geosparse does not implement.
+REFUSED = {
+    "s_aux": "attention sinks as learned logits",
+    "position_bias": "a learned position bias",
+    "head_mask": "a head mask",
+    "cache": "a paged cache",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionLayer:
+    """One attention layer of a model."""
+
+    name: str
+    module: torch.nn.Module
+    projection: torch.nn.Module
+    heads: int
+    kv_heads: int
+    key_dim: int
+    value_dim: int
+    window: int | None
+
+    def output_matrix(self) -> torch.Tensor:
+        """The output projection `[hidden, Hq * Dv]` in fp32, whatever class it is: its action on the unit vectors."""
+        weight = next(self.projection.parameters())
+        width = self.heads * self.value_dim
+        unit = torch.eye(width, dtype=weight.dtype, device=weight.device)
+        with torch.no_grad():
+            bias = self.projection(torch.zeros_like(unit[:1]))
+            return (self.projection(unit) - bias).float().T
+
+
+def refuse_arguments(module: torch.nn.Module, kwargs: dict[str, Any]) -> None:
+    """Raise where an attention call asks for something that geosparse would have to ignore."""
+    for name, meaning in REFUSED.items():
+        if kwargs.get(name) is not None:
+            raise GeosparseError(f"{type(module).__name__} is not supported: it uses {meaning} ({name}).")
+    causal = kwargs.get("is_causal")
+    if not (getattr(module, "is_causal", True) if causal is None else causal):
+        raise GeosparseError(f"{type(module).__name__} is not supported: its attention is not causal.")
+    if kwargs.get("dropout"):
+        raise GeosparseError("Attention dropout is not supported with sparse attention: call model.eval() first.")
+
+
+def dense_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scaling: float | None,
+    softcap: float | None = None,
+) -> torch.Tensor:
+    """Dense attention `[B, Hq, T, Dv]`: SDPA, or the definition where a soft cap rules SDPA out."""
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if softcap is None:
+        causal = mask is None and query.shape[2] > 1
+        if causal and query.shape[2] != key.shape[2]:
+            from .ops import causal_mask
+
+            mask, causal = causal_mask(query.shape[2], key.shape[2], query.device), False
+        return torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
+        )
+    from .ops import reference_attention
+
+    bool_mask = mask if mask is None or mask.dtype == torch.bool else None
+    bias = None if mask is None or mask.dtype == torch.bool else mask
+    full = [key.shape[2]] * query.shape[1]
+    result = reference_attention(
+        query, key, value, full, tail="drop", scaling=scale, mask=bool_mask, bias=bias, softcap=softcap, dtype=torch.float32
+    )
+    return result.output.to(query.dtype)
+
+
+class _Probe:
+    """Records each attention call, then the first module that consumes a tensor of the output's width."""
+
+    def __init__(self) -> None:
+        self.calls: list[dict[str, Any]] = []
+        self.waiting: dict[str, Any] | None = None
+
+    def __call__(
+        self,
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        refuse_arguments(module, kwargs)
+        if query.shape[2] != PROBE_TOKENS or key.shape[2] != PROBE_TOKENS:
+            raise GeosparseError(f"{type(module).__name__} is not supported: it is not plain self-attention.")
+        self.waiting = {
+            "module": module,
+            "heads": query.shape[1],
+            "kv_heads": key.shape[1],
+            "key_dim": query.shape[-1],
+            "value_dim": value.shape[-1],
+            "window": kwargs.get("sliding_window"),
+        }
+        self.calls.append(self.waiting)
+        return dense_attention(query, key, value, attention_mask, kwargs.get("scaling"), kwargs.get("softcap"))
+
+    def before_module(self, module: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
+        if self.waiting is None or not inputs or not isinstance(inputs[0], torch.Tensor):
+            return
+        is_leaf = next(module.children(), None) is None and next(module.parameters(recurse=False), None) is not None
+        if is_leaf and inputs[0].shape[-1] == self.waiting["heads"] * self.waiting["value_dim"]:
+            self.waiting["projection"] = module
+            self.waiting = None
+
+
+_discovered: weakref.WeakKeyDictionary[Any, tuple[AttentionLayer, ...]] = weakref.WeakKeyDictionary()
+
+
+def attention_layers(model: Any) -> tuple[AttentionLayer, ...]:
+    """The attention layers of a causal language model in the order in which they run; found once, then remembered.
+
+    Raises:
+        GeosparseError: The model is an encoder-decoder, bypasses the attention interface, or has heads that differ
+            from layer to layer.
+    """
+    if model not in _discovered:
+        _discovered[model] = _discover(model)
+    return _discovered[model]
+
+
+def _discover(model: Any) -> tuple[AttentionLayer, ...]:
+    from transformers import PreTrainedModel
+
+    kind = type(model).__name__
+    if not isinstance(model, PreTrainedModel):
+        raise GeosparseError(f"Expected a transformers causal language model, found {kind}.")
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise GeosparseError(f"{kind} is an encoder-decoder; geosparse supports decoder-only causal language models.")
+    if model.get_output_embeddings() is None:
+        raise GeosparseError(f"{kind} has no language-model head; load it with AutoModelForCausalLM.")
+    probe = _Probe()
+    modules = dict.fromkeys(model.modules())
+    handlers: dict[torch.nn.Module, Handler] = dict.fromkeys(modules, probe)
+    hooks = [module.register_forward_pre_hook(probe.before_module) for module in modules]
+    device = model.get_input_embeddings().weight.device
+    training = model.training
+    try:
+        with intercepted(model, handlers), torch.no_grad():
+            model.eval()
+            model(torch.arange(PROBE_TOKENS, device=device)[None] % model.get_input_embeddings().weight.shape[0])
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    return _checked(model, probe.calls)
+
+
+def _checked(model: Any, calls: list[dict[str, Any]]) -> tuple[AttentionLayer, ...]:
+    kind = type(model).__name__
+    expected = getattr(model.config.get_text_config(), "num_hidden_layers", len(calls))
+    if not calls:
+        raise GeosparseError(
+            f"{kind} is not supported: its attention bypasses transformers' AttentionInterface, "
+            "so nothing can be made sparse."
+        )
+    names = {module: name for name, module in model.named_modules()}
+    if len({call["module"] for call in calls}) != len(calls) or len(calls) > expected:
+        raise GeosparseError(f"{kind} is not supported: one layer attends more than once.")
+    for call in calls:
+        if "projection" not in call:
+            raise GeosparseError(f"{kind} is not supported: no output projection follows {names[call['module']]}.")
+    for what in ("heads", "kv_heads"):
+        if len({call[what] for call in calls}) > 1:
+            raise GeosparseError(f"{kind} is not supported: the number of {what} differs from layer to layer.")
+    return tuple(AttentionLayer(name=names[call["module"]], **call) for call in calls)

@@ -1,0 +1,107 @@
+"""Sparse attention in plain PyTorch with bounded memory: exact top-N, one chunk of queries at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from .reference import causal_mask
+from .select import top_n
+from .types import Attended, Tail
+
+# Scores of one chunk, bytes; a handful of tensors of this size are alive at once.
+CHUNK_BYTES = 16 << 20
+# Causal rows of one chunk share their key range, so longer chunks score keys that nobody sees.
+MAX_CHUNK = 128
+
+
+def chunk_rows(batch: int, heads: int, keys: int) -> int:
+    """Queries per chunk such that the fp32 scores `[B, Hq, chunk, S]` stay within `CHUNK_BYTES`."""
+    return max(1, min(MAX_CHUNK, CHUNK_BYTES // (4 * batch * heads * keys)))
+
+
+def chunked_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    n_keep: Sequence[int],
+    *,
+    tail: Tail,
+    scaling: float,
+    mask: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    softcap: float | None = None,
+) -> Attended:
+    """`reference_attention` (same arguments, same meaning) in fp32 and in memory that does not grow with T.
+
+    Returns:
+        Output `[B, Hq, T, Dv]` in the dtype of `query`.
+    """
+    batch, heads, queries, _ = query.shape
+    keys = key.shape[2]
+    output = query.new_empty(batch, heads, queries, value.shape[-1])
+    kept = torch.zeros(heads, dtype=torch.int64, device=query.device)
+    rows = chunk_rows(batch, heads, keys)
+    key, value = key.float(), value.float()
+    for start in range(0, queries, rows):
+        stop = min(start + rows, queries)
+        if mask is None:
+            end = keys - queries + stop
+            seen = causal_mask(stop - start, end, query.device)
+        else:
+            end = keys
+            seen = mask[:, :, start:stop]
+        chunk_bias = None if bias is None else bias[:, :, start:stop, :end]
+        scores = attention_scores(query[:, :, start:stop], key[:, :, :end], scaling, seen, chunk_bias, softcap)
+        keep, count = top_n(scores, n_keep)
+        output[:, :, start:stop] = _attend(scores, keep, value[:, :, :end], seen, tail)
+        kept += count.long().sum((0, 2))
+    return Attended(output, kept)
+
+
+def attention_scores(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    scaling: float,
+    seen: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    softcap: float | None = None,
+) -> torch.Tensor:
+    """Logits `[B, Hq, T, S]` in fp32, -inf where `seen` is False; the heads of one KV group share one product."""
+    batch, heads, queries, dim = query.shape
+    grouped = query.float().reshape(batch, key.shape[1], -1, dim)
+    scores = (grouped @ key.float().transpose(-1, -2)).view(batch, heads, queries, -1).mul_(scaling)
+    if softcap is not None:
+        scores = scores.div_(softcap).tanh_().mul_(softcap)
+    if bias is not None:
+        scores = scores + bias.float()
+    return scores.masked_fill_(~seen, -torch.inf)
+
+
+def _attend(
+    scores: torch.Tensor, keep: torch.Tensor, value: torch.Tensor, seen: torch.Tensor, tail: Tail
+) -> torch.Tensor:
+    """The kept tokens' weighted values plus the tail, `[B, Hq, T, Dv]` in fp32."""
+    batch, heads, queries, keys = scores.shape
+    weight = scores.softmax(-1)
+    any_seen = seen.any(-1, keepdim=True)
+    if not any_seen.all():
+        weight = weight.masked_fill(~any_seen, 0.0)
+    weight = weight.mul_(keep)
+    mass = weight.sum(-1, keepdim=True)
+    grouped = weight.view(batch, value.shape[1], -1, keys)
+    output = (grouped @ value).view(batch, heads, queries, -1)
+    if tail == "renormalize":
+        return output.div_(mass.clamp_min(torch.finfo(mass.dtype).tiny))
+    if tail == "centroid":
+        centroid = visible_mean(value, seen).repeat_interleave(heads // value.shape[1], dim=1)
+        missing = (1 - mass).clamp_min_(0.0)
+        return output.addcmul_(missing, centroid)
+    return output
+
+
+def visible_mean(value: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    """Mean of the values that each query sees, `[B, Hkv, T, Dv]`; zeros where it sees none."""
+    weight = seen.to(value.dtype)
+    return (weight / weight.sum(-1, keepdim=True).clamp_min(1.0)) @ value

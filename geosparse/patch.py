@@ -1,0 +1,127 @@
+"""Making a model sparse, in place or for a block, and putting it back."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+
+from .architecture import PROBE_TOKENS, attention_layers
+from .attention import SparseAttention
+from .errors import GeosparseError
+from .interception import Handler, install, installed, uninstall
+from .plan import Plan
+from .receipt import Receipt
+
+
+class _Patch(NamedTuple):
+    before: list[tuple[Any, str | None]]
+    modules: list[torch.nn.Module]
+    receipt: Receipt
+
+
+_patched: weakref.WeakKeyDictionary[Any, _Patch] = weakref.WeakKeyDictionary()
+
+
+def sparsify_(model: Any, plan: Plan) -> Receipt:
+    """Make `model` attend sparsely by `plan`, in place, until `restore_(model)`.
+
+    Args:
+        model: A transformers causal language model.
+        plan: A plan for this model.
+
+    Returns:
+        The receipt, counting from here on.
+
+    Raises:
+        GeosparseError: The plan is for another model, the model is already sparse, or its architecture is not
+            supported; the model is then as before.
+    """
+    if installed(model):
+        raise GeosparseError("The model is already sparsified: call geosparse.restore_(model) first.")
+    plan.check(model)
+    layers = attention_layers(model)
+    _check_dense_budget(model)
+    receipt = Receipt(plan.n_keep, [layer.name for layer in layers])
+    handlers: dict[torch.nn.Module, Handler] = {
+        layer.module: SparseAttention(index, plan.n_keep[index].tolist(), plan.tail, receipt)
+        for index, layer in enumerate(layers)
+    }
+    before = install(model, handlers)
+    _patched[model] = _Patch(before, list(handlers), receipt)
+    return receipt
+
+
+def restore_(model: Any) -> None:
+    """Undo `sparsify_` exactly.
+
+    Raises:
+        GeosparseError: The model is not sparsified.
+    """
+    patch = _patched.pop(model, None)
+    if patch is None:
+        raise GeosparseError("The model is not sparsified: there is nothing to restore.")
+    uninstall(patch.before, patch.modules)
+
+
+@contextmanager
+def sparsified(model: Any, plan: Plan) -> Iterator[Receipt]:
+    """`sparsify_` for the length of a block; on a normal exit the receipt is checked against the plan.
+
+    Yields:
+        The receipt.
+
+    Raises:
+        GeosparseError: As `sparsify_`; or a planned layer was not reached, a count differs from the plan, or the
+            attention implementation was changed inside the block.
+    """
+    receipt = sparsify_(model, plan)
+    try:
+        yield receipt
+        if not installed(model):
+            raise GeosparseError("The attention implementation was changed inside the block: the model ran dense.")
+        receipt.verify()
+    finally:
+        if model in _patched:
+            restore_(model)
+
+
+_trusted: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def _check_dense_budget(model: Any) -> None:
+    """Hold our attention with an unlimited budget against the model's own on a few tokens, once per model.
+
+    This is what notices an architecture, or a release of transformers, that does more in its attention than the
+    interface says.
+    """
+    if model in _trusted:
+        return
+    embedding = model.get_input_embeddings().weight
+    tokens = torch.arange(PROBE_TOKENS, device=embedding.device)[None] % embedding.shape[0]
+    layers = attention_layers(model)
+    unlimited = torch.full((len(layers), layers[0].heads), PROBE_TOKENS, dtype=torch.int64)
+    receipt = Receipt(unlimited, [layer.name for layer in layers])
+    handlers: dict[torch.nn.Module, Handler] = {
+        layer.module: SparseAttention(index, unlimited[index].tolist(), "drop", receipt)
+        for index, layer in enumerate(layers)
+    }
+    with torch.no_grad():
+        dense = model(tokens, use_cache=False).logits.float()
+        before = install(model, handlers)
+        try:
+            ours = model(tokens, use_cache=False).logits.float()
+        finally:
+            uninstall(before, handlers)
+    # Not a test of rounding but of meaning: another formula is off by far more than a layer stack's rounding.
+    allowed = 2000 * torch.finfo(embedding.dtype).eps if embedding.dtype == torch.float32 else 0.25
+    error = (ours - dense).abs().max().item()
+    if not error <= allowed * max(dense.abs().max().item(), 1e-6):
+        raise GeosparseError(
+            f"{type(model).__name__} is not supported: its attention cannot be reproduced through the interface "
+            f"(logits differ by {error:.2g} with every token kept)."
+        )
+    _trusted.add(model)

@@ -1,0 +1,95 @@
+"""The chunked path against the fp64 reference, on odd lengths, GQA groups, padding, windows, caps and ties."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from geosparse.ops import TAILS, causal_mask, chunked, chunked_attention, reference_attention, top_n
+
+
+def tensors(batch, heads, kv_heads, queries, keys, dim, seed=0, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(batch, heads, queries, dim), (batch, kv_heads, keys, dim), (batch, kv_heads, keys, dim)]
+    return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+
+
+def tolerance(value, dtype=torch.float32):
+    # Output is a convex-like combination of values: rounding of a sum of S products, plus logits rounding times |v|.
+    return 64 * torch.finfo(dtype).eps * value.abs().max().item()
+
+
+@pytest.mark.parametrize("tail", TAILS)
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2), (9, 3), (8, 1)])
+@pytest.mark.parametrize(("queries", "keys"), [(37, 37), (1, 53), (5, 53), (300, 300)])
+def test_chunked_equals_reference(tail, heads, kv_heads, queries, keys):
+    q, k, v = tensors(2, heads, kv_heads, queries, keys, 16)
+    n_keep = [1 + (7 * h) % 19 for h in range(heads)]
+    n_keep[-1] = keys + 5
+    fast = chunked_attention(q, k, v, n_keep, tail=tail, scaling=0.25)
+    true = reference_attention(q, k, v, n_keep, tail=tail, scaling=0.25)
+    assert (fast.output - true.output).abs().max() <= tolerance(v)
+    assert torch.equal(fast.kept, true.kept)
+
+
+@pytest.mark.parametrize("tail", TAILS)
+def test_masks_caps_bias_and_blind_rows(tail):
+    q, k, v = tensors(2, 6, 2, 40, 40, 8)
+    mask = causal_mask(40, 40).expand(2, 1, 40, 40).clone()
+    mask[1, :, :, :11] = False  # left padding: the first 11 queries of row 1 see nothing
+    mask[:, :, torch.arange(40)[:, None] - torch.arange(40)[None] >= 17] = False  # sliding window
+    bias = torch.randn(1, 6, 40, 40)
+    arguments = {"tail": tail, "scaling": 0.5, "mask": mask, "bias": bias, "softcap": 5.0}
+    fast = chunked_attention(q, k, v, [3, 1, 8, 40, 5, 2], **arguments)
+    true = reference_attention(q, k, v, [3, 1, 8, 40, 5, 2], **arguments)
+    assert (fast.output - true.output).abs().max() <= tolerance(v)
+    assert torch.equal(fast.kept, true.kept)
+    assert fast.output[1, :, :11].abs().max() == 0
+
+
+def test_full_budget_is_dense():
+    q, k, v = tensors(2, 6, 2, 70, 70, 16)
+    dense = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.25, enable_gqa=True)
+    for tail in TAILS:
+        out = chunked_attention(q, k, v, [70] * 6, tail=tail, scaling=0.25).output
+        assert (out - dense).abs().max() <= tolerance(v)
+
+
+def test_chunking_does_not_change_the_result(monkeypatch):
+    q, k, v = tensors(1, 6, 2, 130, 130, 16)
+    whole = chunked_attention(q, k, v, [4, 9, 1, 30, 2, 7], tail="centroid", scaling=0.25)
+    monkeypatch.setattr(chunked, "CHUNK_BYTES", 1)
+    single = chunked_attention(q, k, v, [4, 9, 1, 30, 2, 7], tail="centroid", scaling=0.25)
+    assert (whole.output - single.output).abs().max() <= tolerance(v)
+    assert torch.equal(whole.kept, single.kept)
+
+
+@given(st.integers(1, 30), st.integers(1, 35), st.integers(0, 2**31), st.booleans())
+@settings(max_examples=150, deadline=None)
+def test_top_n_keeps_the_highest_and_breaks_ties_to_the_left(keys, n, seed, ties):
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randn(2, 3, 4, keys, generator=generator)
+    if ties:
+        scores = scores.round()
+    scores[torch.rand(scores.shape, generator=generator) < 0.3] = -torch.inf
+    keep, kept = top_n(scores, [n, 1, keys])
+    for index in torch.cartesian_prod(*(torch.arange(size) for size in scores.shape[:3])).tolist():
+        row = scores[tuple(index)].tolist()
+        budget = [n, 1, keys][index[1]]
+        seen = [i for i, score in enumerate(row) if score > float("-inf")]
+        expected = sorted(seen, key=lambda i: (-row[i], i))[:budget]
+        assert sorted(expected) == keep[tuple(index)].nonzero().flatten().tolist()
+        assert kept[tuple(index)] == len(expected)
+
+
+@given(st.integers(0, 2**31), st.permutations(range(6)))
+@settings(max_examples=25, deadline=None)
+def test_permuting_heads_permutes_the_result(seed, order):
+    q, k, v = tensors(1, 6, 6, 33, 33, 8, seed=seed)
+    n_keep = [1, 2, 4, 8, 16, 32]
+    plain = chunked_attention(q, k, v, n_keep, tail="centroid", scaling=0.3).output
+    order = list(order)
+    moved = chunked_attention(
+        q[:, order], k[:, order], v[:, order], [n_keep[h] for h in order], tail="centroid", scaling=0.3
+    ).output
+    assert (plain[:, order] - moved).abs().max() <= tolerance(v)

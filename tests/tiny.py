@@ -1,0 +1,47 @@
+"""Two-layer models of each architecture, built from configs: what the unit tests run on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import transformers
+
+SHAPE = {
+    "vocab_size": 128,
+    "hidden_size": 48,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 512,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+WINDOW = 16
+
+EXTRA: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {"sliding_window": WINDOW},
+    "gemma2": {"sliding_window": WINDOW, "attn_logit_softcapping": 5.0, "query_pre_attn_scalar": 8},
+    "gemma3_text": {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]},
+    "qwen3": {},
+}
+
+
+def tiny_model(kind: str = "llama", seed: int = 0, **changes: Any) -> Any:
+    """A random causal language model in fp32; weights are scaled up so that attention is not uniform."""
+    config = transformers.AutoConfig.for_model(kind, **(SHAPE | EXTRA.get(kind, {}) | changes))
+    torch.manual_seed(seed)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval().requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        if any(part in name for part in ("q_proj", "k_proj", "v_proj")) and parameter.dim() == 2:
+            parameter.mul_(8.0)
+    return model
+
+
+def tokens(batch: int, length: int, seed: int = 0) -> torch.Tensor:
+    """Random token ids `[batch, length]` without special ones."""
+    return torch.randint(3, 128, (batch, length), generator=torch.Generator().manual_seed(seed))
