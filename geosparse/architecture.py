@@ -48,7 +48,8 @@ class AttentionLayer:
         unit = torch.eye(width, dtype=weight.dtype, device=weight.device)
         with torch.no_grad():
             bias = self.projection(torch.zeros_like(unit[:1]))
-            return (self.projection(unit) - bias).float().T
+            matrix: torch.Tensor = (self.projection(unit) - bias).float().T
+        return matrix
 
 
 def refuse_arguments(module: torch.nn.Module, kwargs: dict[str, Any]) -> None:
@@ -88,7 +89,16 @@ def dense_attention(
     bias = None if mask is None or mask.dtype == torch.bool else mask
     full = [key.shape[2]] * query.shape[1]
     result = reference_attention(
-        query, key, value, full, tail="drop", scaling=scale, mask=bool_mask, bias=bias, softcap=softcap, dtype=torch.float32
+        query,
+        key,
+        value,
+        full,
+        tail="drop",
+        scaling=scale,
+        mask=bool_mask,
+        bias=bias,
+        softcap=softcap,
+        dtype=torch.float32,
     )
     return result.output.to(query.dtype)
 

@@ -75,7 +75,9 @@ def parse_identity(data: Any) -> ModelIdentity:
     names = {item.name: item.type for item in fields(ModelIdentity)}
     require(isinstance(data, dict) and data.keys() == names.keys(), "the model's identity is not complete.")
     for name in names:
-        good = is_count(data[name]) if name in ("layers", "heads", "kv_heads", "head_dim") else isinstance(data[name], str)
+        good = (
+            is_count(data[name]) if name in ("layers", "heads", "kv_heads", "head_dim") else isinstance(data[name], str)
+        )
         require(good, f"the model's {name} is not valid.")
     identity = ModelIdentity(**data)
     require(identity.layers * identity.heads <= MAX_HEADS, "the model has more heads than any model.")

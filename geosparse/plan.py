@@ -136,6 +136,8 @@ def check_tail(tail: str) -> None:
 
 def _parse_budgets(rows: Any, identity: ModelIdentity) -> torch.Tensor:
     shaped = isinstance(rows, list) and len(rows) == identity.layers
-    require(shaped and all(isinstance(row, list) and len(row) == identity.heads for row in rows), "n_keep is misshapen.")
+    require(
+        shaped and all(isinstance(row, list) and len(row) == identity.heads for row in rows), "n_keep is misshapen."
+    )
     require(all(is_count(n) for row in rows for n in row), "n_keep holds something that is not a whole number >= 1.")
     return torch.tensor(rows, dtype=torch.int64)

@@ -43,7 +43,7 @@ class Receipt:
         """
         rows = visible_rows.reshape(-1).cpu()
         budgets = self._n_keep[layer]
-        unique = budgets.unique()
+        unique = torch.unique(budgets)
         capped = torch.minimum(rows[None, :], unique[:, None]).sum(-1)
         planned = capped[torch.searchsorted(unique, budgets)]
         with self._lock:

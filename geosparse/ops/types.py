@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 
 Tail = Literal["drop", "renormalize", "centroid"]
-TAILS: tuple[str, ...] = get_args(Tail)
+TAILS: tuple[Tail, ...] = get_args(Tail)
 
 
 class Attended(NamedTuple):

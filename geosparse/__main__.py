@@ -1,0 +1,5 @@
+"""`python -m geosparse`."""
+
+from .cli import main
+
+raise SystemExit(main())

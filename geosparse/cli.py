@@ -1,0 +1,264 @@
+"""The command line: wiring only. Exit code 0 is success, 2 a mistake of the user's, 1 anything else."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+from . import __version__
+from .artifact import check_writable, dump_json
+from .errors import GeosparseError
+
+MODEL_HELP = "folder, .gguf file, hub id owner/name, or alias: smollm2-135m (default), gemma3-270m"
+TEXT_HELP = ".txt or .jsonl file, hf:owner/name[:split], or pydoc:calibration|planning|test (embedded)"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    # Spinning OpenMP threads stall every other process of a small machine; this must precede the import of torch.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    parser = build_parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and options.command != "lm-eval":
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    options.rest = rest
+    try:
+        options.run(options)
+        sys.stdout.flush()
+    except GeosparseError as error:
+        print(f"geosparse: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("geosparse: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = _Parser(prog="geosparse", description="Per-head sparse attention, planned from measured geometry.")
+    parser.add_argument("--version", action="version", version=f"geosparse {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+
+    add = _adder(commands, "demo", _demo, "the whole chain on a small real model, with a report", "--out demo")
+    add("--out", type=Path, required=True, help="folder for profile, plan, result.json and report.html")
+    add("--model", default="smollm2-135m", help=MODEL_HELP)
+    add("--calibration", default="pydoc:calibration", help=TEXT_HELP)
+    add("--text", default="pydoc:test", help=f"test text: {TEXT_HELP}")
+    add("--length", type=int, default=1024, help="tokens per window (1024)")
+    add("--windows", type=int, default=4, help="windows for the profile and for each score (4)")
+
+    example = "smollm2-135m --text book.txt --length 1024 --windows 4 --out p.safetensors"
+    add = _adder(commands, "profile", _profile, "measure every head's token selection on a text", example)
+    _add_model(add)
+    add("--text", default="pydoc:calibration", help=TEXT_HELP)
+    add("--length", type=int, default=1024, help="tokens per window (1024)")
+    add("--windows", type=int, default=4, help="windows, evenly spaced over the text (4)")
+    add("--queries", type=int, default=64, help="query positions sampled per window (64)")
+    add("--seed", type=int, default=0, help="seed of the sampling (0)")
+    add("--out", type=Path, required=True, help="profile to write, .safetensors")
+
+    example = "p.safetensors --mean-keep 32 --policy fisher --tail centroid --out plan.json"
+    add = _adder(commands, "plan", _plan, "choose how many tokens each head keeps", example)
+    add("profile", type=Path, help="profile from `geosparse profile`")
+    add("--mean-keep", type=float, required=True, help="tokens kept per head, on average")
+    add("--policy", default="fisher", help="fisher (default), output_error, uniform, permuted (a control)")
+    add("--tail", default="centroid", help="what stands for the rest: centroid (default), renormalize, drop")
+    add("--seed", type=int, default=0, help="seed of the permuted control (0)")
+    add("--out", type=Path, required=True, help="plan to write, .json")
+
+    add = _adder(commands, "inspect", _inspect, "what is in a plan or profile", "plan.json")
+    add("artifact", type=Path, help="a plan (.json) or profile (.safetensors)")
+
+    example = "smollm2-135m --plan plan.json --text book.txt --length 1024 --windows 8"
+    add = _adder(commands, "score", _score, "loss of the model, dense and sparse, on the same tokens", example)
+    _add_model(add)
+    add("--plan", type=Path, help="plan to apply; without it only the dense model is scored")
+    add("--text", default="pydoc:test", help=TEXT_HELP)
+    add("--length", type=int, default=1024, help="tokens per window (1024)")
+    add("--windows", type=int, default=8, help="windows, evenly spaced over the text (8)")
+
+    example = "smollm2-135m --plan plan.json --prompt 'Why is the sky blue?' --chat"
+    add = _adder(commands, "generate", _generate, "write text with the sparse model", example)
+    _add_model(add)
+    add("--plan", type=Path, help="plan to apply; without it the dense model writes")
+    add("--prompt", required=True, help="text to continue; - reads standard input")
+    add("--chat", action="store_true", help="put the prompt into the tokenizer's chat template")
+    add("--max-new-tokens", type=int, default=128, help="at most so many tokens (128)")
+
+    example = "smollm2-135m --plan plan.json --tasks niah_single_1 --metadata '{\"max_seq_lengths\":[1024]}' --limit 5"
+    add = _adder(commands, "lm-eval", _lm_eval, "lm-evaluation-harness, dense and sparse", example)
+    _add_model(add)
+    add("--plan", type=Path, help="plan to apply; without it only the dense model is evaluated")
+    add("--no-dense", action="store_true", help="evaluate only the sparse model")
+    add("--out", type=Path, help="write the result as JSON")
+
+    example = "smollm2-135m --plan plan.json --context 4096 --new-tokens 32"
+    add = _adder(commands, "bench", _bench, "speed of prefill and decode, dense against sparse", example)
+    _add_model(add)
+    add("--plan", type=Path, required=True, help="plan to apply")
+    add("--context", type=int, default=4096, help="tokens of prompt (4096)")
+    add("--new-tokens", type=int, default=32, help="decode steps to time (32)")
+    add("--text", default="pydoc:test", help=TEXT_HELP)
+
+    _adder(commands, "doctor", _doctor, "what is installed, and whether sparse attention works here", "")
+    return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """One sentence and exit code 2 on a wrong flag; no abbreviations, so that lm-eval's flags stay its own."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}; see `{self.prog} --help`.\n")
+
+
+def _adder(commands: Any, name: str, run: Any, what: str, example: str) -> Any:
+    parser = commands.add_parser(name, help=what, description=what, epilog=f"example:\n  geosparse {name} {example}")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.set_defaults(run=run)
+    return parser.add_argument
+
+
+def _add_model(add: Any) -> None:
+    add("model", nargs="?", default="smollm2-135m", help=MODEL_HELP)
+    add("--dtype", default="float32", help="float32 (default), bfloat16, float16 or auto")
+    add("--device", help="where to put the model, e.g. cuda (default: cpu)")
+
+
+def _load(options: argparse.Namespace) -> tuple[Any, Any]:
+    from .models import load_model
+
+    return load_model(options.model, dtype=options.dtype, device=options.device)
+
+
+def _show(options: argparse.Namespace, data: Any, text: str) -> None:
+    print(dump_json(data) if options.json else text, end="" if options.json else "\n")
+
+
+def _load_plan(options: argparse.Namespace) -> Any:
+    from .plan import Plan
+
+    return None if options.plan is None else Plan.load(options.plan)
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from .demo import demo_text, run_demo
+    from .profiler import ProfileConfig
+
+    result = run_demo(
+        options.out,
+        options.model,
+        options.calibration,
+        options.text,
+        ProfileConfig(length=options.length, windows=options.windows),
+        options.windows,
+        show_progress=True,
+    )
+    _show(options, result, demo_text(result, options.out))
+
+
+def _profile(options: argparse.Namespace) -> None:
+    from .inspection import describe_profile
+    from .profiler import ProfileConfig, profile_model
+    from .text import load_texts
+
+    config = ProfileConfig(options.length, options.windows, options.queries, seed=options.seed)
+    check_writable(options.out)
+    texts = load_texts(options.text)
+    model, tokenizer = _load(options)
+    profile = profile_model(model, tokenizer, texts, config, show_progress=True)
+    profile.save(options.out)
+    data, text = describe_profile(profile)
+    _show(options, data | {"out": str(options.out)}, f"{text}\nWrote {options.out}.")
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from .inspection import describe_plan
+    from .planner import make_plan
+    from .profile import Profile
+
+    plan = make_plan(Profile.load(options.profile), options.mean_keep, options.policy, options.tail, options.seed)
+    plan.save(options.out)
+    data, text = describe_plan(plan)
+    _show(options, data | {"out": str(options.out)}, f"{text}\nWrote {options.out}.")
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from .inspection import describe
+
+    data, text = describe(options.artifact)
+    _show(options, data, text)
+
+
+def _score(options: argparse.Namespace) -> None:
+    from .inspection import describe_score
+    from .score import check_windows, score
+    from .text import load_texts, token_windows
+
+    plan = _load_plan(options)
+    texts = load_texts(options.text)
+    model, tokenizer = _load(options)
+    if plan is not None:
+        plan.check(model)
+    windows = token_windows(tokenizer, texts, options.length, options.windows)
+    notes = list(check_windows(windows, options.windows))
+    result = score(model, plan, windows, show_progress=True) | {"text": options.text, "notes": notes}
+    _show(options, result, describe_score(result))
+
+
+def _generate(options: argparse.Namespace) -> None:
+    from .generate import generate
+
+    plan = _load_plan(options)
+    model, tokenizer = _load(options)
+    prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
+    result = generate(
+        model, tokenizer, prompt, plan, options.max_new_tokens, chat=options.chat, stream=not options.json
+    )
+    if options.json:
+        _show(options, result, "")
+    elif plan is not None:
+        print(f"[{result['new_tokens']} tokens, density {result['density']:.4f}]", file=sys.stderr)
+
+
+def _lm_eval(options: argparse.Namespace) -> None:
+    from .integrations.lm_eval import run, table
+
+    if options.out is not None:
+        check_writable(options.out)
+    result = run(options.model, options.plan, options.rest, dtype=options.dtype, dense=not options.no_dense)
+    if options.out is not None:
+        from .artifact import write_json
+
+        write_json(options.out, result)
+    _show(options, result, table(result))
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from .bench import bench
+    from .inspection import describe_bench
+    from .text import load_texts, token_windows
+
+    plan = _load_plan(options)
+    texts = load_texts(options.text)
+    model, tokenizer = _load(options)
+    plan.check(model)
+    prompt = token_windows(tokenizer, texts, options.context, 1)[0]
+    result = bench(model, plan, prompt, options.new_tokens, show_progress=True)
+    _show(options, result, describe_bench(result))
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    from .doctor import examine
+
+    data, text = examine()
+    _show(options, data, text)

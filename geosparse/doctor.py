@@ -1,0 +1,47 @@
+"""`geosparse doctor`: what is installed, and whether sparse attention works on this machine."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+from .models import ALIASES, cache_dir
+from .ops import TAILS, chunked_attention, reference_attention
+from .provenance import device_name, versions
+
+EXTRAS = {"lm-eval": "lm_eval", "plots": "matplotlib", "triton": "triton", "flash": "flash_attn"}
+
+
+def examine() -> tuple[dict[str, Any], str]:
+    """Versions, extras, cached models and a self-test, as a JSON object and as text."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    models = cache_dir() / "models"
+    data: dict[str, Any] = {
+        "versions": versions(),
+        "device": device_name(device),
+        "extras": {extra: find_spec(module) is not None for extra, module in EXTRAS.items()},
+        "cache": str(cache_dir()),
+        "cached_models": sorted(name for name in ALIASES if any(models.glob(f"{name}-*"))),
+        "self_test_error": _self_test(device),
+    }
+    lines = [" ".join(f"{name} {version}" for name, version in data["versions"].items()), f"device: {data['device']}"]
+    for extra, present in data["extras"].items():
+        lines.append(f"extra {extra}: " + ("installed" if present else f"missing (pip install geosparse[{extra}])"))
+    lines.append(f"model cache: {data['cache']} ({', '.join(data['cached_models']) or 'empty'})")
+    lines.append(f"self-test: sparse attention within {data['self_test_error']:.1e} of the fp64 reference")
+    return data, "\n".join(lines)
+
+
+def _self_test(device: str) -> float:
+    """Largest difference of the fast path from the fp64 reference on random tensors, over all tails."""
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, heads, 65, 16, generator=generator).to(device) for heads in (6, 2, 2))
+    worst = 0.0
+    for tail in TAILS:
+        arguments: dict[str, Any] = {"tail": tail, "scaling": 0.25}
+        fast = chunked_attention(query, key, value, [1, 2, 4, 8, 16, 80], **arguments)
+        true = reference_attention(query, key, value, [1, 2, 4, 8, 16, 80], **arguments)
+        worst = max(worst, float((fast.output - true.output).abs().max()))
+    return worst

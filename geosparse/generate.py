@@ -1,0 +1,71 @@
+"""Greedy text generation with the sparse model, streamed to the terminal."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+
+from .errors import GeosparseError
+from .patch import sparsified
+from .plan import Plan
+from .score import density
+
+
+def generate(
+    model: Any,
+    tokenizer: Any,
+    prompt: str,
+    plan: Plan | None,
+    max_new_tokens: int,
+    *,
+    chat: bool = False,
+    stream: bool = False,
+) -> dict[str, Any]:
+    """Continue `prompt` greedily through `model.generate`.
+
+    Args:
+        model: A causal language model.
+        tokenizer: Its tokenizer.
+        prompt: Text to continue.
+        plan: A plan for it, or None for the dense model.
+        max_new_tokens: At most so many tokens.
+        chat: Put the prompt into the tokenizer's chat template.
+        stream: Print tokens as they come.
+
+    Returns:
+        A JSON object: text, prompt_tokens, new_tokens and, with a plan, density and mean_kept.
+
+    Raises:
+        GeosparseError: An empty prompt, no chat template, or nothing to generate.
+    """
+    if not prompt.strip():
+        raise GeosparseError("The prompt is empty: give some text to continue.")
+    if max_new_tokens < 1:
+        raise GeosparseError(f"Generate at least 1 token, found {max_new_tokens}.")
+    if chat and not tokenizer.chat_template:
+        raise GeosparseError("This tokenizer has no chat template: leave out --chat.")
+    if chat:
+        message = [{"role": "user", "content": prompt}]
+        ids = tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+    else:
+        ids = tokenizer(prompt, return_tensors="pt")
+    ids = ids.to(model.get_input_embeddings().weight.device)
+    from transformers import TextStreamer
+
+    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if stream else None
+    with nullcontext(None) if plan is None else sparsified(model, plan) as receipt, torch.no_grad():
+        output = model.generate(
+            input_ids=ids["input_ids"],
+            attention_mask=ids["attention_mask"],
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            streamer=streamer,
+        )
+    new = output[0, ids["input_ids"].shape[1] :]
+    return {
+        "text": tokenizer.decode(new, skip_special_tokens=True),
+        "prompt_tokens": ids["input_ids"].shape[1],
+        "new_tokens": len(new),
+    } | ({} if receipt is None else density(receipt))

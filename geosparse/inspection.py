@@ -1,0 +1,130 @@
+"""What the commands print: each artifact or result as a JSON object and as text for a terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .artifact import finite_or_none
+from .errors import GeosparseError
+from .ops import TAILS
+from .plan import Plan
+from .profile import Profile
+
+Described = tuple[dict[str, Any], str]
+
+
+def describe(path: Path) -> Described:
+    """A plan or profile, told apart by its name."""
+    if path.suffix == ".safetensors":
+        return describe_profile(Profile.load(path))
+    if path.suffix == ".json":
+        return describe_plan(Plan.load(path))
+    raise GeosparseError(f"{path} is neither a plan (.json) nor a profile (.safetensors).")
+
+
+def describe_plan(plan: Plan) -> Described:
+    """Budgets in numbers and as one row per layer."""
+    flat = plan.n_keep.flatten().double()
+    quantiles = [int(torch.quantile(flat, q, interpolation="nearest")) for q in (0.0, 0.1, 0.5, 0.9, 1.0)]
+    n_keep = dict(zip(("min", "p10", "median", "p90", "max"), quantiles, strict=True))
+    data = {
+        "model": plan.model.to_json(),
+        "policy": plan.policy,
+        "tail": plan.tail,
+        "mean_keep": plan.mean_keep,
+        "reference_length": plan.reference_length,
+        "n_keep_quantiles": n_keep,
+        "n_keep": plan.n_keep.tolist(),
+        "predicted": plan.predicted,
+        "calibration": plan.calibration,
+    }
+    width = max(4, len(str(int(flat.max()))) + 1)
+    rows = [f"  {layer:>3} |" + "".join(f"{n:>{width}}" for n in row) for layer, row in enumerate(plan.n_keep.tolist())]
+    model = plan.model
+    lines = [
+        f"Plan for {model.name} ({model.architecture}, {model.layers} layers, {model.heads} query heads)",
+        f"  policy {plan.policy}, tail {plan.tail}, mean N {plan.mean_keep:.2f} at {plan.reference_length} tokens",
+        "  N: " + ", ".join(f"{name} {value}" for name, value in n_keep.items()),
+        "layer | N per query head",
+        *rows,
+    ]
+    return data, "\n".join(lines)
+
+
+def describe_profile(profile: Profile) -> Described:
+    """Means over heads per budget: mass, F against random, relative output error and (g.e)^2 of each tail."""
+    table: list[dict[str, Any]] = []
+    for column, budget in enumerate(profile.budgets):
+        row: dict[str, Any] = {"n_keep": budget, "trivial": budget == 1}
+        for name in ("mass", "precision", "recall", "f1", "random_f1", "margin"):
+            row[name] = finite_or_none(float(profile.mean(name)[..., column].nanmean()))
+        for tail in TAILS:
+            row[f"output_error_{tail}"] = float(profile.relative_output_error(tail)[..., column].mean())
+            row[f"fisher_{tail}"] = float(profile.fisher(tail)[..., column].sum())
+        table.append(row)
+    model = profile.model
+    data = {
+        "model": model.to_json(),
+        "length": profile.length,
+        "windows": profile.windows,
+        "queries": profile.queries,
+        "nll": profile.nll,
+        "budgets": table,
+        "calibration": profile.calibration,
+    }
+    lines = [
+        f"Profile of {model.name} ({model.architecture}, {model.layers} layers, {model.heads} query heads)",
+        f"  {profile.windows} windows of {profile.length} tokens, {profile.queries} queries each, "
+        f"dense NLL {profile.nll:.4f}",
+        "     N    mass       F  F rand.   output error (drop, renorm., centroid)   summed (g.e)^2, centroid",
+    ]
+    for row in table:
+        errors = "".join(f"{row[f'output_error_{tail}']:>12.4f}" for tail in TAILS)
+        mark = "*" if row["trivial"] else " "
+        lines.append(
+            f"{row['n_keep']:>6}{mark}{row['mass']:>7.4f} {_number(row['f1'])} {_number(row['random_f1'])}  {errors}"
+            f"{row['fisher_centroid']:>27.4g}"
+        )
+    lines.append("  * F is 1 by definition at N = 1, for any rule")
+    return data, "\n".join(lines)
+
+
+def describe_score(result: dict[str, Any]) -> str:
+    """Losses as text."""
+    dense = result["dense"]
+    lines = [f"{result['windows']} windows of {result['length']} tokens of {result['text']}"]
+    lines += [f"note: {note}" for note in result["notes"]]
+    lines.append(f"dense   NLL {dense['nll']:.4f}  perplexity {dense['perplexity']:.3f}")
+    if "sparse" in result:
+        sparse = result["sparse"]
+        lines.append(f"sparse  NLL {sparse['nll']:.4f}  perplexity {sparse['perplexity']:.3f}")
+        interval = sparse["excess_nll_interval"]
+        spread = "" if interval is None else f"  95 % interval [{interval[0]:+.4f}, {interval[1]:+.4f}]"
+        lines.append(f"excess  NLL {sparse['excess_nll']:+.4f}{spread}")
+        lines.append(f"density {sparse['density']:.4f} ({sparse['mean_kept']:.1f} tokens kept per query and head)")
+    return "\n".join(lines)
+
+
+def describe_bench(result: dict[str, Any]) -> str:
+    """Times as text."""
+    lines = [
+        f"context {result['context']}, {result['new_tokens']} tokens, {result['dtype']}, {result['device']}",
+        f"baseline: {result['baseline']}",
+    ]
+    for name in ("dense", "sparse"):
+        part = result[name]
+        lines.append(
+            f"{name:<7} prefill {part['prefill_seconds']:.2f} s, decode {part['ms_per_token']:.1f} ms/token "
+            f"({part['tokens_per_second']:.1f} tokens/s, {part['gb_per_second']:.1f} GB/s)"
+        )
+    lines.append(
+        f"sparse is {result['ratio']:.2f} times as fast as dense at decode; density {result['sparse']['density']:.4f}"
+    )
+    return "\n".join([*lines, f"note: {result['note']}"])
+
+
+def _number(value: float | None) -> str:
+    return "      -" if value is None else f"{value:7.4f}"

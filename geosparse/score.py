@@ -1,0 +1,112 @@
+"""Quality: the loss of a model, dense and sparse, on the same tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from .artifact import finite_or_none
+from .errors import GeosparseError
+from .patch import sparsified
+from .plan import Plan
+from .progress import track
+from .receipt import Receipt
+from .statistics import mean_interval
+
+
+def token_nll(model: Any, windows: torch.Tensor, what: str = "score", show_progress: bool = False) -> torch.Tensor:
+    """The negative log-likelihood of every token but the first of each window, one window at a time.
+
+    Args:
+        model: A causal language model, dense or sparsified.
+        windows: `[W, L]` token ids.
+        what: Label of the progress bar.
+        show_progress: A progress bar on a terminal.
+
+    Returns:
+        `[W, L - 1]` fp32, nats, on the CPU.
+
+    Raises:
+        GeosparseError: The loss is not finite.
+    """
+    device = model.get_input_embeddings().weight.device
+    rows = []
+    with torch.no_grad():
+        for window in track(windows, what, show_progress):
+            ids = window[None].to(device)
+            logits = model(ids, use_cache=False).logits[0, :-1]
+            targets = ids[0, 1:].to(logits.device)
+            rows.append(torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none").cpu())
+    nll = torch.stack(rows)
+    if not torch.isfinite(nll).all():
+        raise GeosparseError(
+            f"The loss is not finite ({what}): the model's weights or its dtype overflow on this text."
+        )
+    return nll
+
+
+def summary(nll: torch.Tensor) -> dict[str, float | None]:
+    """Mean NLL (nats per token) and perplexity of `nll` `[W, L - 1]`."""
+    mean = nll.double().mean().item()
+    return {"nll": mean, "perplexity": finite_or_none(math.exp(mean) if mean < 700 else math.inf)}
+
+
+def excess(dense: torch.Tensor, sparse: torch.Tensor) -> dict[str, Any]:
+    """The paired difference sparse minus dense of `[W, L - 1]` NLLs, its 95 % interval over windows (Student's t)."""
+    per_window = (sparse.double() - dense.double()).mean(1).tolist()
+    interval = mean_interval(per_window)
+    return {"excess_nll": math.fsum(per_window) / len(per_window), "excess_nll_interval": interval and list(interval)}
+
+
+def sparse_nll(
+    model: Any, plan: Plan, windows: torch.Tensor, what: str = "sparse", show_progress: bool = False
+) -> tuple[torch.Tensor, Receipt]:
+    """`token_nll` of the model sparsified by `plan`, with the receipt of exactly these windows."""
+    with sparsified(model, plan) as receipt:
+        nll = token_nll(model, windows, what, show_progress)
+    return nll, receipt
+
+
+def score(model: Any, plan: Plan | None, windows: torch.Tensor, show_progress: bool = False) -> dict[str, Any]:
+    """Dense and, with a plan, sparse loss on the same windows.
+
+    Args:
+        model: A causal language model.
+        plan: A plan for it, or None for dense alone.
+        windows: `[W, L]` token ids.
+        show_progress: Progress bars on a terminal.
+
+    Returns:
+        A JSON object: `windows`, `length`, `tokens`, `dense`, and `sparse` with the paired difference and density.
+    """
+    dense = token_nll(model, windows, "dense", show_progress)
+    result: dict[str, Any] = {
+        "windows": windows.shape[0],
+        "length": windows.shape[1],
+        "tokens": dense.numel(),
+        "dense": summary(dense),
+    }
+    if plan is not None:
+        nll, receipt = sparse_nll(model, plan, windows, "sparse", show_progress)
+        result["sparse"] = summary(nll) | excess(dense, nll) | density(receipt)
+    return result
+
+
+def density(receipt: Receipt) -> dict[str, float | None]:
+    """What a receipt says of the work: kept over visible tokens, and tokens kept per query and head."""
+    return {"density": finite_or_none(receipt.density), "mean_kept": finite_or_none(receipt.mean_kept)}
+
+
+def policy_label(plan: Plan) -> str:
+    """A plan in a few words, for tables and progress bars."""
+    return f"{plan.policy}/{plan.tail} {plan.mean_keep:g}"
+
+
+def check_windows(windows: torch.Tensor, asked: int | None) -> Sequence[str]:
+    """A note where the text gave fewer windows than were asked for."""
+    if asked is None or windows.shape[0] >= asked:
+        return ()
+    return (f"the text holds only {windows.shape[0]} windows of {windows.shape[1]} tokens, not {asked}",)

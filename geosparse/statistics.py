@@ -1,0 +1,40 @@
+"""Intervals for paired differences: few windows, so Student's t, exactly."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import fmean, stdev
+
+
+def student_cdf(t: float, freedom: int) -> float:
+    """P(T <= t) for `freedom` >= 1 degrees of freedom: the finite series of Abramowitz and Stegun 26.7.3-4."""
+    theta = math.atan(t / math.sqrt(freedom))
+    cosine = math.cos(theta)
+    odd = freedom % 2
+    term = cosine if odd else 1.0
+    series = 0.0
+    for k in range(1 + odd, freedom, 2):
+        series += term
+        term *= cosine * cosine * k / (k + 1)
+    inside = (2 / math.pi) * (theta + math.sin(theta) * series) if odd else math.sin(theta) * series
+    return 0.5 + 0.5 * inside
+
+
+def student_quantile(probability: float, freedom: int) -> float:
+    """The t with `student_cdf(t) = probability`, for probabilities above one half, by bisection."""
+    low, high = 0.0, 1.0
+    while student_cdf(high, freedom) < probability:
+        high *= 2
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if student_cdf(middle, freedom) < probability else (low, middle)
+    return high
+
+
+def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float] | None:
+    """The confidence interval of the mean of independent `values`; None where there are fewer than two."""
+    if len(values) < 2:
+        return None
+    half = student_quantile(0.5 + level / 2, len(values) - 1) * stdev(values) / math.sqrt(len(values))
+    return fmean(values) - half, fmean(values) + half
