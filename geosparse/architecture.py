@@ -202,3 +202,35 @@ def _checked(model: Any, calls: list[dict[str, Any]]) -> tuple[AttentionLayer, .
         if len({call[what] for call in calls}) > 1:
             raise GeosparseError(f"{kind} is not supported: the number of {what} differs from layer to layer.")
     return tuple(AttentionLayer(name=names[call["module"]], **call) for call in calls)
+
+
+def context_limit(model: Any) -> int | None:
+    """Most tokens of context that the configuration of `model` allows; None where it does not say."""
+    config = model.config.get_text_config()
+    longest = getattr(config, "max_position_embeddings", None)
+    if not isinstance(longest, int) or longest < 1:
+        return None
+    rope = getattr(config, "rope_parameters", None) or {}
+    # A factor put into a configuration by hand stretches the context without a change to max_position_embeddings.
+    stretched = [
+        int(part["factor"] * part["original_max_position_embeddings"])
+        for part in (rope, *rope.values())
+        if isinstance(part, dict) and part.get("factor") and part.get("original_max_position_embeddings")
+    ]
+    return max([longest, *stretched])
+
+
+def check_context(model: Any, tokens: int, remedy: str) -> None:
+    """Raise GeosparseError where `tokens` are more than `model` was made for: what it computes there means nothing.
+
+    Args:
+        model: A causal language model.
+        tokens: Length of the context that is asked for.
+        remedy: What to do instead, e.g. "give a smaller --length".
+    """
+    limit = context_limit(model)
+    if limit is not None and tokens > limit:
+        raise GeosparseError(
+            f"A context of {tokens} tokens is longer than the {limit} that this {type(model).__name__} allows "
+            f"(max_position_embeddings): {remedy}."
+        )

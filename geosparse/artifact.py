@@ -27,13 +27,16 @@ def os_errors_as(action: str, path: Path | str) -> Iterator[None]:
 
 
 def check_writable(path: Path | str) -> Path:
-    """Fail before long work starts when `path` (a file to be) cannot be written; creates its folder."""
+    """Fail before long work starts when `path` (a file to be) cannot be written; leaves nothing behind."""
     path = Path(path)
-    if path.is_dir():
-        raise GeosparseError(f"Cannot write {path}: it is a folder; give a file name.")
     with os_errors_as("write", path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, probe = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        if path.is_dir():
+            raise GeosparseError(f"Cannot write {path}: it is a folder; give a file name.")
+        # A rename would put a plain file in the place of a device such as /dev/null.
+        if path.exists() and not path.is_file():
+            raise GeosparseError(f"Cannot write {path}: it is not a plain file; give another file name.")
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        handle, probe = tempfile.mkstemp(prefix=f".{path.name}.", dir=folder)
         os.close(handle)
         os.unlink(probe)
     return path
@@ -46,8 +49,10 @@ def write_atomic(path: Path | str, write: Callable[[Path], object]) -> Path:
         GeosparseError: The folder is not writable or the disk is full; nothing is left behind.
     """
     path = check_writable(path)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
+    with os_errors_as("write", path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        os.close(handle)
     temporary = Path(name)
     try:
         with os_errors_as("write", path):
@@ -66,6 +71,18 @@ def write_atomic(path: Path | str, write: Callable[[Path], object]) -> Path:
 def dump_json(data: object) -> str:
     """Stable, readable JSON: same data, same bytes; NaN and infinity are refused."""
     return json.dumps(data, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def parse_json(text: str) -> Any:
+    """JSON that `dump_json` can write again, in UTF-8.
+
+    Raises:
+        ValueError: Not JSON, or NaN, a number beyond fp64, or half a surrogate pair in it.
+        RecursionError: Nested too deeply.
+    """
+    data = json.loads(text)
+    dump_json(data).encode("utf-8")
+    return data
 
 
 def write_json(path: Path | str, data: object) -> Path:
@@ -91,13 +108,14 @@ def read_json(path: Path | str, what: str, limit: int = 256 << 20) -> Any:
             raise GeosparseError(f"{path} is not a {what}: {path.stat().st_size} bytes is more than a {what} can have.")
         raw = path.read_bytes()
     try:
-        return json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
-    except (UnicodeDecodeError, json.JSONDecodeError, ValueError, RecursionError) as error:
-        raise GeosparseError(f"{path} is not a {what}, or it is damaged: it does not parse as JSON.") from error
+        return parse_json(raw.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise damaged(path, what, "it does not parse as JSON") from error
 
 
-def _refuse_constant(name: str) -> None:
-    raise ValueError(name)
+def damaged(path: Path, what: str, reason: str) -> GeosparseError:
+    """The error for a file that does not hold what it should; `reason` is a clause or a sentence."""
+    return GeosparseError(f"{path} is not a {what}, or it is damaged: {reason.rstrip('.')}; give or make another one.")
 
 
 def finite_or_none(value: float) -> float | None:

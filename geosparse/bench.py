@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .architecture import attention_layers
+from .architecture import attention_layers, check_context
 from .errors import GeosparseError
 from .patch import sparsified
 from .plan import Plan
@@ -39,6 +39,7 @@ def bench(model: Any, plan: Plan, prompt: torch.Tensor, new_tokens: int, show_pr
     """
     if new_tokens < 1:
         raise GeosparseError(f"Time at least 1 new token, found {new_tokens}.")
+    check_context(model, len(prompt) + new_tokens + WARMUP, "give a smaller --context or --new-tokens")
     device = model.get_input_embeddings().weight.device
     ids = prompt[None].to(device)
     gate = _gate(model, ids)

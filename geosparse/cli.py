@@ -12,6 +12,7 @@ from . import __version__
 from .artifact import check_writable, dump_json
 from .errors import GeosparseError
 
+DEFAULT_MODEL = "smollm2-135m"
 MODEL_HELP = "folder, .gguf file, hub id owner/name, or alias: smollm2-135m (default), gemma3-270m"
 TEXT_HELP = ".txt or .jsonl file, hf:owner/name[:split], or pydoc:calibration|planning|test (embedded)"
 
@@ -20,12 +21,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     # Spinning OpenMP threads stall every other process of a small machine; this must precede the import of torch.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    parser = build_parser()
-    options, rest = parser.parse_known_args(arguments)
-    if rest and options.command != "lm-eval":
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    options.rest = rest
     try:
+        options = _parse(arguments)
         options.run(options)
         sys.stdout.flush()
     except GeosparseError as error:
@@ -34,10 +31,28 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("geosparse: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
+    except OSError as error:
+        # What is still buffered would fail once more, with a traceback, when Python ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            print(f"geosparse: error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = build_parser()
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["lm-eval"] and words[1:2] and words[1].startswith("-"):
+        # Else argparse would take the value of a flag that it does not know, such as a task, for the model.
+        words.insert(1, DEFAULT_MODEL)
+    options, rest = parser.parse_known_args(words)
+    if rest and options.command != "lm-eval":
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest and not rest[0].startswith("-"):
+        parser.error(f"the model comes first, before the flags: geosparse lm-eval MODEL ..., found {rest[0]!r}")
+    options.rest = rest
+    return options
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -48,7 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     add = _adder(commands, "demo", _demo, "the whole chain on a small real model, with a report", "--out demo")
     add("--out", type=Path, required=True, help="folder for profile, plan, result.json and report.html")
-    add("--model", default="smollm2-135m", help=MODEL_HELP)
+    add("--model", default=DEFAULT_MODEL, help=MODEL_HELP)
     add("--calibration", default="pydoc:calibration", help=TEXT_HELP)
     add("--text", default="pydoc:test", help=f"test text: {TEXT_HELP}")
     add("--length", type=int, default=1024, help="tokens per window (1024)")
@@ -120,6 +135,10 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}; see `{self.prog} --help`.\n")
 
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        sys.stdout.flush()
+        super().exit(status, message)
+
 
 def _adder(commands: Any, name: str, run: Any, what: str, example: str) -> Any:
     parser = commands.add_parser(name, help=what, description=what, epilog=f"example:\n  geosparse {name} {example}")
@@ -129,7 +148,7 @@ def _adder(commands: Any, name: str, run: Any, what: str, example: str) -> Any:
 
 
 def _add_model(add: Any) -> None:
-    add("model", nargs="?", default="smollm2-135m", help=MODEL_HELP)
+    add("model", nargs="?", default=DEFAULT_MODEL, help=MODEL_HELP)
     add("--dtype", default="float32", help="float32 (default), bfloat16, float16 or auto")
     add("--device", help="where to put the model, e.g. cuda (default: cpu)")
 
@@ -220,7 +239,7 @@ def _generate(options: argparse.Namespace) -> None:
 
     plan = _load_plan(options)
     model, tokenizer = _load(options)
-    prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
+    prompt = _read_prompt() if options.prompt == "-" else options.prompt
     result = generate(
         model, tokenizer, prompt, plan, options.max_new_tokens, chat=options.chat, stream=not options.json
     )
@@ -230,12 +249,26 @@ def _generate(options: argparse.Namespace) -> None:
         print(f"[{result['new_tokens']} tokens, density {result['density']:.4f}]", file=sys.stderr)
 
 
+def _read_prompt() -> str:
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise GeosparseError("Standard input is not UTF-8 text: give a prompt in UTF-8.") from error
+
+
 def _lm_eval(options: argparse.Namespace) -> None:
     from .integrations.lm_eval import run, table
 
     if options.out is not None:
         check_writable(options.out)
-    result = run(options.model, options.plan, options.rest, dtype=options.dtype, dense=not options.no_dense)
+    result = run(
+        options.model,
+        options.plan,
+        options.rest,
+        dtype=options.dtype,
+        device=options.device,
+        dense=not options.no_dense,
+    )
     if options.out is not None:
         from .artifact import write_json
 

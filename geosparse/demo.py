@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
+from .architecture import context_limit
 from .artifact import check_writable, write_json
-from .bench import bench
+from .bench import WARMUP, bench
 from .errors import GeosparseError
 from .models import load_model
 from .ops import Tail
@@ -83,7 +84,8 @@ def run_demo(
         for budget in BUDGETS
         for policy, tail in VARIANTS
     ]
-    prompt = token_windows(tokenizer, test_texts, min(SPEED_CONTEXT, config.length), 1)[0]
+    room = (context_limit(model) or SPEED_CONTEXT + SPEED_TOKENS + WARMUP) - SPEED_TOKENS - WARMUP
+    prompt = token_windows(tokenizer, test_texts, min(SPEED_CONTEXT, config.length, room), 1)[0]
     result: dict[str, Any] = {
         "schema": SCHEMA,
         "model": profile.model.to_json() | {"name": model_name},

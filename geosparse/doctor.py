@@ -7,11 +7,15 @@ from typing import Any
 
 import torch
 
+from .errors import GeosparseError
 from .models import ALIASES, cache_dir
 from .ops import TAILS, chunked_attention, reference_attention
 from .provenance import device_name, versions
 
 EXTRAS = {"lm-eval": "lm_eval", "plots": "matplotlib", "triton": "triton", "flash": "flash_attn"}
+
+# Sums of 65 fp32 products of size 1: rounding stays below 1e-5, a wrong token is off by 1e-2 and more.
+ALLOWED = 1e-4
 
 
 def examine() -> tuple[dict[str, Any], str]:
@@ -26,6 +30,11 @@ def examine() -> tuple[dict[str, Any], str]:
         "cached_models": sorted(name for name in ALIASES if any(models.glob(f"{name}-*"))),
         "self_test_error": _self_test(device),
     }
+    if not data["self_test_error"] <= ALLOWED:
+        raise GeosparseError(
+            f"The self-test failed on {data['device']}: sparse attention is off by {data['self_test_error']:.1e} from "
+            f"the fp64 reference, more than {ALLOWED:.0e}; install another version of torch."
+        )
     lines = [" ".join(f"{name} {version}" for name, version in data["versions"].items()), f"device: {data['device']}"]
     for extra, present in data["extras"].items():
         lines.append(f"extra {extra}: " + ("installed" if present else f"missing (pip install geosparse[{extra}])"))

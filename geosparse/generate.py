@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from .architecture import check_context
 from .errors import GeosparseError
 from .patch import sparsified
 from .plan import Plan
@@ -51,6 +52,10 @@ def generate(
         ids = tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=True, return_tensors="pt")
     else:
         ids = tokenizer(prompt, return_tensors="pt")
+    length = ids["input_ids"].shape[1]
+    if not length:
+        raise GeosparseError("The prompt holds no token that this tokenizer knows: give other text.")
+    check_context(model, length + max_new_tokens, "give a shorter prompt or a smaller --max-new-tokens")
     ids = ids.to(model.get_input_embeddings().weight.device)
     from transformers import TextStreamer
 
@@ -63,9 +68,9 @@ def generate(
             do_sample=False,
             streamer=streamer,
         )
-    new = output[0, ids["input_ids"].shape[1] :]
+    new = output[0, length:]
     return {
         "text": tokenizer.decode(new, skip_special_tokens=True),
-        "prompt_tokens": ids["input_ids"].shape[1],
+        "prompt_tokens": length,
         "new_tokens": len(new),
     } | ({} if receipt is None else density(receipt))

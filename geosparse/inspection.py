@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from .artifact import finite_or_none
-from .errors import GeosparseError
+from .artifact import finite_or_none, os_errors_as
 from .ops import TAILS
 from .plan import Plan
 from .profile import Profile
@@ -17,12 +16,10 @@ Described = tuple[dict[str, Any], str]
 
 
 def describe(path: Path) -> Described:
-    """A plan or profile, told apart by its name."""
-    if path.suffix == ".safetensors":
-        return describe_profile(Profile.load(path))
-    if path.suffix == ".json":
-        return describe_plan(Plan.load(path))
-    raise GeosparseError(f"{path} is neither a plan (.json) nor a profile (.safetensors).")
+    """A plan or profile, told apart by its first bytes: safetensors starts with a length, JSON never holds a zero."""
+    with os_errors_as("read", path), path.open("rb") as file:
+        is_profile = b"\0" in file.read(8)
+    return describe_profile(Profile.load(path)) if is_profile else describe_plan(Plan.load(path))
 
 
 def describe_plan(plan: Plan) -> Described:

@@ -23,7 +23,8 @@ class _Patch(NamedTuple):
     receipt: Receipt
 
 
-_patched: weakref.WeakKeyDictionary[Any, _Patch] = weakref.WeakKeyDictionary()
+# The record travels with the model, so that a deep copy of a sparsified model is one too, with its own receipt.
+RECORD = "_geosparse_patch"
 
 
 def sparsify_(model: Any, plan: Plan) -> Receipt:
@@ -51,7 +52,7 @@ def sparsify_(model: Any, plan: Plan) -> Receipt:
         for index, layer in enumerate(layers)
     }
     before = install(model, handlers)
-    _patched[model] = _Patch(before, list(handlers), receipt)
+    model.__dict__[RECORD] = _Patch(before, list(handlers), receipt)
     return receipt
 
 
@@ -61,7 +62,7 @@ def restore_(model: Any) -> None:
     Raises:
         GeosparseError: The model is not sparsified.
     """
-    patch = _patched.pop(model, None)
+    patch = model.__dict__.pop(RECORD, None)
     if patch is None:
         raise GeosparseError("The model is not sparsified: there is nothing to restore.")
     uninstall(patch.before, patch.modules)
@@ -85,7 +86,7 @@ def sparsified(model: Any, plan: Plan) -> Iterator[Receipt]:
             raise GeosparseError("The attention implementation was changed inside the block: the model ran dense.")
         receipt.verify()
     finally:
-        if model in _patched:
+        if RECORD in model.__dict__:
             restore_(model)
 
 

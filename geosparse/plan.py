@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .artifact import MAX_COUNT, is_count, read_json, require, write_json
+from .artifact import MAX_COUNT, damaged, is_count, read_json, require, write_json
 from .errors import GeosparseError, did_you_mean
 from .identity import ModelIdentity, identify, parse_identity
 from .ops import TAILS, Tail
@@ -50,7 +50,8 @@ class Plan:
         if tuple(self.n_keep.shape) != shape or self.n_keep.dtype != torch.int64:
             raise GeosparseError(f"A plan for this model needs whole numbers [layers, heads] = {list(shape)}.")
         if int(self.n_keep.min()) < 1 or int(self.n_keep.max()) > MAX_COUNT:
-            raise GeosparseError(f"Every head keeps at least 1 token, found a budget of {int(self.n_keep.min())}.")
+            found = f"{int(self.n_keep.min())} to {int(self.n_keep.max())}"
+            raise GeosparseError(f"Every head keeps from 1 to {MAX_COUNT} tokens, found budgets of {found}.")
         if self.reference_length < 1:
             raise GeosparseError(f"The reference length is at least 1 token, found {self.reference_length}.")
 
@@ -64,7 +65,7 @@ class Plan:
             tail: What stands for the rest.
             reference_length: Recorded only; by default the longest context of the model.
         """
-        if isinstance(n_keep, bool) or int(n_keep) != n_keep or not 1 <= n_keep <= MAX_COUNT:
+        if isinstance(n_keep, bool) or not 1 <= n_keep <= MAX_COUNT or not float(n_keep).is_integer():
             raise GeosparseError(f"n_keep is a whole number of tokens >= 1, found {n_keep}.")
         identity = identify(model)
         longest = getattr(model.config.get_text_config(), "max_position_embeddings", None) or n_keep
@@ -102,11 +103,12 @@ class Plan:
         Raises:
             GeosparseError: The file is missing, damaged, of another schema, or inconsistent.
         """
+        path = Path(path)
         data = read_json(path, "plan")
         try:
             return cls.from_json(data)
         except GeosparseError as error:
-            raise GeosparseError(f"{path} is not a valid plan: {error}") from error
+            raise damaged(path, "plan", str(error)) from error
 
     @classmethod
     def from_json(cls, data: Any) -> Plan:
@@ -116,14 +118,14 @@ class Plan:
             raise GeosparseError(f"expected schema {SCHEMA}, found {found!r}.")
         known = {item.name for item in fields(cls)}
         for key in data.keys() - known - {"schema"}:
-            raise GeosparseError(f"unknown key {key!r}; {did_you_mean(key, known)}")
+            raise GeosparseError(f"the key {key!r} is not known.")
         for key in sorted(known - data.keys()):
             raise GeosparseError(f"the key {key!r} is missing.")
         identity = parse_identity(data["model"])
         for key, kind in (("calibration", dict), ("predicted", dict), ("provenance", dict), ("budget", dict)):
             require(isinstance(data[key], kind), f"{key} is not an object.")
         require(isinstance(data["policy"], str) and isinstance(data["tail"], str), "policy and tail are words.")
-        require(is_count(data["reference_length"]), "reference_length is not a whole number.")
+        require(is_count(data["reference_length"]), "reference_length is not a whole number >= 1.")
         values = {key: data[key] for key in known - {"model", "n_keep"}}
         return cls(n_keep=_parse_budgets(data["n_keep"], identity), model=identity, **values)
 

@@ -8,11 +8,12 @@ tokens are handed out one by one where the hull falls most: for convex curves th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 
+from .artifact import MAX_COUNT
 from .errors import GeosparseError, did_you_mean
 from .ops import Tail
 from .plan import Plan, check_tail
@@ -92,6 +93,8 @@ def make_plan(
         raise GeosparseError(f"mean_keep is the mean number of tokens a head keeps: more than 0, found {mean_keep:g}.")
     if mean_keep < 1:
         raise GeosparseError(f"Every head keeps at least 1 token, so mean_keep is at least 1, found {mean_keep:g}.")
+    if not 0 <= seed <= MAX_COUNT:
+        raise GeosparseError(f"seed is a whole number from 0 to {MAX_COUNT}, found {seed}.")
     heads = profile.model.layers * profile.model.heads
     total = min(round(mean_keep * heads), profile.length * heads)
     budgets = POLICIES[policy](profile, tail, total, seed)
@@ -118,23 +121,28 @@ def predicted_damage(profile: Profile, budgets: torch.Tensor, tail: Tail) -> flo
 def _complete(curves: torch.Tensor, profile: Profile) -> torch.Tensor:
     """Error curves `[layers, Hq, G]` at the measured budgets -> `[layers, Hq, length]` at N = 1, 2, ..., length.
 
-    Between measurements the curve is a power law (a line in log-log); from the last one it falls in a line to zero at
-    the most tokens that the layer's queries can see.
+    Between measurements the curve is a power law (a line in log-log); from the last one below the most tokens that the
+    layer's queries can see, it falls in a line to zero there.
     """
-    grid = torch.tensor(profile.budgets, dtype=torch.float64)
-    n = torch.arange(1, profile.length + 1, dtype=torch.float64)
+    layers = zip(curves, profile.limits, strict=True)
+    return torch.stack([_complete_layer(layer, profile.budgets, limit, profile.length) for layer, limit in layers])
+
+
+def _complete_layer(curves: torch.Tensor, budgets: Sequence[int], limit: int, length: int) -> torch.Tensor:
+    """`_complete` for one layer, `[Hq, G]` -> `[Hq, length]`."""
+    # Budgets from the limit on have no error; a power law towards zero would promise too much to those before it.
+    measured = sum(budget < limit for budget in budgets) or 1
+    grid = torch.tensor(budgets[:measured], dtype=torch.float64)
+    n = torch.arange(1, length + 1, dtype=torch.float64)
     floor = curves.amax(-1, keepdim=True).clamp_min(1e-300) * 1e-12
-    falling = curves.clamp_min(floor).cummin(-1).values
-    right = torch.searchsorted(grid, n).clamp(1, max(len(grid) - 1, 1)) if len(grid) > 1 else torch.zeros_like(n).long()
+    logs = curves[:, :measured].clamp_min(floor).cummin(-1).values.log()
+    right = torch.searchsorted(grid, n).clamp_max(measured - 1)
     left = (right - 1).clamp_min(0)
     span = (grid[right].log() - grid[left].log()).clamp_min(1e-12)
     share = ((n.log() - grid[left].log()) / span).clamp(0.0, 1.0)
-    logs = falling.log()
-    full = (logs[..., left] * (1 - share) + logs[..., right] * share).exp()
-    limits = torch.tensor(profile.limits, dtype=torch.float64)[:, None, None]
-    last = grid[-1].clamp_max(limits - 1)
-    descent = ((limits - n) / (limits - last).clamp_min(1.0)).clamp(0.0, 1.0)
-    return torch.where(n > last, full * descent, full)
+    full = (logs[:, left] * (1 - share) + logs[:, right] * share).exp()
+    descent = (limit - n) / max(limit - budgets[measured - 1], 1)
+    return full * descent.clamp(0.0, 1.0)
 
 
 def spend(curves: torch.Tensor, total: int) -> torch.Tensor:
@@ -165,16 +173,16 @@ def convex_hull(curves: torch.Tensor) -> torch.Tensor:
 
     hulls = np.empty(tuple(curves.shape))
     places = range(curves.shape[1])
-    for row, curve in enumerate(curves.double().numpy()):
+    for row, curve in enumerate(curves.double().tolist()):  # lists: indexing numpy is several times slower
         corners: list[int] = []
         for place in places:
             while len(corners) > 1 and _above_chord(curve, corners[-2], corners[-1], place):
                 corners.pop()
             corners.append(place)
-        hulls[row] = np.interp(places, corners, curve[corners])
+        hulls[row] = np.interp(places, corners, [curve[corner] for corner in corners])
     return torch.from_numpy(hulls)
 
 
-def _above_chord(curve: Any, left: int, middle: int, right: int) -> bool:
+def _above_chord(curve: list[float], left: int, middle: int, right: int) -> bool:
     """Whether `middle` lies on or above the line from `left` to `right`."""
-    return bool((curve[middle] - curve[left]) * (right - left) >= (curve[right] - curve[left]) * (middle - left))
+    return (curve[middle] - curve[left]) * (right - left) >= (curve[right] - curve[left]) * (middle - left)

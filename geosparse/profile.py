@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .artifact import dump_json, is_count, os_errors_as, require, write_atomic
+from .artifact import damaged, dump_json, is_count, os_errors_as, parse_json, require, write_atomic
 from .errors import GeosparseError
 from .identity import ModelIdentity, parse_identity
 from .ops import TAILS, Tail
@@ -111,7 +110,10 @@ class Profile:
 
         difference = self.model.difference(identify(model))
         if difference:
-            raise GeosparseError(f"This profile is of another model, {self.model.name}: they differ in {difference}.")
+            raise GeosparseError(
+                f"This profile is of another model, {self.model.name}: profile and model differ in {difference}; "
+                "make one of this model with `geosparse profile`."
+            )
 
     def metadata(self) -> dict[str, Any]:
         """Everything but the arrays, as a JSON object."""
@@ -149,12 +151,12 @@ class Profile:
                 require(names == ARRAYS.keys(), "its arrays are not those of a profile.")
                 return cls(arrays={name: file.get_tensor(name) for name in ARRAYS}, **data)
         except (GeosparseError, SafetensorError, OSError, ValueError, RecursionError) as error:
-            reason = str(error) if isinstance(error, GeosparseError) else "it does not parse as safetensors."
-            raise GeosparseError(f"{path} is not a valid profile, or it is damaged: {reason}") from error
+            reason = str(error) if isinstance(error, GeosparseError) else "it does not parse as safetensors"
+            raise damaged(path, "profile", reason) from error
 
 
 def _parse_metadata(header: dict[str, str] | None) -> dict[str, Any]:
-    data = json.loads((header or {}).get("geosparse", "null"))
+    data = parse_json((header or {}).get("geosparse", "null"))
     require(isinstance(data, dict) and data.get("schema") == SCHEMA, f"its schema is not {SCHEMA}.")
     require(data.get("tails") == list(TAILS), "its tails are not known.")
     known = {item.name for item in fields(Profile)} - {"arrays"}

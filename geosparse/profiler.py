@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from .architecture import AttentionLayer, attention_layers, dense_attention, refuse_arguments
+from .architecture import AttentionLayer, attention_layers, check_context, dense_attention, refuse_arguments
+from .artifact import MAX_COUNT
 from .attention import split_mask
 from .errors import GeosparseError
 from .geometry import random_order, selection_order, separation, tail_errors
@@ -48,8 +49,12 @@ class ProfileConfig:
         for name, least in (("length", 8), ("windows", 1), ("queries", 1), ("random_sets", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise GeosparseError(f"{name} must be at least {least}, found {getattr(self, name)}.")
+        if self.seed > MAX_COUNT:
+            raise GeosparseError(f"seed must be at most {MAX_COUNT}, found {self.seed}.")
         if not self.budgets or min(self.budgets) < 1 or list(self.budgets) != sorted(set(self.budgets)):
             raise GeosparseError(f"budgets must ascend from at least 1, found {list(self.budgets)}.")
+        if self.budgets[0] >= self.length:
+            raise GeosparseError(f"budgets must start below the length {self.length}, found {list(self.budgets)}.")
 
 
 @dataclass
@@ -125,6 +130,7 @@ def profile_model(
     """
     config = config or ProfileConfig()
     layers = attention_layers(model)
+    check_context(model, config.length, "give a smaller --length")
     texts = [texts] if isinstance(texts, str) else list(texts)
     windows = token_windows(tokenizer, texts, config.length, config.windows)
     budgets = tuple(n for n in config.budgets if n < config.length)
@@ -159,7 +165,8 @@ def sample_positions(length: int, count: int, generator: torch.Generator) -> tor
     whose output predicts nothing."""
     edges = torch.linspace(0, length - 1, min(count, length - 1) + 1, dtype=torch.float64)
     draw = torch.rand(len(edges) - 1, generator=generator, dtype=torch.float64)
-    return torch.unique((edges[:-1] + draw * edges.diff()).long().clamp_max(length - 2))
+    positions: torch.Tensor = torch.unique((edges[:-1] + draw * edges.diff()).long().clamp_max(length - 2))
+    return positions
 
 
 def _forward_backward(
@@ -173,10 +180,13 @@ def _forward_backward(
         loss = torch.nn.functional.cross_entropy(logits.float(), ids[0, 1:].to(logits.device), reduction="sum")
     if not torch.isfinite(loss):
         raise GeosparseError(
-            f"The model's loss on the calibration text is {loss.item()}: its weights or dtype overflow."
+            f"The model's loss on the calibration text is {loss.item()}: its weights or its dtype, {model.dtype}, "
+            "overflow; use a sound checkpoint in float32."
         )
     calls = [recorder.calls[layer.module] for layer in layers]
     gradients = torch.autograd.grad(loss, [call.nudge for call in calls])
+    if not all(bool(torch.isfinite(gradient).all()) for gradient in gradients):
+        raise GeosparseError(f"The gradients of the model's loss overflow in {model.dtype}; profile in float32.")
     return loss.item(), calls, [gradient[0, :, positions.to(gradient.device)].float() for gradient in gradients]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import torch
 
@@ -82,6 +83,15 @@ class Receipt:
                     f"Layer {name}, head {head} kept {int(self.kept[layer, head])} tokens where the plan says "
                     f"{int(self.planned[layer, head])}."
                 )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy counts on its own: everything but the lock."""
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """The copied counts with a lock of their own."""
+        self.__dict__.update(state)
+        self._lock = threading.Lock()
 
     def __repr__(self) -> str:
         """One line: how much was kept."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from .architecture import check_context
 from .artifact import finite_or_none
 from .errors import GeosparseError
 from .patch import sparsified
@@ -32,6 +33,7 @@ def token_nll(model: Any, windows: torch.Tensor, what: str = "score", show_progr
     Raises:
         GeosparseError: The loss is not finite.
     """
+    check_context(model, windows.shape[1], "give a smaller --length")
     device = model.get_input_embeddings().weight.device
     rows = []
     with torch.no_grad():
@@ -43,7 +45,8 @@ def token_nll(model: Any, windows: torch.Tensor, what: str = "score", show_progr
     nll = torch.stack(rows)
     if not torch.isfinite(nll).all():
         raise GeosparseError(
-            f"The loss is not finite ({what}): the model's weights or its dtype overflow on this text."
+            f"The loss is not finite ({what}): the model's weights or its dtype, {model.dtype}, overflow on this text; "
+            "use a sound checkpoint in float32."
         )
     return nll
 

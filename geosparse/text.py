@@ -86,7 +86,7 @@ def token_windows(
     available = len(ids) // step
     if not available:
         raise GeosparseError(
-            f"The text has {len(ids)} tokens, a window needs {step}; give longer text or a smaller --length."
+            f"The text has {len(ids)} tokens, a window needs {step}; give longer text or a smaller length."
         )
     taken = available if count is None else min(count, available)
     windows = torch.tensor(ids[: available * step], dtype=torch.int64).view(available, step)

@@ -16,15 +16,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors import SafetensorError
-from tokenizers import Tokenizer, decoders, pre_tokenizers
-from tokenizers import models as tokenizer_models
 from transformers import (
     BertConfig,
     BertForMaskedLM,
     LlamaConfig,
     LlamaForCausalLM,
     LlamaModel,
-    PreTrainedTokenizerFast,
     T5Config,
 )
 
@@ -32,15 +29,9 @@ from geosparse import models
 from geosparse.errors import GeosparseError
 from geosparse.models import Alias, Wheel, cache_dir, load_model, resolve
 
-VOCABULARY = ["<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "ab"]
+from .tiny import VOCABULARY, tiny_tokenizer
+
 WIDTH, HEADS, LAYERS, FEED = 32, 2, 2, 64
-
-
-def save_tokenizer(folder: Path) -> None:
-    bpe = Tokenizer(tokenizer_models.BPE(vocab={t: i for i, t in enumerate(VOCABULARY)}, merges=[("a", "b")]))
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>").save_pretrained(folder)
 
 
 @pytest.fixture
@@ -54,7 +45,7 @@ def folder(tmp_path: Path) -> Path:
         intermediate_size=FEED,
     )
     LlamaForCausalLM(config).save_pretrained(path)
-    save_tokenizer(path)
+    tiny_tokenizer().save_pretrained(path)
     return path
 
 

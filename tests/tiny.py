@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers import models as tokenizer_models
 
 SHAPE = {
     "vocab_size": 128,
@@ -21,6 +24,7 @@ SHAPE = {
     "eos_token_id": 2,
 }
 WINDOW = 16
+VOCABULARY = ["<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "ab"]
 
 EXTRA: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -45,3 +49,18 @@ def tiny_model(kind: str = "llama", seed: int = 0, **changes: Any) -> Any:
 def tokens(batch: int, length: int, seed: int = 0) -> torch.Tensor:
     """Random token ids `[batch, length]` without special ones."""
     return torch.randint(3, 128, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def tiny_tokenizer() -> Any:
+    """One token per byte (and one for "ab"); no BOS is added."""
+    bpe = Tokenizer(tokenizer_models.BPE(vocab={t: i for i, t in enumerate(VOCABULARY)}, merges=[("a", "b")]))
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>")
+
+
+def save_tiny(folder: Path, kind: str = "llama", seed: int = 0, **changes: Any) -> Path:
+    """A tiny model and its tokenizer in `folder`, as `load_model` takes them."""
+    tiny_model(kind, seed, vocab_size=len(VOCABULARY), **changes).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder

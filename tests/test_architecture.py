@@ -1,0 +1,68 @@
+"""Discovery of a model's attention layers, and refusals by name."""
+
+import pytest
+import torch
+import transformers
+
+from geosparse import GeosparseError
+from geosparse.architecture import attention_layers
+
+from .tiny import EXTRA, SHAPE, WINDOW, tiny_model
+
+
+@pytest.mark.parametrize("kind", sorted(EXTRA))
+def test_layers_and_projections_are_found(kind):
+    model = tiny_model(kind)
+    layers = attention_layers(model)
+    assert [layer.name for layer in layers] == ["model.layers.0.self_attn", "model.layers.1.self_attn"]
+    for layer, block in zip(layers, model.model.layers, strict=True):
+        assert layer.projection is block.self_attn.o_proj
+        assert (layer.heads, layer.kv_heads, layer.key_dim, layer.value_dim) == (6, 2, 8, 8)
+        assert torch.allclose(layer.output_matrix(), block.self_attn.o_proj.weight, atol=1e-6)
+    windows = {"mistral": [WINDOW, WINDOW], "gemma2": [WINDOW, None], "gemma3_text": [WINDOW, None]}
+    assert [layer.window for layer in layers] == windows.get(kind, [None, None])
+    assert (
+        model.config._attn_implementation
+        == transformers.AutoModelForCausalLM.from_config(model.config).config._attn_implementation
+    )
+
+
+def test_a_biased_projection_gives_its_matrix():
+    model = tiny_model("llama", attention_bias=True)
+    torch.nn.init.normal_(model.model.layers[0].self_attn.o_proj.bias)
+    layer = attention_layers(model)[0]
+    assert torch.allclose(layer.output_matrix(), layer.module.o_proj.weight, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (
+            transformers.T5Config(vocab_size=64, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2),
+            "encoder-decoder",
+        ),
+        (transformers.BloomConfig(vocab_size=64, hidden_size=16, n_layer=1, n_head=2), "AttentionInterface"),
+    ],
+)
+def test_unsupported_architectures_are_refused_by_name(config, reason):
+    kind = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
+    model = kind.from_config(config)
+    with pytest.raises(GeosparseError, match=reason) as error:
+        attention_layers(model)
+    assert type(model).__name__ in str(error.value)
+
+
+def test_learned_sink_logits_are_refused_by_name():
+    config = transformers.AutoConfig.for_model(
+        "gpt_oss", **(SHAPE | {"num_local_experts": 2, "num_experts_per_tok": 1})
+    )
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    with pytest.raises(GeosparseError, match="s_aux"):
+        attention_layers(model)
+
+
+def test_a_headless_model_and_a_plain_module_are_refused():
+    with pytest.raises(GeosparseError, match="no language-model head"):
+        attention_layers(tiny_model("llama").model)
+    with pytest.raises(GeosparseError, match="Expected a transformers"):
+        attention_layers(torch.nn.Linear(2, 2))

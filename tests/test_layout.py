@@ -1,0 +1,104 @@
+"""The house: imports go downwards only, importing is cheap, and README's file map is true."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "geosparse"
+
+# Lower layers first; a module may import from its own layer and those before it.
+LAYERS = [
+    {"errors"},
+    {"artifact", "provenance", "progress", "statistics"},
+    {"ops"},
+    {"geometry", "interception", "text"},
+    {"architecture", "models"},
+    {"identity"},
+    {"plan", "profile", "receipt"},
+    {"planner", "attention", "figures"},
+    {"profiler", "patch", "report"},
+    {"score", "inspection", "doctor"},
+    {"bench", "generate", "integrations"},
+    {"demo"},
+    {"cli"},
+    {"__main__", "__init__"},
+]
+HEAVY = {"transformers", "lm_eval", "datasets", "matplotlib", "triton", "flash_attn", "gguf", "accelerate"}
+
+
+def modules():
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def top_name(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path, everywhere):
+    """(relative level, first name) of the imports of a module; only those at module level unless `everywhere`."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = ast.walk(tree) if everywhere else _eager(tree.body)
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from ((0, alias.name.split(".")[0]) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module.split(".")[0]] if node.module else [alias.name for alias in node.names]
+            yield from ((node.level, name) for name in names)
+
+
+def _eager(body):
+    for node in body:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        yield node
+
+
+def test_every_module_has_its_layer():
+    assert {top_name(path) for path in modules()} == set().union(*LAYERS)
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_downwards(path):
+    place = {name: index for index, layer in enumerate(LAYERS) for name in layer}
+    if path.name == "__init__.py" and path.parent == PACKAGE:
+        return
+    depth = len(path.relative_to(PACKAGE).parts)
+    for level, name in imported(path, everywhere=True):
+        if level == depth and name in place:
+            assert place[name] <= place[top_name(path)], f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_heavy_libraries_are_imported_when_used(path):
+    assert not {name for level, name in imported(path, everywhere=False) if level == 0} & HEAVY
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    code = "import sys, geosparse; print(sorted({'torch', 'transformers', 'matplotlib', 'lm_eval'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_readme_file_map_is_true():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = text.split("## Files", 1)[1].split("\n## ", 1)[0]
+    listed = re.findall(r"^\| `([^`]+)`", section, flags=re.MULTILINE)
+    assert len(listed) == len(set(listed))
+    missing = [name for name in listed if not (ROOT / name).exists()]
+    assert not missing
+    present = {str(path.relative_to(ROOT)) for path in modules() if path.stat().st_size}
+    covered = {name for name in present if any(name == entry or name.startswith(entry) for entry in listed)}
+    assert present == covered
+
+
+def test_no_path_of_a_machine_is_committed():
+    pattern = re.compile(r"(?<![\w.])/(?:work|root|home)/")
+    texts = [path for ending in ("*.py", "*.md", "*.toml", "*.txt") for path in ROOT.rglob(ending)]
+    hidden = {".venv", ".git", "build"}
+    checked = [path for path in texts if not hidden & set(path.relative_to(ROOT).parts) and path != Path(__file__)]
+    assert checked
+    assert not [path for path in checked if pattern.search(path.read_text(encoding="utf-8"))]

@@ -1,0 +1,71 @@
+"""The promises of the README on the two embedded real models."""
+
+from functools import cache
+
+import pytest
+import torch
+
+import geosparse as gs
+
+pytestmark = pytest.mark.real
+
+MODELS = ["smollm2-135m", "gemma3-270m"]
+
+
+@cache
+def load(name):
+    try:
+        return gs.load_model(name, dtype="float32")
+    except gs.GeosparseError as error:
+        pytest.skip(f"{name} is not cached and cannot be downloaded: {error}")
+
+
+def windows(name, length, count):
+    return gs.token_windows(load(name)[1], gs.load_texts("pydoc:test"), length, count)
+
+
+def logits(model, ids, **kwargs):
+    with torch.no_grad():
+        return model(ids, **kwargs).logits
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_full_budget_gives_dense_logits(name):
+    model, _ = load(name)
+    ids = windows(name, 540, 1)  # longer than Gemma's sliding window
+    dense = logits(model, ids)
+    with gs.sparsified(model, gs.Plan.uniform(model, 540, "centroid")) as receipt:
+        assert (logits(model, ids) - dense).abs().max() <= 1e-4
+    assert receipt.density == 1.0
+    assert torch.equal(logits(model, ids), dense)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_left_padded_batch_and_generate(name):
+    model, tokenizer = load(name)
+    tokenizer.padding_side = "left"
+    prompts = ["The three primary colours are", "In the year 1969, two men walked on the"]
+    batch = tokenizer(prompts, return_tensors="pt", padding=True)
+    plan = gs.Plan.uniform(model, 5, "centroid")
+    with gs.sparsified(model, plan) as receipt:
+        together = model.generate(**batch, max_new_tokens=8, do_sample=False)
+        for row, prompt in enumerate(prompts):
+            alone = tokenizer(prompt, return_tensors="pt")
+            single = model.generate(**alone, max_new_tokens=8, do_sample=False)
+            new = single[0, alone["input_ids"].shape[1] :]
+            assert torch.equal(together[row, batch["input_ids"].shape[1] :][: len(new)], new)
+    assert receipt.mean_kept <= 5
+
+
+def test_the_default_plan_beats_uniform_on_text_that_was_not_calibrated_on():
+    model, tokenizer = load("smollm2-135m")
+    config = gs.ProfileConfig(length=512, windows=2, queries=32)
+    profile = gs.profile_model(model, tokenizer, gs.load_texts("pydoc:calibration"), config)
+    test = windows("smollm2-135m", 512, 2)
+
+    def excess(plan):
+        return gs.score(model, plan, test)["sparse"]["excess_nll"]
+
+    uniform = excess(gs.Plan.uniform(model, 32))
+    assert excess(gs.make_plan(profile, 32)) <= uniform / 4
+    assert excess(gs.make_plan(profile, 32, "permuted", "renormalize")) > uniform
