@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .profile import Profile
     from .profiler import ProfileConfig, profile_model
     from .receipt import Receipt
-    from .score import score
+    from .scoring import score
     from .text import load_texts, token_windows
 
 _HOMES = {
@@ -33,7 +33,7 @@ _HOMES = {
     "make_plan": "planner",
     "profile_model": "profiler",
     "restore_": "patch",
-    "score": "score",
+    "score": "scoring",
     "sparsified": "patch",
     "sparsify_": "patch",
     "token_windows": "text",

@@ -14,14 +14,12 @@ import torch
 
 from .errors import GeosparseError
 from .interception import Handler, intercepted
+from .ops import causal_mask, reference_attention
 
 PROBE_TOKENS = 8
 
-# Arguments of the attention interface that change its result and that geosparse honours.
-HONOURED = frozenset({"scaling", "softcap", "sliding_window", "is_causal", "dropout"})
 # Arguments that would change the result and that geosparse does not implement.
 REFUSED = {
-    "s_aux": "attention sinks as learned logits",
     "position_bias": "a learned position bias",
     "head_mask": "a head mask",
     "cache": "a paged cache",
@@ -52,8 +50,17 @@ class AttentionLayer:
         return matrix
 
 
-def refuse_arguments(module: torch.nn.Module, kwargs: dict[str, Any]) -> None:
-    """Raise where an attention call asks for something that geosparse would have to ignore."""
+@dataclass(frozen=True)
+class Terms:
+    """What one attention call says about its logits, as `reference_attention` takes it."""
+
+    scaling: float
+    softcap: float | None
+    sink: torch.Tensor | None
+
+
+def read_terms(module: torch.nn.Module, query: torch.Tensor, kwargs: dict[str, Any]) -> Terms:
+    """The terms of an attention call; raises GeosparseError where it asks for what would have to be ignored."""
     for name, meaning in REFUSED.items():
         if kwargs.get(name) is not None:
             raise GeosparseError(f"{type(module).__name__} is not supported: it uses {meaning} ({name}).")
@@ -62,43 +69,34 @@ def refuse_arguments(module: torch.nn.Module, kwargs: dict[str, Any]) -> None:
         raise GeosparseError(f"{type(module).__name__} is not supported: its attention is not causal.")
     if kwargs.get("dropout"):
         raise GeosparseError("Attention dropout is not supported with sparse attention: call model.eval() first.")
+    scaling = kwargs.get("scaling")
+    return Terms(query.shape[-1] ** -0.5 if scaling is None else scaling, kwargs.get("softcap"), kwargs.get("s_aux"))
 
 
 def dense_attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
-    scaling: float | None,
-    softcap: float | None = None,
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, terms: Terms
 ) -> torch.Tensor:
-    """Dense attention `[B, Hq, T, Dv]`: SDPA, or the definition where a soft cap rules SDPA out."""
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if softcap is None:
-        causal = mask is None and query.shape[2] > 1
-        if causal and query.shape[2] != key.shape[2]:
-            from .ops import causal_mask
-
-            mask, causal = causal_mask(query.shape[2], key.shape[2], query.device), False
+    """Dense attention `[B, Hq, T, Dv]`: SDPA, or the definition where a soft cap or learned sink rules SDPA out."""
+    queries, keys = query.shape[2], key.shape[2]
+    if terms.softcap is None and terms.sink is None:
+        causal = mask is None and queries == keys > 1
+        if mask is None and not causal:
+            mask = causal_mask(queries, keys, query.device)
+        grouped = query.shape[1] != key.shape[1]
         return torch.nn.functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
+            query, key, value, attn_mask=mask, is_causal=causal, scale=terms.scaling, enable_gqa=grouped
         )
-    from .ops import reference_attention
-
-    bool_mask = mask if mask is None or mask.dtype == torch.bool else None
-    bias = None if mask is None or mask.dtype == torch.bool else mask
-    full = [key.shape[2]] * query.shape[1]
+    is_bool = mask is not None and mask.dtype == torch.bool
     result = reference_attention(
         query,
         key,
         value,
-        full,
+        [keys] * query.shape[1],
         tail="drop",
-        scaling=scale,
-        mask=bool_mask,
-        bias=bias,
-        softcap=softcap,
+        mask=mask if is_bool else None,
+        bias=None if is_bool else mask,
         dtype=torch.float32,
+        **vars(terms),
     )
     return result.output.to(query.dtype)
 
@@ -119,7 +117,7 @@ class _Probe:
         attention_mask: torch.Tensor | None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        refuse_arguments(module, kwargs)
+        terms = read_terms(module, query, kwargs)
         if query.shape[2] != PROBE_TOKENS or key.shape[2] != PROBE_TOKENS:
             raise GeosparseError(f"{type(module).__name__} is not supported: it is not plain self-attention.")
         self.waiting = {
@@ -131,7 +129,7 @@ class _Probe:
             "window": kwargs.get("sliding_window"),
         }
         self.calls.append(self.waiting)
-        return dense_attention(query, key, value, attention_mask, kwargs.get("scaling"), kwargs.get("softcap"))
+        return dense_attention(query, key, value, attention_mask, terms)
 
     def before_module(self, module: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
         if self.waiting is None or not inputs or not isinstance(inputs[0], torch.Tensor):

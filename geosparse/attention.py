@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .architecture import refuse_arguments
+from .architecture import read_terms
 from .errors import GeosparseError
 from .ops import PATHS, Tail
 from .receipt import Receipt
@@ -33,8 +33,7 @@ class SparseAttention:
         **kwargs: Any,
     ) -> torch.Tensor:
         """Sparse attention `[B, Hq, T, Dv]` of `query` `[B, Hq, T, D]` over `key`, `value` `[B, Hkv, S, D]`."""
-        refuse_arguments(module, kwargs)
-        scaling = kwargs.get("scaling")
+        terms = read_terms(module, query, kwargs)
         mask, bias = split_mask(attention_mask, key.shape[2])
         result = PATHS[self.path](
             query,
@@ -42,10 +41,9 @@ class SparseAttention:
             value,
             self.n_keep,
             tail=self.tail,
-            scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
             mask=mask,
             bias=bias,
-            softcap=kwargs.get("softcap"),
+            **vars(terms),
         )
         self.receipt.count(self.layer, visible_rows(mask, query, key), result.kept)
         return result.output

@@ -14,7 +14,7 @@ from .patch import sparsified
 from .plan import Plan
 from .progress import track
 from .provenance import device_name
-from .score import density
+from .scoring import density
 
 WARMUP = 2
 

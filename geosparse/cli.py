@@ -35,7 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
         # What is still buffered would fail once more, with a traceback, when Python ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):
-            print(f"geosparse: error: {error}", file=sys.stderr)
+            where = error.filename or "standard output"
+            print(f"geosparse: error: Cannot use {where}: {error.strerror or error}.", file=sys.stderr)
         return 1
     return 0
 
@@ -220,7 +221,7 @@ def _inspect(options: argparse.Namespace) -> None:
 
 def _score(options: argparse.Namespace) -> None:
     from .inspection import describe_score
-    from .score import check_windows, score
+    from .scoring import check_windows, score
     from .text import load_texts, token_windows
 
     plan = _load_plan(options)

@@ -20,7 +20,7 @@ from .profile import Profile
 from .profiler import ProfileConfig, profile_model
 from .provenance import command_line, device_name, versions
 from .report import require_plots, save_frontier_png, terminal_table, write_report
-from .score import density, excess, policy_label, sparse_nll, summary, token_nll
+from .scoring import density, excess, policy_label, sparse_nll, summary, token_nll
 from .text import load_texts, text_sha256, token_windows
 
 SCHEMA = "geosparse.result/1"

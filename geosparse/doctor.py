@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from .errors import GeosparseError
-from .models import ALIASES, cache_dir
 from .ops import TAILS, chunked_attention, reference_attention
 from .provenance import device_name, versions
+from .weights import ALIASES, cache_dir
 
 EXTRAS = {"lm-eval": "lm_eval", "plots": "matplotlib", "triton": "triton", "flash": "flash_attn"}
 

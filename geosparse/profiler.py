@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .architecture import AttentionLayer, attention_layers, check_context, dense_attention, refuse_arguments
+from .architecture import AttentionLayer, Terms, attention_layers, check_context, dense_attention, read_terms
 from .artifact import MAX_COUNT
 from .attention import split_mask
 from .errors import GeosparseError
@@ -16,7 +16,7 @@ from .geometry import random_order, selection_order, separation, tail_errors
 from .identity import identify
 from .interception import intercepted
 from .ops import TAILS, causal_mask
-from .ops.chunked import attention_scores
+from .ops.chunked import attention_scores, attention_weights
 from .profile import ARRAYS, Profile
 from .progress import track
 from .text import text_sha256, token_windows
@@ -66,8 +66,7 @@ class _Call:
     value: torch.Tensor  # [1, Hkv, L, Dv]
     seen: torch.Tensor  # [Q, L] bool
     bias: torch.Tensor | None
-    scaling: float
-    softcap: float | None
+    terms: Terms
     nudge: torch.Tensor  # [1, Hq, L, Dv] zeros added to the output: their gradient is dLoss/dz
 
 
@@ -87,13 +86,12 @@ class _Recorder:
         attention_mask: torch.Tensor | None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        refuse_arguments(module, kwargs)
-        output = dense_attention(query, key, value, attention_mask, kwargs.get("scaling"), kwargs.get("softcap"))
+        terms = read_terms(module, query, kwargs)
+        output = dense_attention(query, key, value, attention_mask, terms)
         nudge = torch.zeros_like(output, requires_grad=True)
         mask, bias = split_mask(attention_mask, key.shape[2])
         if mask is None:
             mask = causal_mask(query.shape[2], key.shape[2], query.device)
-        scaling = kwargs.get("scaling")
         positions = self.positions.to(query.device)
         self.calls[module] = _Call(
             query=query.detach()[:, :, positions],
@@ -101,8 +99,7 @@ class _Recorder:
             value=value.detach(),
             seen=mask[0, 0, positions],
             bias=None if bias is None else bias[:, :, positions],
-            scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
-            softcap=kwargs.get("softcap"),
+            terms=terms,
             nudge=nudge,
         )
         return output + nudge
@@ -211,11 +208,12 @@ def _layer_statistics(
     generator: torch.Generator,
 ) -> dict[str, torch.Tensor]:
     """Every array of the Profile for one layer and window, as means over the sampled queries."""
-    scores = attention_scores(call.query, call.key, call.scaling, call.seen, call.bias, call.softcap)[0]
+    terms = call.terms
+    scores = attention_scores(call.query, call.key, terms.scaling, call.seen, call.bias, terms.softcap)
+    alpha, scores = attention_weights(scores, call.seen, terms.sink)[0][0], scores[0]
     heads = scores.shape[0]
     value = call.value[0].float().repeat_interleave(heads // call.value.shape[1], dim=0)
     seen = call.seen.expand(scores.shape)
-    alpha = scores.softmax(-1)
     order = selection_order(scores, seen)
     errors = tail_errors(alpha, value, order, seen, budgets)
     result = {"mass": errors.mass.mean(1), "output_norm": _weigh(alpha @ value, gram).mean(1)}

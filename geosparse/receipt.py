@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from .errors import GeosparseError
 
 
-class Receipt:
-    """Totals per layer and query head since the model was sparsified (or since `reset`).
+# Counts wait in memory, on the device, until there are so many calls or query rows.
+MAX_PENDING = 8192
+MAX_PENDING_ROWS = 1 << 20
 
-    Attributes:
-        queries: `[layers, Hq]` int64, queries that saw at least one token.
-        visible: `[layers, Hq]` int64, tokens they saw.
-        kept: `[layers, Hq]` int64, tokens the selection kept, counted in the attention function.
-        planned: `[layers, Hq]` int64, tokens the plan says: the sum over queries of min(n_keep, visible).
-    """
+
+class _Count(NamedTuple):
+    layer: int
+    rows: torch.Tensor
+    kept: torch.Tensor
+
+
+class Receipt:
+    """Totals per layer and query head since the model was sparsified (or since `reset`)."""
 
     def __init__(self, n_keep: torch.Tensor, names: list[str]) -> None:
         """Args: the plan's budgets `[layers, Hq]` and the layers' names."""
@@ -29,29 +33,62 @@ class Receipt:
 
     def reset(self) -> None:
         """Forget all counts."""
-        self.queries = torch.zeros_like(self._n_keep)
-        self.visible = torch.zeros_like(self._n_keep)
-        self.kept = torch.zeros_like(self._n_keep)
-        self.planned = torch.zeros_like(self._n_keep)
+        with self._lock:
+            self._pending: list[_Count] = []
+            self._pending_rows = 0
+            self._totals = torch.zeros(4, *self._n_keep.shape, dtype=torch.int64)
 
     def count(self, layer: int, visible_rows: torch.Tensor, kept: torch.Tensor) -> None:
-        """Add one attention call.
+        """Add one attention call; nothing is read back from the device before somebody looks.
 
         Args:
             layer: The layer's place in the plan.
             visible_rows: `[B, T]` tokens each query sees.
             kept: `[Hq]` tokens kept, summed over batch and queries.
         """
-        rows = visible_rows.reshape(-1).cpu()
-        budgets = self._n_keep[layer]
-        unique = torch.unique(budgets)
-        capped = torch.minimum(rows[None, :], unique[:, None]).sum(-1)
-        planned = capped[torch.searchsorted(unique, budgets)]
         with self._lock:
-            self.queries[layer] += (rows > 0).sum()
-            self.visible[layer] += rows.sum()
-            self.kept[layer] += kept.cpu()
-            self.planned[layer] += planned
+            self._pending.append(_Count(layer, visible_rows, kept))
+            self._pending_rows += visible_rows.numel()
+            if self._pending_rows > MAX_PENDING_ROWS or len(self._pending) > MAX_PENDING:
+                self._settle()
+
+    def _settle(self) -> None:
+        """Add what is pending to the totals; the lock is held."""
+        for layer in {count.layer for count in self._pending}:
+            counts = [count for count in self._pending if count.layer == layer]
+            rows, times = torch.unique(torch.cat([count.rows.flatten() for count in counts]), return_counts=True)
+            rows, times = rows.cpu(), times.cpu()
+            self._totals[0, layer] += times[rows > 0].sum()
+            self._totals[1, layer] += (rows * times).sum()
+            self._totals[2, layer] += torch.stack([count.kept for count in counts]).sum(0).cpu()
+            self._totals[3, layer] += (torch.minimum(rows, self._n_keep[layer][:, None]) * times).sum(-1)
+        self._pending = []
+        self._pending_rows = 0
+
+    def _total(self, place: int) -> torch.Tensor:
+        with self._lock:
+            self._settle()
+            return self._totals[place].clone()
+
+    @property
+    def queries(self) -> torch.Tensor:
+        """`[layers, Hq]` int64, queries that saw at least one token."""
+        return self._total(0)
+
+    @property
+    def visible(self) -> torch.Tensor:
+        """`[layers, Hq]` int64, tokens they saw."""
+        return self._total(1)
+
+    @property
+    def kept(self) -> torch.Tensor:
+        """`[layers, Hq]` int64, tokens the selection kept, counted in the attention function."""
+        return self._total(2)
+
+    @property
+    def planned(self) -> torch.Tensor:
+        """`[layers, Hq]` int64, tokens the plan says: the sum over queries of min(n_keep, visible)."""
+        return self._total(3)
 
     @property
     def density(self) -> float:
@@ -71,17 +108,18 @@ class Receipt:
         Raises:
             GeosparseError: A planned layer was not reached, or kept another number of tokens than planned.
         """
-        if not self.queries.any():
+        queries, kept, planned = self.queries, self.kept, self.planned
+        if not queries.any():
             return
         for layer, name in enumerate(self._names):
-            if not self.queries[layer].any():
+            if not queries[layer].any():
                 raise GeosparseError(f"The planned layer {name} was not reached: the model did not run sparse there.")
-            wrong = (self.kept[layer] != self.planned[layer]).nonzero().flatten().tolist()
+            wrong = (kept[layer] != planned[layer]).nonzero().flatten().tolist()
             if wrong:
                 head = wrong[0]
                 raise GeosparseError(
-                    f"Layer {name}, head {head} kept {int(self.kept[layer, head])} tokens where the plan says "
-                    f"{int(self.planned[layer, head])}."
+                    f"Layer {name}, head {head} kept {int(kept[layer, head])} tokens where the plan says "
+                    f"{int(planned[layer, head])}."
                 )
 
     def __getstate__(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import transformers
 from geosparse import GeosparseError
 from geosparse.architecture import attention_layers
 
-from .tiny import EXTRA, SHAPE, WINDOW, tiny_model
+from .tiny import EXTRA, WINDOW, tiny_model
 
 
 @pytest.mark.parametrize("kind", sorted(EXTRA))
@@ -52,12 +52,16 @@ def test_unsupported_architectures_are_refused_by_name(config, reason):
     assert type(model).__name__ in str(error.value)
 
 
-def test_learned_sink_logits_are_refused_by_name():
-    config = transformers.AutoConfig.for_model(
-        "gpt_oss", **(SHAPE | {"num_local_experts": 2, "num_experts_per_tok": 1})
-    )
-    model = transformers.AutoModelForCausalLM.from_config(config)
-    with pytest.raises(GeosparseError, match="s_aux"):
+def test_attention_that_is_more_than_the_interface_says_is_refused(monkeypatch):
+    model = tiny_model("llama")
+    kind = type(model.model.layers[0].self_attn)
+    attend = kind.forward
+
+    def biased(self, *args, **kwargs):
+        return attend(self, *args, position_bias=torch.zeros(1), **kwargs)
+
+    monkeypatch.setattr(kind, "forward", biased)
+    with pytest.raises(GeosparseError, match="position_bias"):
         attention_layers(model)
 
 

@@ -16,13 +16,13 @@ LAYERS = [
     {"errors"},
     {"artifact", "provenance", "progress", "statistics"},
     {"ops"},
-    {"geometry", "interception", "text"},
+    {"geometry", "interception", "text", "weights"},
     {"architecture", "models"},
     {"identity"},
     {"plan", "profile", "receipt"},
     {"planner", "attention", "figures"},
     {"profiler", "patch", "report"},
-    {"score", "inspection", "doctor"},
+    {"scoring", "inspection", "doctor"},
     {"bench", "generate", "integrations"},
     {"demo"},
     {"cli"},
@@ -102,3 +102,9 @@ def test_no_path_of_a_machine_is_committed():
     checked = [path for path in texts if not hidden & set(path.relative_to(ROOT).parts) and path != Path(__file__)]
     assert checked
     assert not [path for path in checked if pattern.search(path.read_text(encoding="utf-8"))]
+
+
+def test_public_names_do_not_depend_on_what_was_imported_before():
+    code = "import geosparse.scoring, geosparse.cli, geosparse as gs; assert all(callable(getattr(gs, n)) for n in gs.__all__)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert not {path.stem for path in modules()} & set(__import__("geosparse").__all__)

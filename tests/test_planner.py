@@ -194,11 +194,6 @@ def test_damage_beyond_the_length_is_none():
         ((4, "zzz"), "Unknown policy 'zzz': choose from fisher, output_error, permuted, uniform."),
         ((4, DEFAULT_POLICY, "centrum"), "Unknown tail 'centrum': did you mean 'centroid'?"),
         ((4, DEFAULT_POLICY, "zzz"), "Unknown tail 'zzz': choose from centroid, drop, renormalize."),
-        ((0,), "mean_keep is the mean number of tokens a head keeps: more than 0, found 0."),
-        ((-1,), "mean_keep is the mean number of tokens a head keeps: more than 0, found -1."),
-        ((float("nan"),), "mean_keep is the mean number of tokens a head keeps: more than 0, found nan."),
-        ((float("inf"),), "mean_keep is the mean number of tokens a head keeps: more than 0, found inf."),
-        ((0.5,), "Every head keeps at least 1 token, so mean_keep is at least 1, found 0.5."),
         ((4, "permuted", "drop", -1), "seed is a whole number from 0 to 2147483647, found -1."),
     ],
 )
@@ -206,3 +201,10 @@ def test_wrong_arguments_are_refused(arguments, sentence):
     with pytest.raises(gs.GeosparseError) as caught:
         gs.make_plan(synthetic(), *arguments)
     assert str(caught.value) == sentence
+
+
+@pytest.mark.parametrize("mean_keep", [0, -1, 0.5, float("nan"), float("inf"), float("-inf")])
+def test_budgets_that_are_none(mean_keep):
+    with pytest.raises(gs.GeosparseError, match="give a finite number from 1, found ") as caught:
+        gs.make_plan(synthetic(), mean_keep)
+    assert str(caught.value).endswith(f"found {mean_keep}.")

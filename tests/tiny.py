@@ -34,10 +34,25 @@ EXTRA: dict[str, dict[str, Any]] = {
     "qwen3": {},
 }
 
+# Further architectures, run by the slower tests only.
+MORE: dict[str, dict[str, Any]] = {
+    "mixtral": {"num_local_experts": 2, "num_experts_per_tok": 1},
+    "gemma": {},
+    "qwen2": {},
+    "qwen3_moe": {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 32},
+    "phi3": {},
+    "olmo2": {},
+    "granite": {},
+    "gpt_oss": {"num_local_experts": 2, "num_experts_per_tok": 1, "sliding_window": WINDOW},
+    "starcoder2": {"sliding_window": WINDOW},
+    "smollm3": {},
+    "gpt_neox": {"num_key_value_heads": 6},
+}
+
 
 def tiny_model(kind: str = "llama", seed: int = 0, **changes: Any) -> Any:
     """A random causal language model in fp32; weights are scaled up so that attention is not uniform."""
-    config = transformers.AutoConfig.for_model(kind, **(SHAPE | EXTRA.get(kind, {}) | changes))
+    config = transformers.AutoConfig.for_model(kind, **(SHAPE | EXTRA.get(kind, MORE.get(kind, {})) | changes))
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval().requires_grad_(False)
     for name, parameter in model.named_parameters():

@@ -4,12 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
+
 from .chunked import chunked_attention
+from .cpu import cpu_attention, supports
 from .reference import causal_mask, reference_attention
 from .select import top_n
 from .types import TAILS, Attended, Tail
 
 # Name -> attention path; all take the arguments of `reference_attention`.
-PATHS: dict[str, Callable[..., Attended]] = {"reference": reference_attention, "torch": chunked_attention}
+PATHS: dict[str, Callable[..., Attended]] = {
+    "reference": reference_attention,
+    "torch": chunked_attention,
+    "cpu": cpu_attention,
+}
 
-__all__ = ["PATHS", "TAILS", "Attended", "Tail", "causal_mask", "chunked_attention", "reference_attention", "top_n"]
+
+def best_path(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor | None) -> str:
+    """The name of the fastest path that takes these tensors."""
+    return "cpu" if supports(query, key, value, bias) else "torch"
+
+
+__all__ = [
+    "PATHS",
+    "TAILS",
+    "Attended",
+    "Tail",
+    "best_path",
+    "causal_mask",
+    "chunked_attention",
+    "cpu_attention",
+    "reference_attention",
+    "top_n",
+]

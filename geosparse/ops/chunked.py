@@ -32,6 +32,7 @@ def chunked_attention(
     mask: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
     softcap: float | None = None,
+    sink: torch.Tensor | None = None,
 ) -> Attended:
     """`reference_attention` (same arguments, same meaning) in fp32 and in memory that does not grow with T.
 
@@ -55,7 +56,7 @@ def chunked_attention(
         chunk_bias = None if bias is None else bias[:, :, start:stop, :end]
         scores = attention_scores(query[:, :, start:stop], key[:, :, :end], scaling, seen, chunk_bias, softcap)
         keep, count = top_n(scores, n_keep)
-        output[:, :, start:stop] = _attend(scores, keep, value[:, :, :end], seen, tail)
+        output[:, :, start:stop] = _attend(scores, keep, value[:, :, :end], seen, tail, sink)
         kept += count.long().sum((0, 2))
     return Attended(output, kept)
 
@@ -80,25 +81,44 @@ def attention_scores(
 
 
 def _attend(
-    scores: torch.Tensor, keep: torch.Tensor, value: torch.Tensor, seen: torch.Tensor, tail: Tail
+    scores: torch.Tensor,
+    keep: torch.Tensor,
+    value: torch.Tensor,
+    seen: torch.Tensor,
+    tail: Tail,
+    sink: torch.Tensor | None,
 ) -> torch.Tensor:
     """The kept tokens' weighted values plus the tail, `[B, Hq, T, Dv]` in fp32."""
     batch, heads, queries, keys = scores.shape
-    weight = scores.softmax(-1)
-    any_seen = seen.any(-1, keepdim=True)
-    if not any_seen.all():
-        weight = weight.masked_fill(~any_seen, 0.0)
+    weight, lost = attention_weights(scores, seen, sink)
     weight = weight.mul_(keep)
     mass = weight.sum(-1, keepdim=True)
     grouped = weight.view(batch, value.shape[1], -1, keys)
     output = (grouped @ value).view(batch, heads, queries, -1)
     if tail == "renormalize":
-        return output.div_(mass.clamp_min(torch.finfo(mass.dtype).tiny))
+        return output.div_((mass + lost).clamp_min_(torch.finfo(mass.dtype).tiny))
     if tail == "centroid":
         centroid = visible_mean(value, seen).repeat_interleave(heads // value.shape[1], dim=1)
-        missing = (1 - mass).clamp_min_(0.0)
+        missing = (1 - mass - lost).clamp_min_(0.0)
         return output.addcmul_(missing, centroid)
     return output
+
+
+def attention_weights(
+    scores: torch.Tensor, seen: torch.Tensor, sink: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor | float]:
+    """Softmax `[B, Hq, T, S]` of `scores`, zeros where a query sees nothing, and the weight that `sink` `[Hq]` takes."""
+    lost: torch.Tensor | float = 0.0
+    if sink is None:
+        weight = scores.softmax(-1)
+    else:
+        logit = sink.float()[None, :, None, None]
+        total = scores.logsumexp(-1, keepdim=True).logaddexp(logit)
+        weight, lost = (scores - total).exp_(), (logit - total).exp_()
+    any_seen = seen.any(-1, keepdim=True)
+    if not any_seen.all():
+        weight = weight.masked_fill(~any_seen, 0.0)
+    return weight, lost
 
 
 def visible_mean(value: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:

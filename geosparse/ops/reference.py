@@ -26,6 +26,7 @@ def reference_attention(
     mask: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
     softcap: float | None = None,
+    sink: torch.Tensor | None = None,
     dtype: torch.dtype = torch.float64,
 ) -> Attended:
     """Sparse attention by definition: sort all tokens, keep N, replace the rest by the tail.
@@ -41,6 +42,7 @@ def reference_attention(
         mask: `[B or 1, 1, T, S]` bool, True where the query sees the key; None is causal, last query at last key.
         bias: Added to the logits, broadcastable to `[B, Hq, T, S]`.
         softcap: Logits become `softcap * tanh(logits / softcap)` (Gemma 2).
+        sink: `[Hq]` learned logits of a token that is always seen, never counted and has no value (gpt-oss).
         dtype: Precision of everything in between.
 
     Returns:
@@ -65,14 +67,18 @@ def reference_attention(
     budget = torch.tensor(list(n_keep), device=query.device)[None, :, None, None]
     keep = (rank < budget) & mask
 
-    alpha = logits.softmax(-1).nan_to_num(0.0)
+    sunk = torch.full_like(logits[..., :1], -torch.inf)
+    if sink is not None:
+        sunk = sunk.maximum(sink.to(dtype)[None, :, None, None])
+    alpha = torch.cat([logits, sunk], dim=-1).softmax(-1).nan_to_num(0.0)
+    alpha, lost = alpha[..., :-1], alpha[..., -1:]
     weight = alpha * keep
     mass = weight.sum(-1, keepdim=True)
     output = weight @ value
     if tail == "renormalize":
-        output = output / mass.clamp_min(torch.finfo(dtype).tiny)
+        output = output / (mass + lost).clamp_min(torch.finfo(dtype).tiny)
     elif tail == "centroid":
         seen = mask.sum(-1, keepdim=True)
         centroid = mask.to(dtype) @ value / seen.clamp_min(1)
-        output = output + (1 - mass) * centroid * (seen > 0)
+        output = output + (1 - mass - lost) * centroid * (seen > 0)
     return Attended(output, keep.sum((0, 2, 3)))

@@ -8,6 +8,8 @@ import torch
 
 from ..errors import GeosparseError
 
+FEW_ROWS = 16
+
 
 def top_n(scores: torch.Tensor, n_keep: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
     """Select, per query head, the N highest-scored visible tokens; ties go to the smaller index.
@@ -26,31 +28,37 @@ def top_n(scores: torch.Tensor, n_keep: Sequence[int]) -> tuple[torch.Tensor, to
         raise GeosparseError(f"Expected {scores.shape[1]} budgets (one per query head), found {len(n_keep)}.")
     if min(n_keep) < 1:
         raise GeosparseError(f"Every head keeps at least 1 token, found a budget of {min(n_keep)}.")
-    keep = torch.empty_like(scores)
+    threshold = _thresholds(scores, n_keep)
+    keep = ((scores >= threshold) & (scores > -torch.inf)).to(scores.dtype)
+    kept = keep.sum(-1)
+    tied = kept > torch.tensor(n_keep, dtype=kept.dtype, device=kept.device)[None, :, None]
+    if tied.any():
+        rows = tied.nonzero(as_tuple=True)
+        room = torch.tensor(n_keep, device=kept.device)[rows[1], None]
+        keep[rows] = _break_ties(scores[rows], threshold[rows], room).to(scores.dtype)
+        kept = keep.sum(-1)
+    return keep, kept
+
+
+def _thresholds(scores: torch.Tensor, n_keep: Sequence[int]) -> torch.Tensor:
+    """The N-th highest score of each row, `[B, Hq, T, 1]`; -inf where N covers the row."""
+    keys = scores.shape[-1]
+    threshold = torch.full_like(scores[..., :1], -torch.inf)
+    if scores.shape[0] * scores.shape[2] <= FEW_ROWS:
+        # One sorted search for all heads: with few rows the number of calls costs, not the work.
+        places = torch.tensor([min(n, keys) - 1 for n in n_keep], device=scores.device)
+        best = scores.topk(int(places.max()) + 1, dim=-1).values
+        return best.gather(-1, places[None, :, None, None].expand_as(threshold))
     for n in sorted(set(n_keep)):
         heads = [head for head, budget in enumerate(n_keep) if budget == n]
-        if len(heads) == scores.shape[1]:
-            keep = _top_n_equal(scores, n)
-        else:
-            keep[:, heads] = _top_n_equal(scores[:, heads], n)
-    return keep, keep.sum(-1)
+        if n < keys:
+            part = scores if len(heads) == len(n_keep) else scores[:, heads]
+            threshold[:, heads] = part.topk(n, dim=-1, sorted=False).values.amin(-1, keepdim=True)
+    return threshold
 
 
-def _top_n_equal(scores: torch.Tensor, n: int) -> torch.Tensor:
-    """`top_n` for one budget shared by all heads, as a 0/1 tensor like `scores`."""
-    visible = scores > -torch.inf
-    if n >= scores.shape[-1]:
-        return visible.to(scores.dtype)
-    threshold = scores.topk(n, dim=-1, sorted=False).values.amin(-1, keepdim=True)
-    keep = ((scores >= threshold) & visible).to(scores.dtype)
-    tied = keep.sum(-1) > n
-    if tied.any():
-        keep[tied] = _break_ties(scores[tied], threshold[tied], n).to(scores.dtype)
-    return keep
-
-
-def _break_ties(rows: torch.Tensor, threshold: torch.Tensor, n: int) -> torch.Tensor:
-    """Keep all of `rows` `[R, S]` above `threshold` `[R, 1]` and the first few equal to it, `n` in all."""
+def _break_ties(rows: torch.Tensor, threshold: torch.Tensor, n: torch.Tensor) -> torch.Tensor:
+    """Keep all of `rows` `[R, S]` above `threshold` `[R, 1]` and the first few equal to it, `n` `[R, 1]` in all."""
     above = rows > threshold
     equal = rows == threshold
     room = n - above.sum(-1, keepdim=True)

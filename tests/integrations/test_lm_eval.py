@@ -20,9 +20,9 @@ import lm_eval.tasks
 
 from geosparse.artifact import dump_json
 from geosparse.errors import GeosparseError
-from geosparse.integrations import lm_eval as integration
 from geosparse.integrations.lm_eval import compare, lm_class, parse_arguments, register, run, table
 from geosparse.interception import installed
+from geosparse.patch import sparsified
 from geosparse.plan import Plan
 from tests.tiny import tiny_model
 
@@ -229,7 +229,7 @@ def test_trial_calls_are_not_counted(model: Any, tokenizer: Any, monkeypatch: py
 
     monkeypatch.setattr(HFLM, "_detect_batch_size", lambda self: self.model(torch.ones(1, 9, dtype=torch.long)) and 2)
     lm = lm_class()(pretrained=model, tokenizer=tokenizer)
-    with integration.sparsified(model, Plan.uniform(model, 4)) as lm.receipt:
+    with sparsified(model, Plan.uniform(model, 4)) as lm.receipt:
         assert lm._detect_batch_size() == 2
         assert int(lm.receipt.visible.sum()) == 0
 

@@ -33,6 +33,23 @@ def test_chunked_equals_reference(tail, heads, kv_heads, queries, keys):
 
 
 @pytest.mark.parametrize("tail", TAILS)
+def test_learned_sinks(tail):
+    q, k, v = tensors(2, 6, 2, 37, 37, 8)
+    sink = torch.linspace(-4, 4, 6)
+    for n_keep in ([1, 2, 4, 8, 16, 32], [37] * 6):
+        fast = chunked_attention(q, k, v, n_keep, tail=tail, scaling=0.5, sink=sink)
+        true = reference_attention(q, k, v, n_keep, tail=tail, scaling=0.5, sink=sink)
+        assert (fast.output - true.output).abs().max() <= tolerance(v)
+    # An always-seen token without a value is the same as one more key whose value is zero.
+    key = torch.cat([torch.zeros(2, 2, 1, 8), k], dim=2).repeat_interleave(3, 1)
+    value = torch.cat([torch.zeros(2, 2, 1, 8), v], dim=2).repeat_interleave(3, 1)
+    logits = (q @ key.transpose(-1, -2)) * 0.5
+    logits[..., 0] = sink[None, :, None]
+    logits[..., 1:].masked_fill_(~causal_mask(37, 37), -torch.inf)
+    assert (fast.output - logits.softmax(-1) @ value).abs().max() <= tolerance(v)
+
+
+@pytest.mark.parametrize("tail", TAILS)
 def test_masks_caps_bias_and_blind_rows(tail):
     q, k, v = tensors(2, 6, 2, 40, 40, 8)
     mask = causal_mask(40, 40).expand(2, 1, 40, 40).clone()

@@ -1,0 +1,114 @@
+"""A key/value cache that grows in place: what a sparsified model decodes from.
+
+transformers' dynamic cache concatenates all keys and values anew at every step. Here each full-attention layer owns a
+buffer with room to spare; a step writes only its own tokens. Sliding-window layers keep transformers' own layer, whose
+memory is bounded anyway.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import Cache, DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+# Room to spare, as a fraction: each token is copied about 1 / SPARE times in all, and memory is at most 1 + SPARE.
+SPARE = 0.125
+LEAST_SPARE = 64
+
+
+class GrowingLayer(DynamicLayer):  # type: ignore[misc]
+    """A DynamicLayer whose `keys` and `values` `[B, Hkv, S, D]` are the filled part of larger buffers.
+
+    Everything else that a cache layer does (crop, reorder, select, repeat, reset, offload) replaces `keys` and
+    `values` by other tensors, as in the parent; the next `update` then starts new buffers from them.
+    """
+
+    keys: Any
+    values: Any
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._key_buffer: torch.Tensor | None = None
+        self._value_buffer: torch.Tensor | None = None
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append `[B, Hkv, T, D]` and return all keys and values, views of the buffers."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self._key_buffer, self.keys = _append(self._key_buffer, self.keys, key_states)
+        self._value_buffer, self.values = _append(self._value_buffer, self.values, value_states)
+        return self.keys, self.values
+
+    def reset(self) -> None:
+        """Forget all tokens and give the memory back."""
+        self._key_buffer = self._value_buffer = None
+        super().reset()
+
+
+def _append(
+    buffer: torch.Tensor | None, filled: torch.Tensor, states: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`states` behind `filled`: in `buffer` where `filled` is its beginning and there is room, else in a new one."""
+    start = filled.shape[-2] if filled.numel() else 0
+    stop = start + states.shape[-2]
+    if buffer is None or stop > buffer.shape[-2] or (start and not _begins(buffer, filled)):
+        batch, heads, _, dim = states.shape
+        # Prompts arrive once: only a cache that has begun to grow needs room.
+        spare = max(LEAST_SPARE, int(SPARE * stop)) if start else LEAST_SPARE
+        buffer = states.new_empty(batch, heads, stop + spare, dim)
+        if start:
+            buffer[..., :start, :] = filled
+    buffer[..., start:stop, :] = states
+    return buffer, buffer[..., :stop, :]
+
+
+def _begins(buffer: torch.Tensor, filled: torch.Tensor) -> bool:
+    """Whether `filled` is a view of the first tokens of `buffer`."""
+    same_place = filled.data_ptr() == buffer.data_ptr() and filled.stride() == buffer.stride()
+    return same_place and filled.shape[:2] == buffer.shape[:2]
+
+
+class SparseCache(DynamicCache):  # type: ignore[misc]
+    """A `DynamicCache` whose full-attention layers grow in place."""
+
+    def __init__(self, config: Any) -> None:
+        """Args: the config of the model, which says which layers slide."""
+        super().__init__(config=config)
+        grow_in_place_(self)
+
+    @classmethod
+    def from_cache(cls, cache: Cache, config: Any) -> SparseCache:
+        """A SparseCache that goes on from a filled `DynamicCache`, which stays as it is."""
+        ours = cls(config)
+        ours.layers = list(cache.layers)
+        grow_in_place_(ours)
+        return ours
+
+
+def grow_in_place_(cache: Cache) -> None:
+    """Let the plain full-attention layers of `cache`, filled or not, grow in place from here on.
+
+    Done to the cache object itself, because `generate` and its callers hold on to the one that they passed in.
+    """
+    if getattr(cache, "layer_class_to_replicate", None) is DynamicLayer:
+        cache.layer_class_to_replicate = GrowingLayer
+    for index, layer in enumerate(cache.layers):
+        if type(layer) is DynamicLayer:
+            cache.layers[index] = GrowingLayer()
+            if layer.is_initialized:
+                cache.layers[index].lazy_initialization(layer.keys, layer.values)
+                cache.layers[index].keys, cache.layers[index].values = layer.keys, layer.values
+
+
+def provide_cache(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Forward pre-hook of a sparsified model: whatever dynamic cache it is about to use grows in place."""
+    cache = kwargs.get("past_key_values")
+    if isinstance(cache, Cache):
+        grow_in_place_(cache)
+    elif cache is None and kwargs.get("use_cache", getattr(model.config.get_text_config(), "use_cache", True)):
+        kwargs = kwargs | {"past_key_values": SparseCache(model.config)}
+    return args, kwargs

@@ -1,0 +1,177 @@
+"""Running lm-eval: tasks are found before the model is loaded, built once, and answered dense, then sparse."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
+from typing import Any
+
+import numpy
+import torch
+
+from ...errors import GeosparseError
+from ...identity import identify
+from ...patch import sparsified
+from ...plan import Plan
+from ...scoring import density, policy_label
+from .arguments import PASSED, output_path, settings
+from .console import as_sentence, log_level, logging_at
+from .model import lm_class
+from .results import Run, summarize
+
+
+def evaluate_both(
+    config: Any, plan: Plan | None, load: Callable[[], tuple[Any, Any]], dense: bool = True
+) -> dict[str, Any]:
+    """Evaluate dense (if asked for) and sparse (with a plan), and compare.
+
+    Args:
+        config: From `parse_arguments`.
+        plan: Checked against the model before anything runs.
+        load: Gives model and tokenizer; called when all tasks are known.
+        dense: Evaluate the dense model as well.
+    """
+    if plan is None and not dense:
+        raise GeosparseError("There is nothing to evaluate: neither the dense model nor a plan was asked for.")
+    asked = settings(config)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # as lm-eval does: its bootstrap forks
+    with (
+        tempfile.TemporaryDirectory(prefix="geosparse-") as folder,
+        redirect_stdout(sys.stderr),
+        logging_at(log_level(config)),
+    ):
+        tasks = _find_tasks(config, folder)
+        model, tokenizer = load()
+        if plan is not None:
+            plan.check(model)
+        tokenizer.save_pretrained(folder)
+        plans = ({"dense": None} if dense else {}) | ({} if plan is None else {"sparse": plan})
+        runs = {label: _evaluate(model, tokenizer, each, config, tasks) for label, each in plans.items()}
+    result = summarize(runs, model, plan, asked)
+    for warning in result["warnings"]:
+        print(f"geosparse: warning: {warning}", file=sys.stderr)
+    return result
+
+
+class _LoadOnce:
+    """An lm-eval TaskManager that builds its tasks for the first run and hands the same ones to the second.
+
+    Building them twice would not do: some tasks draw their documents from a random state that runs on between builds,
+    so that dense and sparse would get different questions.
+    """
+
+    def __init__(self, manager: Any, names: str) -> None:
+        self._manager = manager
+        self._names = names
+        self._loaded: Any = None
+        self.seconds = 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._manager, name)
+
+    def load(self, tasks: Any) -> Any:
+        """The tasks, and the random state that building them leaves behind."""
+        start = time.perf_counter()
+        if self._loaded is None:
+            with as_sentence(f"Cannot load {self._names}"):
+                self._loaded = self._manager.load(tasks)
+            self._state = random.getstate(), numpy.random.get_state(), torch.random.get_rng_state()
+        random.setstate(self._state[0])
+        numpy.random.set_state(self._state[1])
+        torch.random.set_rng_state(self._state[2])
+        self.seconds = time.perf_counter() - start
+        return self._loaded
+
+
+def _find_tasks(config: Any, tokenizer_folder: str) -> _LoadOnce:
+    """Resolve `config.tasks`; RULER and its like will load the tokenizer from `tokenizer_folder`."""
+    asked = [name for names in config.tasks for name in names.split(",")]
+    metadata = {"tokenizer": tokenizer_folder, "pretrained": tokenizer_folder} | config.metadata
+    try:
+        with as_sentence("lm-eval cannot find its tasks"):
+            manager = config.process_tasks(metadata)
+    except GeosparseError as error:
+        if "Tasks not found" not in str(error):
+            raise
+        raise GeosparseError(_unknown_task(asked, config.include_path)) from error
+    return _LoadOnce(manager, ", ".join(asked))
+
+
+def _unknown_task(asked: list[str], include_path: str | None) -> str:
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=include_path)
+    name = next((name for name in asked if not manager.match_tasks([name])), asked[0])
+    near = difflib.get_close_matches(name, manager.all_tasks, n=2, cutoff=0.5)
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "`lm-eval ls tasks` lists them."
+    return f"lm-eval has no task {name!r}; {hint}"
+
+
+def _evaluate(model: Any, tokenizer: Any, plan: Plan | None, config: Any, tasks: _LoadOnce) -> Run:
+    batches = {"batch_size": config.batch_size, "max_batch_size": config.max_batch_size or 64}
+    patched: AbstractContextManager[Any] = nullcontext() if plan is None else sparsified(model, plan)
+    with as_sentence("lm-eval stopped", (ValueError, AssertionError)):
+        lm = lm_class()(pretrained=model, tokenizer=tokenizer, **batches, **config.model_args)
+        start = time.perf_counter()
+        with patched as lm.receipt:
+            results = _simple_evaluate(lm, plan, config, tasks)
+    seconds = time.perf_counter() - start - tasks.seconds
+    return Run(results, lm.work, {} if lm.receipt is None else density(lm.receipt), seconds)
+
+
+def _simple_evaluate(lm: Any, plan: Plan | None, config: Any, tasks: _LoadOnce) -> dict[str, Any]:
+    from lm_eval import simple_evaluate
+    from lm_eval.loggers import EvaluationTracker
+
+    label = "dense" if plan is None else "sparse"
+    tracker = EvaluationTracker(output_path=str(output_path(config, label)) if config.output_path else None)
+    named = {"pretrained": identify(lm.model).name} | ({} if plan is None else {"plan": policy_label(plan)})
+    seeds = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
+    results: dict[str, Any] = simple_evaluate(
+        model=lm,
+        model_args=named | config.model_args,
+        device=str(lm.device),
+        use_cache=_cache_path(config, lm.model, plan),
+        log_samples=True,
+        evaluation_tracker=tracker,
+        task_manager=tasks,
+        **{name: getattr(config, name) for name in PASSED},
+        **dict(zip(seeds, config.seed or [None] * 4, strict=True)),
+        **config.cache_requests,
+    )
+    _save(results, tracker, config)
+    return results
+
+
+def _save(results: dict[str, Any], tracker: Any, config: Any) -> None:
+    """Write lm-eval's own files, as its command line would."""
+    from lm_eval.utils import handle_non_serializable
+
+    samples = results["samples"]
+    rest = {key: value for key, value in results.items() if key != "samples"}
+    if config.show_config:
+        print(json.dumps(rest, indent=2, default=handle_non_serializable, ensure_ascii=False))
+    tracker.save_results_aggregated(results=rest, samples=samples if config.log_samples else None)
+    if config.log_samples:
+        for task in results["configs"]:
+            # A copy: lm-eval rewrites the samples for its file.
+            tracker.save_results_samples(task_name=task, samples=[dict(sample) for sample in samples[task]])
+
+
+def _cache_path(config: Any, model: Any, plan: Plan | None) -> str | None:
+    """A cache of answers per model, dtype and plan: lm-eval's key is the request alone."""
+    if not config.use_cache:
+        return None
+    parts = [identify(model).fingerprint, str(model.dtype), sorted(config.model_args.items())]
+    if plan is not None:
+        parts += [plan.tail, plan.n_keep.tolist()]
+    digest = hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:12]
+    return f"{config.use_cache}_{'dense' if plan is None else 'sparse'}_{digest}"

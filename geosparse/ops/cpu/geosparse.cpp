@@ -1,0 +1,108 @@
+// CPU kernels behind a C interface on plain pointers; no Python, no torch. Loaded by cpu/__init__.py through ctypes.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <vector>
+
+#if defined(__FLT16_MANT_DIG__) && defined(__x86_64__)
+#define GS_FP16
+using fp16 = _Float16;
+#endif
+
+struct bf16 {
+  uint16_t bits;
+};
+
+enum Tail { DROP = 0, RENORMALIZE = 1, CENTROID = 2 };
+
+// Mirrored by the ctypes structures in __init__.py: 8-byte fields only. Strides in elements, mask in bytes.
+struct DecodeCall {
+  const void *q, *k, *v;
+  void* out;               // [B, Hq, Dv], contiguous
+  const int64_t* n_keep;   // [Hq]
+  const uint8_t* mask;     // [B, S] or null
+  const double* value_sum; // [B, Hkv, Dv], over visible tokens, or null: summed here when the tail needs it
+  const float* sink;       // [Hq] or null
+  int64_t* kept;           // [B, Hq]
+  int64_t batch, heads, kv_heads, keys, dim, value_dim;
+  int64_t q_batch, q_head, k_batch, k_head, k_row, v_batch, v_head, v_row, mask_batch;
+  int64_t dtype, tail, threads;
+  double scaling, softcap;
+};
+
+struct WeighCall {
+  float* scores;          // [B, Hq, T, S], contiguous; becomes weights
+  float* missing;         // [B, Hq, T], mass left for the centroid
+  int64_t* kept;          // [B, Hq, T]
+  const int64_t* n_keep;  // [Hq]
+  const uint8_t* mask;    // [B, T, S] by strides, or null: causal, the last query at the last key
+  const float* sink;      // [Hq] or null
+  int64_t batch, heads, queries, keys, mask_batch, mask_row, tail, threads;
+};
+
+namespace plain {
+#include "kernels.inc"
+}
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define GS_X86
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c,bmi2")
+namespace avx2 {
+#include "kernels.inc"
+}
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c,bmi2,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
+namespace avx512 {
+#include "kernels.inc"
+}
+#pragma GCC pop_options
+#endif
+
+static int best_isa() {
+#ifdef GS_X86
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl"))
+    return 2;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) return 1;
+#endif
+  return 0;
+}
+
+static int chosen_isa = best_isa();
+
+extern "C" {
+
+int64_t gs_abi() { return 1; }
+
+// 0 plain, 1 AVX2, 2 AVX-512.
+int64_t gs_isa() { return chosen_isa; }
+
+// For tests: run with a lesser instruction set. Returns the one in use.
+int64_t gs_set_isa(int64_t isa) {
+  chosen_isa = static_cast<int>(std::min<int64_t>(isa < 0 ? best_isa() : isa, best_isa()));
+  return chosen_isa;
+}
+
+// One query per batch row over a cache. 0, or 1 for a dtype that this build does not know.
+int64_t gs_decode(const DecodeCall* call) {
+#ifdef GS_X86
+  if (chosen_isa == 2) return avx512::decode(*call);
+  if (chosen_isa == 1) return avx2::decode(*call);
+#endif
+  return plain::decode(*call);
+}
+
+// Scores of many queries -> attention weights, in place.
+void gs_weigh(const WeighCall* call) {
+#ifdef GS_X86
+  if (chosen_isa == 2) return avx512::weigh(*call);
+  if (chosen_isa == 1) return avx2::weigh(*call);
+#endif
+  plain::weigh(*call);
+}
+}

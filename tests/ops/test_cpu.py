@@ -1,0 +1,131 @@
+"""The CPU kernels against the fp64 reference, on every instruction set that this machine has."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from geosparse.ops import TAILS, best_path, causal_mask, chunked_attention, cpu, cpu_attention, reference_attention
+
+from .test_attention import tensors, tolerance
+
+pytestmark = pytest.mark.skipif(cpu.library() is None, reason=f"CPU kernels: {cpu.load_error()}")
+
+
+@pytest.fixture(params=cpu.ISAS)
+def isa(request):
+    library = cpu.library()
+    wanted = cpu.ISAS.index(request.param)
+    if library.gs_set_isa(wanted) != wanted:
+        library.gs_set_isa(-1)
+        pytest.skip(f"this processor has no {request.param}")
+    yield request.param
+    library.gs_set_isa(-1)
+
+
+def budgets(heads, keys):
+    return [max(1, n) for n in itertools.islice(itertools.cycle([1, 3, 17, keys // 2, keys, keys + 9]), heads)]
+
+
+@pytest.mark.parametrize("tail", TAILS)
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2), (9, 3), (8, 1)])
+@pytest.mark.parametrize(
+    ("queries", "keys"), [(1, 1), (1, 15), (1, 16), (1, 17), (1, 333), (1, 1025), (37, 37), (5, 53)]
+)
+def test_equals_reference(isa, tail, heads, kv_heads, queries, keys):
+    for dim in (64, 40):
+        q, k, v = tensors(2, heads, kv_heads, queries, keys, dim)
+        n_keep = budgets(heads, keys)
+        fast = cpu_attention(q, k, v, n_keep, tail=tail, scaling=0.2)
+        true = reference_attention(q, k, v, n_keep, tail=tail, scaling=0.2)
+        assert torch.equal(fast.kept, true.kept)
+        assert (fast.output - true.output).abs().max() <= tolerance(v)
+
+
+@pytest.mark.parametrize("tail", TAILS)
+@pytest.mark.parametrize("queries", [1, 33])
+@pytest.mark.parametrize("dim", [128, 256])
+def test_masks_caps_sinks_and_blind_rows(isa, tail, queries, dim):
+    q, k, v = tensors(3, 6, 2, queries, 97, dim)
+    mask = causal_mask(queries, 97).expand(3, 1, queries, 97).clone()
+    mask[1, :, :, :30] = False
+    mask[2] = False
+    sink = torch.linspace(-2, 2, 6)
+    for extra in ({}, {"sink": sink}, {"softcap": 3.0}):
+        arguments = {"tail": tail, "scaling": 0.1, "mask": mask, **extra}
+        fast = cpu_attention(q, k, v, [1, 2, 5, 40, 97, 200], **arguments)
+        true = reference_attention(q, k, v, [1, 2, 5, 40, 97, 200], **arguments)
+        assert torch.equal(fast.kept, true.kept)
+        assert (fast.output - true.output).abs().max() <= tolerance(v)
+        assert fast.output[2].abs().max() == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("queries", [1, 20])
+def test_half_precision_is_rounded_once(isa, dtype, queries):
+    q, k, v = tensors(2, 6, 2, queries, 200, 64, dtype=dtype)
+    for tail in TAILS:
+        fast = cpu_attention(q, k, v, [1, 2, 8, 50, 199, 400], tail=tail, scaling=0.125)
+        true = reference_attention(q, k, v, [1, 2, 8, 50, 199, 400], tail=tail, scaling=0.125)
+        assert fast.output.dtype == dtype
+        # Inputs are exact in fp32, so all that is lost is the rounding of the output.
+        error = (fast.output.double() - true.output).abs()
+        assert torch.all(error <= torch.finfo(dtype).eps * true.output.abs() + tolerance(v.float()))
+
+
+def test_strided_views_of_poisoned_buffers(isa):
+    q, k, v = tensors(2, 6, 2, 1, 70, 64)
+    key = torch.full((2, 2, 100, 64), torch.nan)
+    value = torch.full((2, 2, 100, 64), torch.nan)
+    key[:, :, :70], value[:, :, :70] = k, v
+    for tail in TAILS:
+        fast = cpu_attention(q, key[:, :, :70], value[:, :, :70], [9] * 6, tail=tail, scaling=0.1)
+        plain = cpu_attention(q, k, v, [9] * 6, tail=tail, scaling=0.1)
+        assert torch.equal(fast.output, plain.output)
+    swapped = q.expand(2, 6, 3, 64).transpose(1, 2).contiguous().transpose(1, 2)[:, :, :1]
+    assert torch.equal(
+        cpu_attention(swapped, k, v, [9] * 6, tail="drop", scaling=0.1).output,
+        cpu_attention(q, k, v, [9] * 6, tail="drop", scaling=0.1).output,
+    )
+
+
+def test_known_value_sum_is_used(isa):
+    q, k, v = tensors(1, 4, 2, 1, 80, 64)
+    plain = cpu_attention(q, k, v, [4] * 4, tail="centroid", scaling=0.1).output
+    cpu.remember_value_sum(v, v.double().sum(2))
+    assert (cpu_attention(q, k, v, [4] * 4, tail="centroid", scaling=0.1).output - plain).abs().max() <= tolerance(v)
+    cpu.remember_value_sum(v, v.double().sum(2) + 80)
+    assert (cpu_attention(q, k, v, [4] * 4, tail="centroid", scaling=0.1).output - plain).abs().max() > 0.1
+
+
+@given(st.integers(1, 200), st.integers(1, 220), st.integers(0, 2**31), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_ties_go_to_the_left_like_in_the_torch_path(keys, n, seed, one_query):
+    generator = torch.Generator().manual_seed(seed)
+    q = torch.ones(1, 2, 1 if one_query else 3, 1)
+    k = torch.randn(1, 1, keys, 1, generator=generator).round()
+    v = torch.randn(1, 1, keys, 4, generator=generator)
+    if one_query is False and keys < 3:
+        return
+    fast = cpu_attention(q, k, v, [n, 1], tail="renormalize", scaling=1.0)
+    slow = chunked_attention(q, k, v, [n, 1], tail="renormalize", scaling=1.0)
+    assert torch.equal(fast.kept, slow.kept)
+    assert (fast.output - slow.output).abs().max() <= tolerance(v)
+
+
+def test_nan_scores_are_not_hidden(isa):
+    q, k, v = tensors(1, 2, 1, 1, 64, 64)
+    q[0, 0] = torch.nan
+    output = cpu_attention(q, k, v, [4, 4], tail="centroid", scaling=1.0).output
+    assert torch.isnan(output[0, 0]).any()
+    assert torch.isfinite(output[0, 1]).all()
+
+
+def test_dispatch():
+    q, k, v = tensors(1, 2, 1, 1, 8, 4)
+    assert best_path(q, k, v, None) == "cpu"
+    assert best_path(q, k, v, torch.zeros(1)) == "torch"
+    assert best_path(q.double(), k, v, None) == "torch"
+    assert best_path(q.requires_grad_(), k, v, None) == "torch"

@@ -1,0 +1,433 @@
+"""The command line as a user meets it: the whole chain, and one sentence with exit code 2 for every mistake."""
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+import geosparse as gs
+from geosparse import cli, doctor
+from geosparse.cli import main
+
+from .tiny import VOCABULARY, save_tiny, tiny_model, tiny_tokenizer
+
+TEXT = " ".join(f"{word}{number}" for number in range(60) for word in ("alpha", "Beta", "gamma;", "delta"))
+POSITIONS = 512
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A model, another model, a text, a profile and a plan, made once; tests only read here."""
+    folder = tmp_path_factory.mktemp("cli")
+    save_tiny(folder / "model")
+    save_tiny(folder / "other", seed=1)
+    (folder / "book.txt").write_text(TEXT)
+    (folder / "blank.txt").write_text(" \n")
+    (folder / "short.txt").write_text("too short")
+    profile = gs.profile_model(
+        *gs.load_model(str(folder / "model")), TEXT, gs.ProfileConfig(length=64, windows=2, queries=4)
+    )
+    profile.save(folder / "p.safetensors")
+    gs.make_plan(profile, 8).save(folder / "plan.json")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def at_work(work, monkeypatch):
+    monkeypatch.chdir(work)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    # main sets it for itself; a test must not leave it to the next one.
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
+
+
+@pytest.fixture
+def run(capfd):
+    """Run a command; returns exit code, standard output and standard error."""
+
+    def command(line, *more):
+        capfd.readouterr()
+        try:
+            code = main([*line.split(), *map(str, more)])
+        except SystemExit as stop:
+            code = stop.code
+        return code, *capfd.readouterr()
+
+    return command
+
+
+def listing(*folders):
+    return {path: path.stat().st_size for folder in folders for path in folder.rglob("*")}
+
+
+@pytest.fixture
+def fails(run, work, tmp_path):
+    """Run a command that must fail: one sentence, exit code 2, nothing on standard output, nothing written."""
+
+    def command(line, *more):
+        before = listing(work, tmp_path)
+        code, out, err = run(line, *more)
+        assert code == 2, (out, err)
+        assert out == ""
+        assert err.count("\n") == 1, err
+        assert err.startswith("geosparse")
+        assert ": error: " in err
+        assert err.endswith((".\n", "?\n"))
+        assert listing(work, tmp_path) == before
+        return err.split(": error: ", 1)[1].rstrip("\n")
+
+    return command
+
+
+def test_the_whole_chain_as_text(run, tmp_path):
+    p, plan = tmp_path / "new" / "p.safetensors", tmp_path / "plan.json"
+    code, out, err = run("profile model --text book.txt --length 64 --windows 2 --queries 4 --out", p)
+    assert (code, err) == (0, "")
+    assert "Profile of model (LlamaForCausalLM, 2 layers, 6 query heads)" in out
+    assert out.endswith(f"Wrote {p}.\n")
+    assert p.read_bytes() == Path("p.safetensors").read_bytes()
+    code, out, err = run(f"plan {p} --mean-keep 8 --out", plan)
+    assert (code, err) == (0, "")
+    assert "policy fisher, tail centroid, mean N 8.00 at 64 tokens" in out
+    assert plan.read_bytes() == Path("plan.json").read_bytes()
+    for artifact, start in [(p, "Profile of"), (plan, "Plan for")]:
+        code, out, err = run("inspect", artifact)
+        assert (code, err) == (0, "")
+        assert out.startswith(start)
+    code, out, err = run(f"score model --text book.txt --length 64 --windows 3 --plan {plan}")
+    assert (code, err) == (0, "")
+    assert [line.split()[0] for line in out.splitlines()] == ["3", "dense", "sparse", "excess", "density"]
+    code, out, err = run(f"generate model --plan {plan} --max-new-tokens 5 --prompt abc")
+    assert code == 0
+    assert "tokens, density" in err
+    code, out, err = run(f"bench model --plan {plan} --text book.txt --context 64 --new-tokens 3")
+    assert (code, err) == (0, "")
+    assert "times as fast as dense at decode" in out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "plan.json"]
+
+
+@pytest.mark.parametrize(
+    ("line", "keys"),
+    [
+        ("profile model --text book.txt --length 64 --windows 2 --out {}/p.safetensors", {"budgets", "nll", "out"}),
+        ("plan p.safetensors --mean-keep 3 --policy permuted --tail drop --seed 5 --out {}/q.json", {"n_keep", "out"}),
+        ("inspect plan.json", {"n_keep", "policy"}),
+        ("inspect p.safetensors", {"budgets", "windows"}),
+        ("score model --text book.txt --length 64 --windows 2", {"dense", "notes"}),
+        ("score model --text book.txt --length 64 --windows 1 --plan plan.json", {"sparse"}),
+        ("generate model --plan plan.json --max-new-tokens 4 --prompt abc", {"text", "density", "new_tokens"}),
+        ("generate model --max-new-tokens 4 --prompt abc", {"text"}),
+        ("bench model --plan plan.json --text book.txt --context 32 --new-tokens 2", {"dense", "sparse", "gate"}),
+        ("doctor", {"versions", "self_test_error"}),
+    ],
+)
+def test_json_is_one_object_on_standard_output(run, tmp_path, line, keys):
+    code, out, _ = run(line.format(tmp_path) + " --json")
+    assert code == 0
+    result = json.loads(out, parse_constant=pytest.fail)
+    assert keys <= result.keys()
+
+
+def test_demo(run, tmp_path):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed, and demo draws")
+    (tmp_path / "other.txt").write_text(TEXT[::-1])
+    # As long as the model's context: the speed test has to stay within it.
+    line = f"demo --model model --calibration book.txt --text {tmp_path / 'other.txt'} --length {POSITIONS} --windows 1"
+    code, out, err = run(f"{line} --json --out {tmp_path / 'demo'}")
+    assert (code, err) == (0, "")
+    files = ["frontier.png", "plan.json", "profile.safetensors", "report.html", "result.json"]
+    assert sorted(path.name for path in (tmp_path / "demo").iterdir()) == files
+    assert json.loads(out) == json.loads((tmp_path / "demo" / "result.json").read_text())
+    stamp = (tmp_path / "demo" / "profile.safetensors").stat().st_mtime_ns
+    code, out, _ = run(f"{line} --out {tmp_path / 'demo'}")
+    assert code == 0
+    assert "report.html" in out
+    assert (tmp_path / "demo" / "profile.safetensors").stat().st_mtime_ns == stamp
+
+
+def test_artifacts_are_told_apart_by_content(run, tmp_path):
+    code, _, _ = run("plan p.safetensors --mean-keep 4 --out", tmp_path / "budgets")
+    assert code == 0
+    assert run("inspect", tmp_path / "budgets")[1].startswith("Plan for")
+
+
+def test_fewer_windows_than_asked_are_noted(run):
+    code, out, _ = run("score model --text book.txt --length 400 --windows 50")
+    assert code == 0
+    assert "note: the text holds only" in out
+
+
+def test_prompt_from_standard_input(run, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("from a pipe"))
+    code, out, _ = run("generate model --json --max-new-tokens 2 --prompt -")
+    assert code == 0
+    assert json.loads(out)["prompt_tokens"] == len("from a pipe")
+
+
+def test_doctor_in_words(run):
+    code, out, err = run("doctor")
+    assert (code, err) == (0, "")
+    assert "self-test: sparse attention within" in out
+
+
+def test_doctor_that_finds_a_fault(fails, monkeypatch):
+    monkeypatch.setattr(doctor, "_self_test", lambda _: float("nan"))
+    assert "The self-test failed" in fails("doctor")
+
+
+BAD = [
+    # Models.
+    ("score nowhere --text book.txt", "Unknown model 'nowhere'"),
+    ("score ./nowhere --text book.txt", "There is no model at ./nowhere"),
+    ("score book.txt --text book.txt", "not a .gguf file"),
+    ("score model --text book.txt --dtype float31", "did you mean 'float32'"),
+    ("score model --text book.txt --device warp", "Device 'warp' cannot be used"),
+    # Texts.
+    ("score model --text none.txt", "none.txt"),
+    ("score model --text blank.txt", "holds no text"),
+    ("score model --text pydoc:tests", "did you mean"),
+    ("score model --text short.txt --length 64", "The text has 9 tokens, a window needs 64"),
+    ("profile model --text none.txt --out {}/p", "none.txt"),
+    ("profile model --text short.txt --length 64 --out {}/p", "The text has 9 tokens, a window needs 64"),
+    ("profile nowhere --text book.txt --out {}/new/p", "Unknown model 'nowhere'"),
+    ("bench model --plan plan.json --text short.txt --context 64", "The text has 9 tokens, a window needs 64"),
+    # Numbers.
+    ("profile model --text book.txt --length 1 --out {}/p", "length must be at least 8, found 1"),
+    ("profile model --text book.txt --windows 0 --out {}/p", "windows must be at least 1, found 0"),
+    ("profile model --text book.txt --queries -4 --out {}/p", "queries must be at least 1, found -4"),
+    ("profile model --text book.txt --seed 99999999999999999999 --out {}/p", "seed must be at most 2147483647"),
+    ("profile model --text book.txt --length 513 --out {}/p", "longer than the 512 that this LlamaForCausalLM allows"),
+    ("score model --text book.txt --length 1", "has nothing to predict; give a length of 2 or more"),
+    ("score model --text book.txt --length 513", "give a smaller --length"),
+    ("score model --text book.txt --length 64 --windows 0", "Cannot take 0 windows; give a count of 1 or more"),
+    ("bench model --plan plan.json --text book.txt --context 500 --new-tokens 32", "smaller --context or --new-tokens"),
+    ("bench model --plan plan.json --text book.txt --context 64 --new-tokens 0", "at least 1 new token, found 0"),
+    ("bench model --plan plan.json --text book.txt --context 1", "nothing to predict"),
+    ("generate model --prompt abc --max-new-tokens 0", "Generate at least 1 token, found 0"),
+    ("generate model --prompt abc --max-new-tokens 511", "a shorter prompt or a smaller --max-new-tokens"),
+    ("generate model --prompt abc --chat", "no chat template: leave out --chat"),
+    ("generate model --prompt=", "The prompt is empty"),
+    ("plan p.safetensors --out {}/q --mean-keep 0", "give a finite number from 1, found 0"),
+    ("plan p.safetensors --out {}/q --mean-keep -1", "give a finite number from 1, found -1"),
+    ("plan p.safetensors --out {}/q --mean-keep nan", "give a finite number from 1, found nan"),
+    ("plan p.safetensors --out {}/q --mean-keep inf", "give a finite number from 1, found inf"),
+    ("plan p.safetensors --out {}/q --mean-keep 0.5", "give a finite number from 1, found 0.5"),
+    ("plan p.safetensors --out {}/q --mean-keep ten", "argument --mean-keep: invalid float value: 'ten'"),
+    ("plan p.safetensors --out {}/q --mean-keep 4 --seed -1", "seed is a whole number from 0"),
+    ("plan p.safetensors --out {}/q --mean-keep 4 --policy fishr", "Unknown policy 'fishr': did you mean 'fisher'?"),
+    ("plan p.safetensors --out {}/q --mean-keep 4 --tail drops", "Unknown tail 'drops': did you mean 'drop'?"),
+    # Artifacts.
+    ("plan plan.json --out {}/q --mean-keep 4", "plan.json is not a profile, or it is damaged"),
+    ("plan none --out {}/q --mean-keep 4", "Cannot read none: No such file or directory"),
+    ("plan model --out {}/q --mean-keep 4", "Cannot read model: Is a directory"),
+    ("score model --text book.txt --plan p.safetensors", "p.safetensors is not a plan, or it is damaged"),
+    ("score model --text book.txt --plan none", "Cannot read none: No such file or directory"),
+    ("score other --text book.txt --plan plan.json", "This plan is for another model, model: plan and model differ in"),
+    ("generate other --prompt abc --plan plan.json", "This plan is for another model"),
+    ("bench other --text book.txt --plan plan.json", "This plan is for another model"),
+    ("inspect none.json", "Cannot read none.json: No such file or directory"),
+    ("inspect model", "Cannot read model: Is a directory"),
+    ("inspect book.txt", "book.txt is not a plan, or it is damaged"),
+    ("inspect model/model.safetensors", "model.safetensors is not a profile, or it is damaged"),
+    ("inspect model/config.json", "expected schema geosparse.plan/1, found None"),
+    # Outputs.
+    ("plan p.safetensors --mean-keep 4 --out model", "Cannot write model: it is a folder; give a file name"),
+    ("plan p.safetensors --mean-keep 4 --out book.txt/q", "Cannot write book.txt/q: "),
+    ("profile model --text book.txt --out model", "Cannot write model: it is a folder"),
+    ("profile model --text book.txt --out book.txt/a/b", "Cannot write book.txt/a/b: "),
+    ("plan p.safetensors --mean-keep 4 --out /dev/null", "Cannot write /dev/null: it is not a plain file"),
+    ("plan p.safetensors --mean-keep 4 --out /proc/q.json", "Cannot write /proc/q.json: "),
+    ("demo --model model --out book.txt", "Cannot write book.txt"),
+    ("demo --model model --out {}/d --text book.txt --calibration book.txt", "is the calibration text"),
+    ("demo --model model --out {}/d --calibration none.txt", "none.txt"),
+    ("demo --model model --out {}/d --length 1024", "longer than the 512"),
+    # The command itself.
+    ("", "the following arguments are required: COMMAND; see `geosparse --help`"),
+    ("polish", "invalid choice: 'polish'"),
+    ("score model --frobnicate 3", "unrecognized arguments: --frobnicate 3"),
+    ("score model --win 3", "unrecognized arguments: --win 3"),
+    ("score model --length many", "argument --length: invalid int value: 'many'; see `geosparse score --help`"),
+    ("plan p.safetensors --out {}/q", "the following arguments are required: --mean-keep"),
+    ("generate model", "the following arguments are required: --prompt"),
+]
+
+
+@pytest.mark.parametrize(("line", "sentence"), BAD, ids=[line.replace("{}/", "") or "nothing" for line, _ in BAD])
+def test_mistakes(fails, tmp_path, line, sentence):
+    if "/proc/" in line and not os.path.isdir("/proc/self"):
+        pytest.skip("this system has no /proc")
+    if line.startswith("demo"):
+        pytest.importorskip("matplotlib", reason="matplotlib is not installed: demo stops before anything else")
+    assert sentence in fails(line.format(tmp_path))
+
+
+DAMAGE = {
+    "truncated": lambda data: data[: len(data) // 2],
+    "empty": lambda data: b"",
+    "binary": lambda data: bytes(range(256)),
+    "zeros": lambda data: bytes(len(data)),
+    "not JSON": lambda data: b"budgets: 4",
+    "NaN": lambda data: data.replace(b'"mean_keep": 8', b'"mean_keep": NaN'),
+    "infinity": lambda data: data.replace(b'"mean_keep": 8.0', b'"mean_keep": 1e999'),
+    "deep": lambda data: b'{"a":' * 100_000,
+    "a number of 10 000 digits": lambda data: data.replace(b": 64", b": " + b"9" * 10_000),
+    "a huge number": lambda data: data.replace(b'"reference_length": 64', b'"reference_length": 9007199254740993'),
+    "a fraction": lambda data: data.replace(b'"reference_length": 64', b'"reference_length": 64.5'),
+    "a word": lambda data: data.replace(b'"reference_length": 64', b'"reference_length": "64"'),
+    "a list": lambda data: b"[" + data + b"]",
+    "null": lambda data: b"null",
+    "half a surrogate pair": lambda data: data.replace(b'"fisher"', b'"\\ud800"'),
+    "another schema": lambda data: data.replace(b"plan/1", b"plan/9"),
+    "a budget of 0": lambda data: re.sub(rb'("n_keep": \[\s*\[\s*)\d+', rb"\g<1>0", data),
+    "a tail that is none": lambda data: data.replace(b'"centroid"', b'"mean"'),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_plans(fails, tmp_path, damage):
+    path = tmp_path / "plan.json"
+    data = Path("plan.json").read_bytes()
+    path.write_bytes(DAMAGE[damage](data))
+    assert path.read_bytes() != data
+    for command in (f"inspect {path}", f"generate model --prompt abc --plan {path}"):
+        text = fails(command)
+        assert text.startswith(f"{path} is not a ")
+        assert text.endswith("; give or make another one.")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.1, 0.5, 0.999])
+def test_damaged_profiles(fails, tmp_path, share):
+    path = tmp_path / "p.safetensors"
+    data = Path("p.safetensors").read_bytes()
+    path.write_bytes(data[: int(share * len(data))])
+    assert f"{path} is not a profile, or it is damaged" in fails(
+        f"plan {path} --mean-keep 4 --out", tmp_path / "q.json"
+    )
+
+
+def saved(model, folder):
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+SIZE = {"vocab_size": len(VOCABULARY)}
+UNSUPPORTED = {
+    "encoder-decoder": transformers.T5Config(**SIZE, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2),
+    "AttentionInterface": transformers.BloomConfig(**SIZE, hidden_size=16, n_layer=1, n_head=2),
+    "AttentionInterface,": transformers.GPTJConfig(
+        **SIZE, n_embd=16, n_layer=1, n_head=2, rotary_dim=4, n_positions=99
+    ),
+}
+
+
+@pytest.mark.parametrize("reason", UNSUPPORTED)
+def test_unsupported_models(fails, tmp_path, reason):
+    config = UNSUPPORTED[reason]
+    kind = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
+    model = kind.from_config(config)
+    folder = saved(model, tmp_path / "model")
+    text = fails(f"profile {folder} --text book.txt --length 64 --out", tmp_path / "p.safetensors")
+    assert reason in text
+    assert type(model).__name__ in text
+
+
+def test_a_model_without_a_head(fails, tmp_path):
+    folder = saved(tiny_model(**SIZE).model, tmp_path / "model")
+    text = fails(f"profile {folder} --text book.txt --length 64 --out", tmp_path / "p.safetensors")
+    assert "its weights are missing (lm_head.weight first)" in text
+
+
+def test_weights_that_are_not_numbers(fails, tmp_path):
+    model = tiny_model(**SIZE)
+    model.lm_head.weight[:] = torch.nan
+    folder = saved(model, tmp_path / "model")
+    for command in ("score", f"profile --out {tmp_path / 'p.safetensors'}"):
+        assert "use a sound checkpoint" in fails(f"{command} {folder} --text book.txt --length 64")
+
+
+def test_text_that_is_not_utf8(fails, tmp_path, monkeypatch):
+    (tmp_path / "latin.txt").write_bytes("é".encode("latin-1") * 500)
+    assert "UTF-8" in fails("score model --length 64 --text", tmp_path / "latin.txt")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe"), "utf-8"))
+    assert "Standard input is not UTF-8" in fails("generate model --prompt -")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_write_permission(fails, tmp_path):
+    (tmp_path / "closed").mkdir(mode=0o500)
+    assert "Permission denied" in fails("plan p.safetensors --mean-keep 4 --out", tmp_path / "closed" / "q.json")
+
+
+def test_a_failed_run_keeps_the_old_file(fails, tmp_path):
+    (tmp_path / "q.json").write_bytes(Path("plan.json").read_bytes())
+    fails("plan p.safetensors --mean-keep 0 --out", tmp_path / "q.json")
+    assert (tmp_path / "q.json").read_bytes() == Path("plan.json").read_bytes()
+
+
+def test_interruption_is_130(run, monkeypatch):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_doctor", interrupt)
+    assert run("doctor") == (130, "", "geosparse: interrupted\n")
+
+
+def test_help_and_version(run):
+    code, out, err = run("--help")
+    assert (code, err) == (0, "")
+    for command in ("demo", "profile", "plan", "inspect", "score", "generate", "lm-eval", "bench", "doctor"):
+        assert f"    {command} " in out
+        code, text, _ = run(f"{command} --help")
+        assert code == 0
+        assert "example:" in text
+    assert run("--version")[1] == f"geosparse {gs.__version__}\n"
+
+
+COMMAND = [sys.executable, "-m", "geosparse"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes and signals as POSIX has them")
+class TestProcess:
+    """What only a process of its own can show."""
+
+    def test_a_reader_that_stops_early(self):
+        reader, writer = os.pipe()
+        os.close(reader)
+        done = subprocess.run([*COMMAND, "inspect", "plan.json"], stdout=writer, stderr=subprocess.PIPE, check=False)
+        os.close(writer)
+        assert done.stderr == b""
+        assert done.returncode == 1
+
+    @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+    def test_standard_output_that_is_full(self):
+        with open("/dev/full", "w") as full:
+            done = subprocess.run([*COMMAND, "inspect", "plan.json"], stdout=full, stderr=subprocess.PIPE, check=False)
+        assert done.stderr.decode() == "geosparse: error: Cannot use standard output: No space left on device.\n"
+        assert done.returncode == 1
+
+    def test_control_c(self, tmp_path):
+        out = tmp_path / "p.safetensors"
+        line = ["profile", "model", "--text", "book.txt", "--length", "500", "--out", str(out)]
+        # The model runs until it is stopped; a line on standard error says when it does.
+        code = (
+            "import sys, geosparse.cli, geosparse.profiler as p\n"
+            "old = p._forward_backward\n"
+            "def slow(*a):\n    print('running', file=sys.stderr, flush=True)\n    while True: old(*a)\n"
+            "p._forward_backward = slow\n"
+            "sys.exit(geosparse.cli.main(sys.argv[1:]))"
+        )
+        process = subprocess.Popen([sys.executable, "-c", code, *line], stderr=subprocess.PIPE, text=True)
+        assert process.stderr.readline() == "running\n"
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+        assert err == "geosparse: interrupted\n"
+        assert process.returncode == 130
+        assert list(tmp_path.iterdir()) == []
