@@ -8,14 +8,14 @@ import torch
 
 from .architecture import read_terms
 from .errors import GeosparseError
-from .ops import PATHS, Tail
+from .ops import PATHS, Tail, best_path
 from .receipt import Receipt
 
 
 class SparseAttention:
     """Serves one attention layer: keeps `n_keep[h]` tokens in head h at every query, and counts them."""
 
-    def __init__(self, layer: int, n_keep: list[int], tail: Tail, receipt: Receipt, path: str = "torch") -> None:
+    def __init__(self, layer: int, n_keep: list[int], tail: Tail, receipt: Receipt, path: str = "auto") -> None:
         """Args: the layer's place in the plan, its `Hq` budgets, the tail, where to count, and the ops path."""
         self.layer = layer
         self.n_keep = n_keep
@@ -35,7 +35,8 @@ class SparseAttention:
         """Sparse attention `[B, Hq, T, Dv]` of `query` `[B, Hq, T, D]` over `key`, `value` `[B, Hkv, S, D]`."""
         terms = read_terms(module, query, kwargs)
         mask, bias = split_mask(attention_mask, key.shape[2])
-        result = PATHS[self.path](
+        path = best_path(query, key, value, bias) if self.path == "auto" else self.path
+        result = PATHS[path](
             query,
             key,
             value,

@@ -13,6 +13,8 @@ import torch
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from .ops import remember_value_sum
+
 # Room to spare, as a fraction: each token is copied about 1 / SPARE times in all, and memory is at most 1 + SPARE.
 SPARE = 0.125
 LEAST_SPARE = 64
@@ -20,6 +22,9 @@ LEAST_SPARE = 64
 
 class GrowingLayer(DynamicLayer):  # type: ignore[misc]
     """A DynamicLayer whose `keys` and `values` `[B, Hkv, S, D]` are the filled part of larger buffers.
+
+    The sum of all values is kept up to date and goes with them, so that the centroid tail reads no values that a query
+    does not keep.
 
     Everything else that a cache layer does (crop, reorder, select, repeat, reset, offload) replaces `keys` and
     `values` by other tensors, as in the parent; the next `update` then starts new buffers from them.
@@ -32,6 +37,8 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
         super().__init__()
         self._key_buffer: torch.Tensor | None = None
         self._value_buffer: torch.Tensor | None = None
+        self._summed: torch.Tensor | None = None  # the `values` that `_value_sum` is of
+        self._value_sum: torch.Tensor | None = None  # [B, Hkv, Dv] fp64
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -40,12 +47,19 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         self._key_buffer, self.keys = _append(self._key_buffer, self.keys, key_states)
+        untouched = self.values is self._summed
         self._value_buffer, self.values = _append(self._value_buffer, self.values, value_states)
+        if untouched and self._value_sum is not None:
+            self._value_sum = self._value_sum + value_states.sum(-2, dtype=torch.float64)
+        else:
+            self._value_sum = self.values.sum(-2, dtype=torch.float64)
+        self._summed = self.values
+        remember_value_sum(self.values, self._value_sum)
         return self.keys, self.values
 
     def reset(self) -> None:
         """Forget all tokens and give the memory back."""
-        self._key_buffer = self._value_buffer = None
+        self._key_buffer = self._value_buffer = self._summed = self._value_sum = None
         super().reset()
 
 

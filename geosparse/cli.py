@@ -19,8 +19,10 @@ TEXT_HELP = ".txt or .jsonl file, hf:owner/name[:split], or pydoc:calibration|pl
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    # Spinning OpenMP threads stall every other process of a small machine; this must precede the import of torch.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # OpenMP threads that spin for long stall every other process of a small machine, threads that sleep at once wake
+    # too late for a kernel of 100 us; a few microseconds of spinning do neither. Must precede the import of torch.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     try:
         options = _parse(arguments)
         options.run(options)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 
 from .errors import GeosparseError
-
 
 # Counts wait in memory, on the device, until there are so many calls or query rows.
 MAX_PENDING = 8192
@@ -29,6 +30,7 @@ class Receipt:
         self._n_keep = n_keep
         self._names = names
         self._lock = threading.Lock()
+        self._paused = False
         self.reset()
 
     def reset(self) -> None:
@@ -47,10 +49,24 @@ class Receipt:
             kept: `[Hq]` tokens kept, summed over batch and queries.
         """
         with self._lock:
+            if self._paused:
+                return
             self._pending.append(_Count(layer, visible_rows, kept))
             self._pending_rows += visible_rows.numel()
             if self._pending_rows > MAX_PENDING_ROWS or len(self._pending) > MAX_PENDING:
                 self._settle()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Count nothing inside the block."""
+        with self._lock:
+            before = self._paused
+            self._paused = True
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._paused = before
 
     def _settle(self) -> None:
         """Add what is pending to the totals; the lock is held."""

@@ -6,6 +6,7 @@ from transformers import DynamicCache
 
 import geosparse as gs
 from geosparse.cache import SPARE, GrowingLayer, SparseCache
+from geosparse.ops.cpu import value_sum_of
 
 from .tiny import EXTRA, tiny_model, tokens
 
@@ -62,6 +63,18 @@ def test_changes_then_growth_equal_the_dynamic_layer(change):
         layer.update(new[..., :1, :], new[..., :1, :])
     assert torch.equal(ours.keys, theirs.keys)
     assert torch.equal(ours.values, theirs.values)
+
+
+def test_the_sum_of_values_does_not_drift():
+    layer, whole = GrowingLayer(), []
+    for step in range(300):
+        new = states(40 if step == 0 else 1, seed=step)
+        whole.append(new[1])
+        if step == 200:
+            layer.crop(-5)
+            whole = [torch.cat(whole[:-1], dim=-2)[..., :-5, :], new[1]]
+        _, values = layer.update(*new)
+        assert (value_sum_of(values) - torch.cat(whole, dim=-2).double().sum(-2)).abs().max() <= 1e-9
 
 
 def test_unfilled_room_is_never_read():

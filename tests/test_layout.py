@@ -20,7 +20,7 @@ LAYERS = [
     {"architecture", "models"},
     {"identity"},
     {"plan", "profile", "receipt"},
-    {"planner", "attention", "figures"},
+    {"planner", "attention", "cache", "figures"},
     {"profiler", "patch", "report"},
     {"scoring", "inspection", "doctor"},
     {"bench", "generate", "integrations"},
@@ -28,6 +28,8 @@ LAYERS = [
     {"cli"},
     {"__main__", "__init__"},
 ]
+# Subclasses of transformers' classes live here; the module itself is imported when used.
+SUBCLASSES = {"cache"}
 HEAVY = {"transformers", "lm_eval", "datasets", "matplotlib", "triton", "flash_attn", "gguf", "accelerate"}
 
 
@@ -75,7 +77,9 @@ def test_imports_go_downwards(path):
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_heavy_libraries_are_imported_when_used(path):
-    assert not {name for level, name in imported(path, everywhere=False) if level == 0} & HEAVY
+    if top_name(path) not in SUBCLASSES:
+        assert not {name for level, name in imported(path, everywhere=False) if level == 0} & HEAVY
+        assert not {name for level, name in imported(path, everywhere=False) if level == 1} & SUBCLASSES
 
 
 def test_importing_the_package_imports_nothing_heavy():
@@ -105,6 +109,6 @@ def test_no_path_of_a_machine_is_committed():
 
 
 def test_public_names_do_not_depend_on_what_was_imported_before():
-    code = "import geosparse.scoring, geosparse.cli, geosparse as gs; assert all(callable(getattr(gs, n)) for n in gs.__all__)"
+    code = "import geosparse.scoring, geosparse as gs; assert all(callable(getattr(gs, name)) for name in gs.__all__)"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert not {path.stem for path in modules()} & set(__import__("geosparse").__all__)

@@ -231,7 +231,8 @@ def test_a_wrong_count_is_noticed(monkeypatch):
     plan = varied_plan(model)
     gs.sparsify_(model, plan)
     gs.restore_(model)
-    monkeypatch.setitem(ops.PATHS, "torch", lying)
+    for path in ("torch", "cpu"):
+        monkeypatch.setitem(ops.PATHS, path, lying)
     with pytest.raises(gs.GeosparseError, match=r"kept .* tokens where the plan says"), gs.sparsified(model, plan):
         logits(model, tokens(1, 10))
 

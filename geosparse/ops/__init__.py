@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from .chunked import chunked_attention
-from .cpu import cpu_attention, supports
+from .cpu import cpu_attention, remember_value_sum, supports
 from .reference import causal_mask, reference_attention
 from .select import top_n
 from .types import TAILS, Attended, Tail
@@ -35,5 +35,6 @@ __all__ = [
     "chunked_attention",
     "cpu_attention",
     "reference_attention",
+    "remember_value_sum",
     "top_n",
 ]

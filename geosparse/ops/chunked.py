@@ -107,7 +107,7 @@ def _attend(
 def attention_weights(
     scores: torch.Tensor, seen: torch.Tensor, sink: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor | float]:
-    """Softmax `[B, Hq, T, S]` of `scores`, zeros where a query sees nothing, and the weight that `sink` `[Hq]` takes."""
+    """Softmax `[B, Hq, T, S]` of `scores`, zeros for blind queries, and the weight that `sink` `[Hq]` takes."""
     lost: torch.Tensor | float = 0.0
     if sink is None:
         weight = scores.softmax(-1)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import logging
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +79,7 @@ def lm_class() -> Any:
 
         def _detect_batch_size(self, *arguments: Any, **options: Any) -> Any:
             """Not counted: these are trial calls on made-up tokens."""
-            with _not_counted(self.receipt):
+            with nullcontext() if self.receipt is None else self.receipt.paused():
                 return super()._detect_batch_size(*arguments, **options)
 
         def get_model_info(self) -> dict[str, Any]:
@@ -114,13 +113,3 @@ def _by_task(lm: Any, answer: Callable[..., list[Any]], requests: list[Any], dis
 
 def _counted(receipt: Receipt | None) -> tuple[int, int]:
     return (0, 0) if receipt is None else (int(receipt.kept.sum()), int(receipt.visible.sum()))
-
-
-@contextmanager
-def _not_counted(receipt: Receipt | None) -> Iterator[None]:
-    before = copy.deepcopy(receipt)
-    try:
-        yield
-    finally:
-        if before is not None:
-            vars(receipt).update(before.__getstate__())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import torch
@@ -107,11 +107,17 @@ def cpu_attention(
     One query per row runs in one fused kernel that reads every key once and only the kept values; several queries
     get their scores and outputs from matrix products and everything between from a kernel.
     """
-    budgets = torch.tensor(list(n_keep), dtype=torch.int64)
+    budgets = _budgets(tuple(n_keep))
     sinks = None if sink is None else sink.detach().float().contiguous()
     if query.shape[2] == 1:
         return _decode(query, key, value, budgets, tail, scaling, mask, softcap, sinks)
     return _prefill(query, key, value, budgets, tail, scaling, mask, softcap, sinks)
+
+
+@lru_cache(maxsize=4096)
+def _budgets(n_keep: tuple[int, ...]) -> torch.Tensor:
+    """`n_keep` as a tensor; the same few tuples come back at every token."""
+    return torch.tensor(n_keep, dtype=torch.int64)
 
 
 def _decode(
