@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from .errors import GeosparseError
-from .ops import TAILS, chunked_attention, reference_attention
+from .ops import PATHS, TAILS, best_path, cpu, reference_attention
 from .provenance import device_name, versions
 from .weights import ALIASES, cache_dir
 
@@ -28,6 +28,7 @@ def examine() -> tuple[dict[str, Any], str]:
         "extras": {extra: find_spec(module) is not None for extra, module in EXTRAS.items()},
         "cache": str(cache_dir()),
         "cached_models": sorted(name for name in ALIASES if any(models.glob(f"{name}-*"))),
+        "cpu_kernels": cpu.isa() if cpu.library() is not None else cpu.load_error(),
         "self_test_error": _self_test(device),
     }
     if not data["self_test_error"] <= ALLOWED:
@@ -39,6 +40,8 @@ def examine() -> tuple[dict[str, Any], str]:
     for extra, present in data["extras"].items():
         lines.append(f"extra {extra}: " + ("installed" if present else f"missing (pip install geosparse[{extra}])"))
     lines.append(f"model cache: {data['cache']} ({', '.join(data['cached_models']) or 'empty'})")
+    kernels = data["cpu_kernels"]
+    lines.append("CPU kernels: " + (kernels if cpu.library() is not None else f"the torch path is in use ({kernels})"))
     lines.append(f"self-test: sparse attention within {data['self_test_error']:.1e} of the fp64 reference")
     return data, "\n".join(lines)
 
@@ -50,7 +53,7 @@ def _self_test(device: str) -> float:
     worst = 0.0
     for tail in TAILS:
         arguments: dict[str, Any] = {"tail": tail, "scaling": 0.25}
-        fast = chunked_attention(query, key, value, [1, 2, 4, 8, 16, 80], **arguments)
+        fast = PATHS[best_path(query, key, value, None)](query, key, value, [1, 2, 4, 8, 16, 80], **arguments)
         true = reference_attention(query, key, value, [1, 2, 4, 8, 16, 80], **arguments)
         worst = max(worst, float((fast.output - true.output).abs().max()))
     return worst

@@ -111,10 +111,11 @@ def describe_bench(result: dict[str, Any]) -> str:
         f"context {result['context']}, {result['new_tokens']} tokens, {result['dtype']}, {result['device']}",
         f"baseline: {result['baseline']}",
     ]
-    for name in ("dense", "sparse"):
+    for name in ("dense", "dense_growing_cache", "sparse"):
         part = result[name]
+        prefill = f"prefill {part['prefill_seconds']:.2f} s, " if "prefill_seconds" in part else ""
         lines.append(
-            f"{name:<7} prefill {part['prefill_seconds']:.2f} s, decode {part['ms_per_token']:.1f} ms/token "
+            f"{name.replace('_', ' '):<20} {prefill}decode {part['ms_per_token']:.1f} ms/token "
             f"({part['tokens_per_second']:.1f} tokens/s, {part['gb_per_second']:.1f} GB/s)"
         )
     lines.append(

@@ -169,7 +169,7 @@ def _speed(result: dict[str, Any]) -> list[str]:
         f"Sparse runs at {ratio:.2f} times the speed of dense."
     ]
     if ratio < 1:
-        said.append("It is slower: the reference path is there to measure quality, it is not meant to be fast.")
+        said.append("It is slower here.")
     note = str(speed.get("note") or "").strip().rstrip(".")
     return [*said, f"{note[0].upper()}{note[1:]}."] if note else said
 

@@ -11,7 +11,7 @@ from .select import top_n
 from .types import Attended, Tail
 
 # Scores of one chunk, bytes; a handful of tensors of this size are alive at once.
-CHUNK_BYTES = 16 << 20
+CHUNK_BYTES = 8 << 20
 # Causal rows of one chunk share their key range, so longer chunks score keys that nobody sees.
 MAX_CHUNK = 128
 

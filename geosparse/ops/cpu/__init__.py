@@ -16,7 +16,7 @@ import torch
 from ..chunked import chunk_rows, visible_mean
 from ..types import TAILS, Attended, Tail
 
-ABI = 1
+ABI = 2
 ISAS = ("plain", "avx2", "avx512")
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
@@ -36,10 +36,12 @@ class _DecodeCall(ctypes.Structure):
 class _WeighCall(ctypes.Structure):
     """Mirrors WeighCall in geosparse.cpp."""
 
-    _fields_ = [(name, ctypes.c_void_p) for name in ("scores", "missing", "kept", "n_keep", "mask", "sink")] + [
-        (name, ctypes.c_int64)
-        for name in ("batch", "heads", "queries", "keys", "mask_batch", "mask_row", "tail", "threads")
-    ]
+    _fields_ = (
+        [(name, ctypes.c_void_p) for name in ("scores", "v", "out", "missing", "kept", "n_keep", "mask", "sink")]
+        + [(name, ctypes.c_int64) for name in ("batch", "heads", "kv_heads", "queries", "keys", "value_dim")]
+        + [(name, ctypes.c_int64) for name in ("v_batch", "v_head", "v_row", "out_batch", "out_head")]
+        + [(name, ctypes.c_int64) for name in ("mask_batch", "mask_row", "tail", "threads")]
+    )
 
 
 @cache
@@ -188,21 +190,28 @@ def _prefill(
 ) -> Attended:
     batch, heads, queries, dim = query.shape
     keys, kv_heads = key.shape[2], key.shape[1]
-    output = query.new_empty(batch, heads, queries, value.shape[-1])
+    key, value = key.float(), _unit_rows(value.float())
+    output = value.new_empty(batch, heads, queries, value.shape[-1])
     kept = torch.zeros(heads, dtype=torch.int64)
-    key, value = key.float(), value.float()
     means = _prefix_means(value) if tail == "centroid" and mask is None else None
     rows = chunk_rows(batch, heads, keys)
+    buffer = value.new_empty(batch * heads * min(rows, queries) * keys)
+    # Adding up one kept row of values costs about four times what a matrix product spends on any row.
+    gather = 4 * int(budgets.clamp_max(keys).sum()) < heads * keys
     for start in range(0, queries, rows):
         stop = min(start + rows, queries)
         end = keys if mask is not None else keys - queries + stop
         grouped = (query[:, :, start:stop].float() * scaling).reshape(batch, kv_heads, -1, dim)
-        scores = grouped @ key[:, :, :end].transpose(-1, -2)
+        scores = buffer[: batch * heads * (stop - start) * end].view(batch, kv_heads, -1, end)
+        torch.matmul(grouped, key[:, :, :end].transpose(-1, -2), out=scores)
         if softcap is not None:
             scores.div_(softcap).tanh_().mul_(softcap)
         seen = None if mask is None else mask[:, 0, start:stop, :end].expand(batch, -1, -1)
-        missing, count = _weigh(scores.view(batch, heads, stop - start, end), budgets, tail, seen, sink)
-        result = (scores @ value[:, :, :end]).view(batch, heads, stop - start, -1)
+        result = output[:, :, start:stop]
+        shaped = scores.view(batch, heads, stop - start, end)
+        missing, count = _weigh(shaped, value if gather else None, result, budgets, tail, seen, sink)
+        if not gather:
+            result.copy_((scores @ value[:, :, :end]).view(batch, heads, stop - start, -1))
         if tail == "centroid":
             if means is not None:
                 centroid = means[:, :, end - (stop - start) : end]
@@ -210,22 +219,34 @@ def _prefill(
                 assert seen is not None
                 centroid = visible_mean(value, seen[:, None])
             result.addcmul_(missing.unsqueeze(-1), centroid.repeat_interleave(heads // kv_heads, dim=1))
-        output[:, :, start:stop] = result
         kept += count.sum((0, 2))
-    return Attended(output, kept)
+    return Attended(output.to(query.dtype), kept)
 
 
 def _weigh(
-    scores: torch.Tensor, budgets: torch.Tensor, tail: Tail, seen: torch.Tensor | None, sink: torch.Tensor | None
+    scores: torch.Tensor,
+    value: torch.Tensor | None,
+    output: torch.Tensor,
+    budgets: torch.Tensor,
+    tail: Tail,
+    seen: torch.Tensor | None,
+    sink: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Turn `scores` `[B, Hq, T, S]` into attention weights in place; the missing mass and counts, `[B, Hq, T]`."""
+    """Scores `[B, Hq, T, S]` -> `output` `[B, Hq, T, Dv]`, or without `value` attention weights in place of the scores.
+
+    Returns:
+        The mass that is left to the centroid and the tokens kept, `[B, Hq, T]`.
+    """
     batch, heads, queries, keys = scores.shape
     missing = torch.empty(batch, heads, queries)
     kept = torch.empty(batch, heads, queries, dtype=torch.int64)
     if seen is not None and seen.stride(-1) != 1:
         seen = seen.contiguous()
+    rows = output if value is None else value
     call = _WeighCall(
         scores=scores.data_ptr(),
+        v=_pointer(value),
+        out=output.data_ptr(),
         missing=missing.data_ptr(),
         kept=kept.data_ptr(),
         n_keep=budgets.data_ptr(),
@@ -233,8 +254,15 @@ def _weigh(
         sink=_pointer(sink),
         batch=batch,
         heads=heads,
+        kv_heads=rows.shape[1],
         queries=queries,
         keys=keys,
+        value_dim=rows.shape[-1],
+        v_batch=rows.stride(0),
+        v_head=rows.stride(1),
+        v_row=rows.stride(2),
+        out_batch=output.stride(0),
+        out_head=output.stride(1),
         mask_batch=0 if seen is None else seen.stride(0),
         mask_row=0 if seen is None else seen.stride(1),
         tail=TAILS.index(tail),

@@ -33,13 +33,16 @@ struct DecodeCall {
 };
 
 struct WeighCall {
-  float* scores;          // [B, Hq, T, S], contiguous; becomes weights
+  float* scores;          // [B, Hq, T, S], contiguous; becomes weights where v is null
+  const float* v;         // [B, Hkv, S, Dv], or null: the caller multiplies
+  float* out;             // [B, Hq, T, Dv], where v is given
   float* missing;         // [B, Hq, T], mass left for the centroid
   int64_t* kept;          // [B, Hq, T]
   const int64_t* n_keep;  // [Hq]
   const uint8_t* mask;    // [B, T, S] by strides, or null: causal, the last query at the last key
   const float* sink;      // [Hq] or null
-  int64_t batch, heads, queries, keys, mask_batch, mask_row, tail, threads;
+  int64_t batch, heads, kv_heads, queries, keys, value_dim;
+  int64_t v_batch, v_head, v_row, out_batch, out_head, mask_batch, mask_row, tail, threads;
 };
 
 namespace plain {
@@ -77,7 +80,7 @@ static int chosen_isa = best_isa();
 
 extern "C" {
 
-int64_t gs_abi() { return 1; }
+int64_t gs_abi() { return 2; }
 
 // 0 plain, 1 AVX2, 2 AVX-512.
 int64_t gs_isa() { return chosen_isa; }
@@ -97,7 +100,7 @@ int64_t gs_decode(const DecodeCall* call) {
   return plain::decode(*call);
 }
 
-// Scores of many queries -> attention weights, in place.
+// Scores of many queries -> the kept tokens' weighted values, or attention weights in place.
 void gs_weigh(const WeighCall* call) {
 #ifdef GS_X86
   if (chosen_isa == 2) return avx512::weigh(*call);
