@@ -347,3 +347,22 @@ def _clip(cell: str) -> str:
 def _plain(text: str) -> str:
     """Without control characters: a name from a file must not steer the terminal."""
     return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def markdown_table(result: dict[str, Any]) -> str:
+    """The rows as a Markdown table for a README: excess NLL with its interval, perplexity and density."""
+    lines = [
+        "| policy | tail | mean N | excess NLL (95 % interval) | perplexity | density |",
+        "|---|---|---|---|---|---|",
+        f"| dense | | all | | {_fmt(_part(result, 'dense').get('perplexity'), '.2f')} | 100 % |",
+    ]
+    for row in rows_of(result):
+        bounds = interval(row)
+        spread = "" if bounds is None else f" ({_signed(bounds[0])} to {_signed(bounds[1])})"
+        excess, keep = number(row.get("excess_nll")), _fmt(row.get("mean_keep"), "g")
+        density = number(row.get("density"))
+        lines.append(
+            f"| {row.get('policy')} | {row.get('tail')} | {keep} | {'–' if excess is None else _signed(excess)}{spread} "
+            f"| {_fmt(row.get('perplexity'), '.2f')} | {'–' if density is None else _percent(density)} |"
+        )
+    return "\n".join(lines)

@@ -1,6 +1,7 @@
 """The house: imports go downwards only, importing is cheap, and README's file map is true."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -112,3 +113,11 @@ def test_public_names_do_not_depend_on_what_was_imported_before():
     code = "import geosparse.scoring, geosparse as gs; assert all(callable(getattr(gs, name)) for name in gs.__all__)"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert not {path.stem for path in modules()} & set(__import__("geosparse").__all__)
+
+
+def test_readme_table_is_the_committed_result():
+    from geosparse.report import markdown_table
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = text.split("<!-- table: results/demo/result.json -->\n", 1)[1].split("\n<!-- end -->", 1)[0]
+    assert table == markdown_table(json.loads((ROOT / "results/demo/result.json").read_text(encoding="utf-8")))
