@@ -358,11 +358,10 @@ def markdown_table(result: dict[str, Any]) -> str:
     ]
     for row in rows_of(result):
         bounds = interval(row)
-        spread = "" if bounds is None else f" ({_signed(bounds[0])} to {_signed(bounds[1])})"
-        excess, keep = number(row.get("excess_nll")), _fmt(row.get("mean_keep"), "g")
-        density = number(row.get("density"))
-        lines.append(
-            f"| {row.get('policy')} | {row.get('tail')} | {keep} | {'–' if excess is None else _signed(excess)}{spread} "
-            f"| {_fmt(row.get('perplexity'), '.2f')} | {'–' if density is None else _percent(density)} |"
-        )
+        excess, density = number(row.get("excess_nll")), number(row.get("density"))
+        cost = "–" if excess is None else _signed(excess)
+        cost += "" if bounds is None else f" ({_signed(bounds[0])} to {_signed(bounds[1])})"
+        share = "–" if density is None else _percent(density)
+        cells = [row.get("policy"), row.get("tail"), _fmt(row.get("mean_keep"), "g"), cost]
+        lines.append(f"| {' | '.join(map(str, cells))} | {_fmt(row.get('perplexity'), '.2f')} | {share} |")
     return "\n".join(lines)
