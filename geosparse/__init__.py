@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .errors import GeosparseError
+    from .integrations.model_folder import find_plan
     from .models import load_model
     from .patch import restore_, sparsified, sparsify_
     from .plan import Plan
@@ -28,6 +29,7 @@ _HOMES = {
     "Profile": "profile",
     "ProfileConfig": "profiler",
     "Receipt": "receipt",
+    "find_plan": "integrations.model_folder",
     "load_model": "models",
     "load_texts": "text",
     "make_plan": "planner",
@@ -45,6 +47,7 @@ __all__ = [
     "Profile",
     "ProfileConfig",
     "Receipt",
+    "find_plan",
     "load_model",
     "load_texts",
     "make_plan",

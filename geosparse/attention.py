@@ -8,18 +8,18 @@ import torch
 
 from .architecture import read_terms
 from .errors import GeosparseError
-from .ops import PATHS, Tail, best_path
+from .ops import PATHS, Tails, best_path
 from .receipt import Receipt
 
 
 class SparseAttention:
     """Serves one attention layer: keeps `n_keep[h]` tokens in head h at every query, and counts them."""
 
-    def __init__(self, layer: int, n_keep: list[int], tail: Tail, receipt: Receipt, path: str = "auto") -> None:
-        """Args: the layer's place in the plan, its `Hq` budgets, the tail, where to count, and the ops path."""
+    def __init__(self, layer: int, n_keep: list[int], tail: Tails, receipt: Receipt, path: str = "auto") -> None:
+        """Args: the layer's place in the plan, `Hq` budgets, the tail or `Hq` tails, where to count, the ops path."""
         self.layer = layer
         self.n_keep = n_keep
-        self.tail: Tail = tail
+        self.tail = tail
         self.receipt = receipt
         self.path = path
 

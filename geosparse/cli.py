@@ -14,6 +14,7 @@ from .errors import GeosparseError
 
 DEFAULT_MODEL = "smollm2-135m"
 MODEL_HELP = "folder, .gguf file, hub id owner/name, or alias: smollm2-135m (default), gemma3-270m"
+POLICY_HELP = "fisher (default), output_error, mass, separability, uniform, or a control: permuted, random"
 TEXT_HELP = ".txt or .jsonl file, hf:owner/name[:split], or pydoc:calibration|planning|test (embedded)"
 
 
@@ -82,17 +83,30 @@ def build_parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="seed of the sampling (0)")
     add("--out", type=Path, required=True, help="profile to write, .safetensors")
 
-    example = "p.safetensors --mean-keep 32 --policy fisher --tail centroid --out plan.json"
+    example = (
+        "p.safetensors --mean-keep 32 --policy fisher --tail centroid --out plan.json\n"
+        "  geosparse plan --diff plan.json other.json"
+    )
     add = _adder(commands, "plan", _plan, "choose how many tokens each head keeps", example)
-    add("profile", type=Path, help="profile from `geosparse profile`")
-    add("--mean-keep", type=float, required=True, help="tokens kept per head, on average")
-    add("--policy", default="fisher", help="fisher (default), output_error, uniform, permuted (a control)")
-    add("--tail", default="centroid", help="what stands for the rest: centroid (default), renormalize, drop")
-    add("--seed", type=int, default=0, help="seed of the permuted control (0)")
-    add("--out", type=Path, required=True, help="plan to write, .json")
+    add("profile", type=Path, nargs="?", help="profile from `geosparse profile`")
+    add("--mean-keep", type=float, help="tokens kept per head, on average")
+    add("--density", type=float, help="instead of --mean-keep: the same as a fraction of the profile's length")
+    add("--policy", help=POLICY_HELP)
+    add("--tail", help="what stands for the rest: centroid, renormalize, drop, or best (default): the best per head")
+    add("--seed", type=int, help="seed of the controls (0)")
+    add("--out", type=Path, help="plan to write, .json")
+    add("--diff", type=Path, nargs=2, metavar="PLAN", help="make no plan: how do two plans for one model differ")
 
     add = _adder(commands, "inspect", _inspect, "what is in a plan or profile", "plan.json")
     add("artifact", type=Path, help="a plan (.json) or profile (.safetensors)")
+    add("--html", type=Path, metavar="FILE", help="also write the plan as one HTML page with the map of its heads")
+
+    add = _adder(
+        commands, "export", _export, "a plan in a format that others read", "plan.json --to csv --out plan.csv"
+    )
+    add("plan", type=Path, help="plan from `geosparse plan`")
+    add("--to", required=True, metavar="FORMAT", help="csv, hf (a model's folder), kvpress, duo-attention")
+    add("--out", type=Path, required=True, help="file to write; a folder for hf and duo-attention")
 
     example = "smollm2-135m --plan plan.json --text book.txt --length 1024 --windows 8"
     add = _adder(commands, "score", _score, "loss of the model, dense and sparse, on the same tokens", example)
@@ -208,17 +222,52 @@ def _plan(options: argparse.Namespace) -> None:
     from .planner import make_plan
     from .profile import Profile
 
-    plan = make_plan(Profile.load(options.profile), options.mean_keep, options.policy, options.tail, options.seed)
+    if options.diff is not None:
+        return _diff(options)
+    for name, given in (("PROFILE", options.profile), ("--out", options.out)):
+        if given is None:
+            raise GeosparseError(f"geosparse plan needs {name}: geosparse plan PROFILE --mean-keep 32 --out plan.json.")
+    chosen = {name: value for name in ("policy", "tail", "seed") if (value := getattr(options, name)) is not None}
+    plan = make_plan(Profile.load(options.profile), options.mean_keep, density=options.density, **chosen)
     plan.save(options.out)
     data, text = describe_plan(plan)
     _show(options, data | {"out": str(options.out)}, f"{text}\nWrote {options.out}.")
 
 
-def _inspect(options: argparse.Namespace) -> None:
-    from .inspection import describe
+def _diff(options: argparse.Namespace) -> None:
+    from .comparison import compare_plans, describe_comparison
+    from .plan import Plan
 
-    data, text = describe(options.artifact)
-    _show(options, data, text)
+    for name in ("profile", "mean_keep", "density", "policy", "tail", "seed", "out"):
+        if getattr(options, name) is not None:
+            flag = "a profile" if name == "profile" else f"--{name.replace('_', '-')}"
+            raise GeosparseError(f"--diff compares two plans and makes none: leave out {flag}.")
+    data = compare_plans(*map(Plan.load, options.diff))
+    _show(options, data, describe_comparison(data))
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from .inspection import describe, describe_plan
+    from .plan import Plan
+
+    if options.html is None:
+        data, text = describe(options.artifact)
+        return _show(options, data, text)
+    from .plan_page import write_plan_page
+
+    plan = Plan.load(options.artifact)
+    write_plan_page(options.html, plan)
+    data, text = describe_plan(plan)
+    _show(options, data | {"html": str(options.html)}, f"{text}\nWrote {options.html}.")
+
+
+def _export(options: argparse.Namespace) -> None:
+    from .integrations.export import export_plan
+    from .plan import Plan
+
+    files, note = export_plan(Plan.load(options.plan), options.to, options.out)
+    names = [str(file) for file in files]
+    _show(options, {"format": options.to, "files": names, "note": note}, f"Wrote {' and '.join(names)}.\n{note}")
 
 
 def _score(options: argparse.Namespace) -> None:

@@ -13,8 +13,7 @@ from .artifact import check_writable, write_json
 from .bench import WARMUP, bench
 from .errors import GeosparseError
 from .models import load_model
-from .ops import Tail
-from .plan import Plan
+from .plan import Plan, PlanTail
 from .planner import DEFAULT_POLICY, DEFAULT_TAIL, make_plan
 from .profile import Profile
 from .profiler import ProfileConfig, profile_model
@@ -27,7 +26,7 @@ SCHEMA = "geosparse.result/1"
 BUDGETS = (16, 32, 64)
 MAIN_BUDGET = 32
 # Each control stands beside a baseline with the same tail; uniform with the renormalised tail is the one to beat.
-VARIANTS: tuple[tuple[str, Tail], ...] = (
+VARIANTS: tuple[tuple[str, PlanTail], ...] = (
     ("uniform", "renormalize"),
     ("permuted", "renormalize"),
     ("uniform", "centroid"),

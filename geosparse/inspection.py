@@ -31,6 +31,7 @@ def describe_plan(plan: Plan) -> Described:
         "model": plan.model.to_json(),
         "policy": plan.policy,
         "tail": plan.tail,
+        "budget": plan.budget,
         "mean_keep": plan.mean_keep,
         "reference_length": plan.reference_length,
         "n_keep_quantiles": n_keep,

@@ -49,7 +49,7 @@ def sparsify_(model: Any, plan: Plan) -> Receipt:
     _check_dense_budget(model)
     receipt = Receipt(plan.n_keep, [layer.name for layer in layers])
     handlers: dict[torch.nn.Module, Handler] = {
-        layer.module: SparseAttention(index, plan.n_keep[index].tolist(), plan.tail, receipt)
+        layer.module: SparseAttention(index, plan.n_keep[index].tolist(), plan.tails_of(index), receipt)
         for index, layer in enumerate(layers)
     }
     from .cache import provide_cache

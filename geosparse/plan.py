@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 
 from .artifact import MAX_COUNT, damaged, is_count, read_json, require, write_json
 from .errors import GeosparseError, did_you_mean
 from .identity import ModelIdentity, identify, parse_identity
-from .ops import TAILS, Tail
+from .ops import TAILS, Tail, Tails
 from .provenance import versions
 
 SCHEMA = "geosparse.plan/1"
+BEST: Literal["best"] = "best"
+PlanTail = Tail | Literal["best"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +25,8 @@ class Plan:
 
     Attributes:
         n_keep: `[layers, Hq]` int64, tokens kept per query head, at `reference_length`.
-        tail: What stands for the discarded tokens: "drop", "renormalize" or "centroid".
+        tail: What stands for the discarded tokens: "drop", "renormalize" or "centroid"; "best" when heads differ.
+        head_tails: `[layers, Hq]` int64 places in `ops.TAILS`, where `tail` is "best"; else None.
         reference_length: Context length, tokens, at which the budgets were chosen.
         policy: How they were chosen.
         budget: What was asked for, e.g. `{"mean_keep": 32}`.
@@ -34,7 +37,7 @@ class Plan:
     """
 
     n_keep: torch.Tensor
-    tail: Tail
+    tail: PlanTail
     reference_length: int
     policy: str
     budget: dict[str, float]
@@ -42,11 +45,17 @@ class Plan:
     calibration: dict[str, Any] = field(default_factory=dict)
     predicted: dict[str, float] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=versions)
+    head_tails: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         """Check everything that does not need the model."""
         check_tail(self.tail)
         shape = (self.model.layers, self.model.heads)
+        require((self.tail == BEST) == (self.head_tails is not None), f"head_tails go with the tail {BEST!r} only.")
+        if self.head_tails is not None:
+            known = tuple(self.head_tails.shape) == shape and self.head_tails.dtype == torch.int64
+            require(known and int(self.head_tails.min()) >= 0, "head_tails do not fit the heads.")
+            require(int(self.head_tails.max()) < len(TAILS), "head_tails do not fit the heads.")
         if tuple(self.n_keep.shape) != shape or self.n_keep.dtype != torch.int64:
             raise GeosparseError(f"A plan for this model needs whole numbers [layers, heads] = {list(shape)}.")
         if int(self.n_keep.min()) < 1 or int(self.n_keep.max()) > MAX_COUNT:
@@ -72,6 +81,12 @@ class Plan:
         budgets = torch.full((identity.layers, identity.heads), int(n_keep), dtype=torch.int64)
         return cls(budgets, tail, int(reference_length or longest), "uniform", {"mean_keep": float(n_keep)}, identity)
 
+    def tails_of(self, layer: int) -> Tails:
+        """The tail of a layer's heads, as the attention paths take it."""
+        if self.head_tails is None:
+            return cast(Tail, self.tail)
+        return [TAILS[place] for place in self.head_tails[layer].tolist()]
+
     @property
     def mean_keep(self) -> float:
         """Tokens kept per head, on average."""
@@ -90,6 +105,10 @@ class Plan:
         """The plan as a JSON object."""
         data = {item.name: getattr(self, item.name) for item in fields(self)}
         data |= {"schema": SCHEMA, "n_keep": self.n_keep.tolist(), "model": self.model.to_json()}
+        if self.head_tails is None:
+            del data["head_tails"]
+        else:
+            data["head_tails"] = [[TAILS[place] for place in row] for row in self.head_tails.tolist()]
         return data
 
     def save(self, path: Path | str) -> Path:
@@ -119,27 +138,36 @@ class Plan:
         known = {item.name for item in fields(cls)}
         for key in data.keys() - known - {"schema"}:
             raise GeosparseError(f"the key {key!r} is not known.")
-        for key in sorted(known - data.keys()):
+        for key in sorted(known - data.keys() - {"head_tails"}):
             raise GeosparseError(f"the key {key!r} is missing.")
         identity = parse_identity(data["model"])
         for key, kind in (("calibration", dict), ("predicted", dict), ("provenance", dict), ("budget", dict)):
             require(isinstance(data[key], kind), f"{key} is not an object.")
         require(isinstance(data["policy"], str) and isinstance(data["tail"], str), "policy and tail are words.")
         require(is_count(data["reference_length"]), "reference_length is not a whole number >= 1.")
-        values = {key: data[key] for key in known - {"model", "n_keep"}}
+        values = {key: data[key] for key in known - {"model", "n_keep", "head_tails"}}
+        values["head_tails"] = _parse_tails(data["head_tails"], identity) if "head_tails" in data else None
         return cls(n_keep=_parse_budgets(data["n_keep"], identity), model=identity, **values)
 
 
 def check_tail(tail: str) -> None:
-    """Raise GeosparseError unless `tail` is a known tail."""
-    if tail not in TAILS:
-        raise GeosparseError(f"Unknown tail {tail!r}: {did_you_mean(tail, TAILS)}")
+    """Raise GeosparseError unless `tail` is one of `ops.TAILS` or "best"."""
+    if tail not in (*TAILS, BEST):
+        raise GeosparseError(f"Unknown tail {tail!r}: {did_you_mean(tail, (*TAILS, BEST))}")
+
+
+def _is_table(rows: Any, identity: ModelIdentity) -> bool:
+    shaped = isinstance(rows, list) and len(rows) == identity.layers
+    return shaped and all(isinstance(row, list) and len(row) == identity.heads for row in rows)
+
+
+def _parse_tails(rows: Any, identity: ModelIdentity) -> torch.Tensor:
+    require(_is_table(rows, identity), "head_tails is misshapen.")
+    require(all(word in TAILS for row in rows for word in row), "head_tails holds an unknown tail.")
+    return torch.tensor([[TAILS.index(word) for word in row] for row in rows], dtype=torch.int64)
 
 
 def _parse_budgets(rows: Any, identity: ModelIdentity) -> torch.Tensor:
-    shaped = isinstance(rows, list) and len(rows) == identity.layers
-    require(
-        shaped and all(isinstance(row, list) and len(row) == identity.heads for row in rows), "n_keep is misshapen."
-    )
+    require(_is_table(rows, identity), "n_keep is misshapen.")
     require(all(is_count(n) for row in rows for n in row), "n_keep holds something that is not a whole number >= 1.")
     return torch.tensor(rows, dtype=torch.int64)

@@ -11,7 +11,7 @@ import torch
 from .artifact import damaged, dump_json, is_count, os_errors_as, parse_json, require, write_atomic
 from .errors import GeosparseError
 from .identity import ModelIdentity, parse_identity
-from .ops import TAILS, Tail
+from .ops import TAILS
 from .provenance import versions
 
 SCHEMA = "geosparse.profile/1"
@@ -95,14 +95,14 @@ class Profile:
         """The array `name` averaged over windows, fp64, without the leading dimension; NaN windows are left out."""
         return self.arrays[name].double().nanmean(0)
 
-    def fisher(self, tail: Tail) -> torch.Tensor:
-        """Mean (g . e)^2, `[layers, Hq, budgets]` fp64."""
-        return self.mean("fisher")[TAILS.index(tail)]
+    def fisher(self, tail: str) -> torch.Tensor:
+        """Mean (g . e)^2, `[layers, Hq, budgets]` fp64; the tail "best" is the least of all at each budget."""
+        return _of_tail(self.mean("fisher"), tail)
 
-    def relative_output_error(self, tail: Tail) -> torch.Tensor:
-        """Mean |W_O e|^2 over mean |W_O z|^2, `[layers, Hq, budgets]` fp64."""
+    def relative_output_error(self, tail: str) -> torch.Tensor:
+        """Mean |W_O e|^2 over mean |W_O z|^2, `[layers, Hq, budgets]` fp64; for "best" likewise."""
         norm = self.mean("output_norm").unsqueeze(-1).clamp_min(torch.finfo(torch.float32).tiny)
-        return self.mean("output_error")[TAILS.index(tail)] / norm
+        return _of_tail(self.mean("output_error"), tail) / norm
 
     def check(self, model: Any) -> None:
         """Raise GeosparseError unless `model` is the one that was profiled."""
@@ -153,6 +153,11 @@ class Profile:
         except (GeosparseError, SafetensorError, OSError, ValueError, RecursionError) as error:
             reason = str(error) if isinstance(error, GeosparseError) else "it does not parse as safetensors"
             raise damaged(path, "profile", reason) from error
+
+
+def _of_tail(arrays: torch.Tensor, tail: str) -> torch.Tensor:
+    """`arrays` `[tails, ...]` at one of TAILS, or the least over all of them for "best"."""
+    return arrays.amin(0) if tail == "best" else arrays[list[str](TAILS).index(tail)]
 
 
 def _parse_metadata(header: dict[str, str] | None) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 import textwrap
 from collections.abc import Sequence
 from html import escape
@@ -14,15 +13,13 @@ from .artifact import write_atomic
 from .figures import (
     Row,
     frontier_svg,
-    head_key_svg,
-    head_map_svg,
     interval,
     number,
-    page_css,
     require_plots,
     rows_of,
     save_frontier_png,
 )
+from .page import html_page, map_section, percent
 
 __all__ = ["require_plots", "save_frontier_png", "terminal_table", "write_report"]
 
@@ -54,22 +51,13 @@ def write_report(path: Path | str, result: dict[str, Any], n_keep: list[list[int
     sections = [
         _plot_section(result),
         _rows_section(result),
-        _map_section(n_keep),
+        map_section(n_keep),
         _speed_section(result),
         _repeat_section(result),
     ]
-    name = escape(title)
-    page = (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{name}</title>\n<style>\n{page_css(n_keep)}</style>\n</head>\n<body>\n<main>\n"
-        f'<header>\n<h1>{name}</h1>\n<p class="facts">{escape(" · ".join(_facts(result)))}</p>\n'
-        f'<p class="lead">{_prose(findings(result))}</p>\n</header>\n'
-        + "\n".join(sections)
-        + "\n</main>\n</body>\n</html>\n"
-    )
+    facts, lead = escape(" · ".join(_facts(result))), _prose(findings(result))
+    header = f'<p class="facts">{facts}</p>\n<p class="lead">{lead}</p>'
+    page = html_page(title, header, sections, n_keep)
     return write_atomic(path, lambda temporary: temporary.write_text(page, encoding="utf-8", newline="\n"))
 
 
@@ -146,11 +134,7 @@ def _versus(plan: Row, other: Row) -> str:
         return "the intervals overlap, so this text does not clearly rank the two"
     if mine >= theirs:
         return "the plan does worse here" + (f", at {mine / theirs:.2f} times that cost" if theirs > 0 else "")
-    return f"the plan costs {_percent(mine / theirs)} of that" if mine > 0 else "the plan costs less"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.{1 if share < 0.0995 else 0}f} %"
+    return f"the plan costs {percent(mine / theirs)} of that" if mine > 0 else "the plan costs less"
 
 
 def _speed(result: dict[str, Any]) -> list[str]:
@@ -271,28 +255,6 @@ def _best(rows: Sequence[Row]) -> set[int]:
     return {place for _, place in best.values()}
 
 
-def _map_section(n_keep: Sequence[Sequence[int]]) -> str:
-    kept = [n for row in n_keep for n in row]
-    if not kept:
-        return "<section>\n<h2>Tokens kept per head</h2>\n<p>No plan was recorded.</p>\n</section>"
-    few = sum(n <= 2 for n in kept)
-    facts = {
-        "mean N": f"{statistics.fmean(kept):.1f}",
-        "median": f"{statistics.median(kept):g}",
-        "min": str(min(kept)),
-        "max": str(max(kept)),
-        "heads with N ≤ 2": f"{_percent(few / len(kept))} ({few} of {len(kept)})",
-    }
-    tiles = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts.items())
-    return (
-        "<section>\n<h2>Tokens kept per head</h2>\n"
-        '<p class="note">N is how many tokens a query head of this plan keeps. '
-        "Each colour step is a doubling; hover over a cell for its exact N.</p>\n"
-        f'<dl class="tiles">{tiles}</dl>\n<div class="maps"><div class="wide">{head_map_svg(n_keep)}</div>'
-        f"<div>{head_key_svg(n_keep)}</div></div>\n</section>"
-    )
-
-
 def _speed_section(result: dict[str, Any]) -> str:
     return f"<section>\n<h2>Speed</h2>\n<p>{_prose(_speed(result))}</p>\n</section>"
 
@@ -361,7 +323,7 @@ def markdown_table(result: dict[str, Any]) -> str:
         excess, density = number(row.get("excess_nll")), number(row.get("density"))
         cost = "–" if excess is None else _signed(excess)
         cost += "" if bounds is None else f" ({_signed(bounds[0])} to {_signed(bounds[1])})"
-        share = "–" if density is None else _percent(density)
+        share = "–" if density is None else percent(density)
         cells = [row.get("policy"), row.get("tail"), _fmt(row.get("mean_keep"), "g"), cost]
         lines.append(f"| {' | '.join(map(str, cells))} | {_fmt(row.get('perplexity'), '.2f')} | {share} |")
     return "\n".join(lines)

@@ -95,7 +95,7 @@ def test_the_whole_chain_as_text(run, tmp_path):
     assert p.read_bytes() == Path("p.safetensors").read_bytes()
     code, out, err = run(f"plan {p} --mean-keep 8 --out", plan)
     assert (code, err) == (0, "")
-    assert "policy fisher, tail centroid, mean N 8.00 at 64 tokens" in out
+    assert "policy fisher, tail best, mean N 8.00 at 64 tokens" in out
     assert plan.read_bytes() == Path("plan.json").read_bytes()
     for artifact, start in [(p, "Profile of"), (plan, "Plan for")]:
         code, out, err = run("inspect", artifact)
@@ -118,7 +118,11 @@ def test_the_whole_chain_as_text(run, tmp_path):
     [
         ("profile model --text book.txt --length 64 --windows 2 --out {}/p.safetensors", {"budgets", "nll", "out"}),
         ("plan p.safetensors --mean-keep 3 --policy permuted --tail drop --seed 5 --out {}/q.json", {"n_keep", "out"}),
+        ("plan p.safetensors --density 0.1 --out {}/q.json", {"budget", "n_keep", "out"}),
+        ("plan --diff plan.json plan.json", {"settings", "change", "rank_correlation", "most_changed"}),
         ("inspect plan.json", {"n_keep", "policy"}),
+        ("inspect plan.json --html {}/plan.html", {"n_keep", "html"}),
+        ("export plan.json --to kvpress --out {}/curve.npy", {"format", "files", "note"}),
         ("inspect p.safetensors", {"budgets", "windows"}),
         ("score model --text book.txt --length 64 --windows 2", {"dense", "notes"}),
         ("score model --text book.txt --length 64 --windows 1 --plan plan.json", {"sparse"}),
@@ -156,6 +160,37 @@ def test_artifacts_are_told_apart_by_content(run, tmp_path):
     code, _, _ = run("plan p.safetensors --mean-keep 4 --out", tmp_path / "budgets")
     assert code == 0
     assert run("inspect", tmp_path / "budgets")[1].startswith("Plan for")
+
+
+def test_density_is_recorded_as_it_was_asked(run, tmp_path):
+    assert run("plan p.safetensors --density 0.125 --out", tmp_path / "q.json")[0] == 0
+    plan = gs.Plan.load(tmp_path / "q.json")
+    assert plan.budget == {"density": 0.125}
+    assert torch.equal(plan.n_keep, gs.Plan.load("plan.json").n_keep)
+
+
+def test_the_difference_of_two_plans(run, tmp_path):
+    assert run("plan p.safetensors --mean-keep 8 --policy uniform --out", tmp_path / "u.json")[0] == 0
+    code, out, err = run("plan --diff plan.json", tmp_path / "u.json")
+    assert (code, err) == (0, "")
+    assert out.startswith("Two plans for model: ")
+    assert "  policy: fisher -> uniform\n" in out
+    assert "  mean N 8.00 -> 8.00\n" in out
+    assert "rank correlation of N: none, all N of a plan are equal" in out
+
+
+def test_plans_for_different_models_are_not_compared(fails, tmp_path):
+    gs.Plan.uniform(gs.load_model("other")[0], 4).save(tmp_path / "o.json")
+    assert "The plans are for different models, model and other" in fails("plan --diff plan.json", tmp_path / "o.json")
+
+
+@pytest.mark.parametrize("target", ["csv", "hf", "kvpress", "duo-attention"])
+def test_exports_say_what_they_cannot_hold(run, tmp_path, target):
+    code, out, err = run(f"export plan.json --to {target} --out", tmp_path / "out")
+    assert (code, err) == (0, "")
+    wrote, note = out.splitlines()
+    assert wrote.startswith(f"Wrote {tmp_path / 'out'}")
+    assert note.endswith(".")
 
 
 def test_fewer_windows_than_asked_are_noted(run):
@@ -219,6 +254,8 @@ BAD = [
     ("plan p.safetensors --out {}/q --mean-keep nan", "give a finite number from 1, found nan"),
     ("plan p.safetensors --out {}/q --mean-keep inf", "give a finite number from 1, found inf"),
     ("plan p.safetensors --out {}/q --mean-keep 0.5", "give a finite number from 1, found 0.5"),
+    ("plan p.safetensors --out {}/q --density 0.01", "density 0.01 of 64 tokens is less than the 1 token"),
+    ("plan p.safetensors --out {}/q --density 2", "above 0, up to 1, found 2"),
     ("plan p.safetensors --out {}/q --mean-keep ten", "argument --mean-keep: invalid float value: 'ten'"),
     ("plan p.safetensors --out {}/q --mean-keep 4 --seed -1", "seed is a whole number from 0"),
     ("plan p.safetensors --out {}/q --mean-keep 4 --policy fishr", "Unknown policy 'fishr': did you mean 'fisher'?"),
@@ -254,7 +291,22 @@ BAD = [
     ("score model --frobnicate 3", "unrecognized arguments: --frobnicate 3"),
     ("score model --win 3", "unrecognized arguments: --win 3"),
     ("score model --length many", "argument --length: invalid int value: 'many'; see `geosparse score --help`"),
-    ("plan p.safetensors --out {}/q", "the following arguments are required: --mean-keep"),
+    ("plan p.safetensors --out {}/q", "either mean_keep or density, found neither: give one of them"),
+    ("plan p.safetensors --out {}/q --mean-keep 4 --density 0.5", "found both: give one of them"),
+    ("plan p.safetensors --mean-keep 4", "geosparse plan needs --out"),
+    ("plan --mean-keep 4 --out {}/q", "geosparse plan needs PROFILE"),
+    ("plan --diff plan.json", "argument --diff: expected 2 arguments"),
+    ("plan --diff plan.json none.json", "Cannot read none.json: No such file or directory"),
+    ("plan p.safetensors --diff plan.json plan.json", "--diff compares two plans and makes none: leave out a profile"),
+    ("plan --diff plan.json plan.json --mean-keep 4", "makes none: leave out --mean-keep"),
+    ("plan --diff plan.json plan.json --seed 0", "makes none: leave out --seed"),
+    ("inspect p.safetensors --html {}/p.html", "p.safetensors is not a plan, or it is damaged"),
+    ("inspect plan.json --html model", "Cannot write model: it is a folder; give a file name"),
+    ("export plan.json --to cvs --out {}/q", "Unknown format 'cvs': did you mean 'csv'?"),
+    ("export plan.json --to csv --out model", "Cannot write model: it is a folder; give a file name"),
+    ("export plan.json --to hf --out book.txt", "book.txt: it is a file; give a folder"),
+    ("export plan.json --to duo-attention --out model", "config.json belongs to something else, perhaps a model"),
+    ("export plan.json --out {}/q", "the following arguments are required: --to"),
     ("generate model", "the following arguments are required: --prompt"),
 ]
 
@@ -383,7 +435,7 @@ def test_interruption_is_130(run, monkeypatch):
 def test_help_and_version(run):
     code, out, err = run("--help")
     assert (code, err) == (0, "")
-    for command in ("demo", "profile", "plan", "inspect", "score", "generate", "lm-eval", "bench", "doctor"):
+    for command in ("demo", "profile", "plan", "inspect", "export", "score", "generate", "lm-eval", "bench", "doctor"):
         assert f"    {command} " in out
         code, text, _ = run(f"{command} --help")
         assert code == 0

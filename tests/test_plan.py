@@ -211,3 +211,23 @@ def test_identity():
     assert found.difference(found) is None
     model.lm_head.weight[0, 0] += 1.0
     assert weight_fingerprint(model) != found.fingerprint
+
+
+def test_each_head_may_have_its_own_tail(tmp_path):
+    plan = small(tail="best", head_tails=torch.tensor([[0, 1, 1, 2], [2, 2, 0, 0]]))
+    assert plan.tails_of(0) == ["drop", "renormalize", "renormalize", "centroid"]
+    again = gs.Plan.load(plan.save(tmp_path / "plan.json"))
+    assert again.tail == "best"
+    assert torch.equal(again.head_tails, plan.head_tails)
+    assert small(tail="centroid").tails_of(1) == "centroid"
+
+
+@pytest.mark.parametrize(
+    "tails", ["best", [["drop"] * 4], [["drop"] * 3 + ["best"]] * 2, [["drop"] * 3 + [0]] * 2, None]
+)
+def test_wrong_head_tails_are_refused(tails):
+    data = small(tail="best", head_tails=torch.zeros(2, 4, dtype=torch.int64)).to_json()
+    assert gs.Plan.from_json(data).tails_of(1) == ["drop"] * 4
+    refused(data | {"head_tails": tails})
+    refused(data | {"tail": "drop"})
+    refused({key: value for key, value in data.items() if key != "head_tails"})

@@ -10,7 +10,7 @@ from .chunked import chunked_attention
 from .cpu import cpu_attention, remember_value_sum, supports
 from .reference import causal_mask, reference_attention
 from .select import top_n
-from .types import TAILS, Attended, Tail
+from .types import TAILS, Attended, Tail, Tails
 
 # Name -> attention path; all take the arguments of `reference_attention`.
 PATHS: dict[str, Callable[..., Attended]] = {
@@ -30,6 +30,7 @@ __all__ = [
     "TAILS",
     "Attended",
     "Tail",
+    "Tails",
     "best_path",
     "causal_mask",
     "chunked_attention",

@@ -8,7 +8,7 @@ import torch
 
 from .reference import causal_mask
 from .select import top_n
-from .types import Attended, Tail
+from .types import Attended, Tails, tail_flags
 
 # Scores of one chunk, bytes; a handful of tensors of this size are alive at once.
 CHUNK_BYTES = 8 << 20
@@ -21,13 +21,19 @@ def chunk_rows(batch: int, heads: int, keys: int) -> int:
     return max(1, min(MAX_CHUNK, CHUNK_BYTES // (4 * batch * heads * keys)))
 
 
+def key_range(seen: torch.Tensor) -> tuple[int, int]:
+    """The first key that any query of `seen` `[..., S]` sees and the one behind the last; a sliding window is narrow."""
+    columns = seen.flatten(0, -2).any(0).nonzero()
+    return (int(columns[0]), int(columns[-1]) + 1) if len(columns) else (0, 1)
+
+
 def chunked_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     n_keep: Sequence[int],
     *,
-    tail: Tail,
+    tail: Tails,
     scaling: float,
     mask: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
@@ -48,15 +54,15 @@ def chunked_attention(
     for start in range(0, queries, rows):
         stop = min(start + rows, queries)
         if mask is None:
-            end = keys - queries + stop
+            first, end = 0, keys - queries + stop
             seen = causal_mask(stop - start, end, query.device)
         else:
-            end = keys
-            seen = mask[:, :, start:stop]
-        chunk_bias = None if bias is None else bias[:, :, start:stop, :end]
-        scores = attention_scores(query[:, :, start:stop], key[:, :, :end], scaling, seen, chunk_bias, softcap)
+            first, end = key_range(mask[:, :, start:stop])
+            seen = mask[:, :, start:stop, first:end]
+        chunk_bias = None if bias is None else bias[:, :, start:stop, first:end]
+        scores = attention_scores(query[:, :, start:stop], key[:, :, first:end], scaling, seen, chunk_bias, softcap)
         keep, count = top_n(scores, n_keep)
-        output[:, :, start:stop] = _attend(scores, keep, value[:, :, :end], seen, tail, sink)
+        output[:, :, start:stop] = _attend(scores, keep, value[:, :, first:end], seen, tail, sink)
         kept += count.long().sum((0, 2))
     return Attended(output, kept)
 
@@ -85,7 +91,7 @@ def _attend(
     keep: torch.Tensor,
     value: torch.Tensor,
     seen: torch.Tensor,
-    tail: Tail,
+    tail: Tails,
     sink: torch.Tensor | None,
 ) -> torch.Tensor:
     """The kept tokens' weighted values plus the tail, `[B, Hq, T, Dv]` in fp32."""
@@ -95,12 +101,12 @@ def _attend(
     mass = weight.sum(-1, keepdim=True)
     grouped = weight.view(batch, value.shape[1], -1, keys)
     output = (grouped @ value).view(batch, heads, queries, -1)
-    if tail == "renormalize":
-        return output.div_((mass + lost).clamp_min_(torch.finfo(mass.dtype).tiny))
-    if tail == "centroid":
-        centroid = visible_mean(value, seen).repeat_interleave(heads // value.shape[1], dim=1)
-        missing = (1 - mass - lost).clamp_min_(0.0)
-        return output.addcmul_(missing, centroid)
+    renormalize, centroid = tail_flags(tail, heads, output)
+    if renormalize.any():
+        output /= torch.where(renormalize, (mass + lost).clamp_min(torch.finfo(mass.dtype).tiny), 1.0)
+    if centroid.any():
+        mean = visible_mean(value, seen).repeat_interleave(heads // value.shape[1], dim=1)
+        output.addcmul_(torch.where(centroid, (1 - mass - lost).clamp_min(0.0), 0.0), mean)
     return output
 
 

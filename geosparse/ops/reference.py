@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .types import Attended, Tail
+from .types import Attended, Tails, tail_flags
 
 
 def causal_mask(queries: int, keys: int, device: torch.device | str = "cpu") -> torch.Tensor:
@@ -21,7 +21,7 @@ def reference_attention(
     value: torch.Tensor,
     n_keep: Sequence[int],
     *,
-    tail: Tail,
+    tail: Tails,
     scaling: float,
     mask: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
@@ -37,7 +37,7 @@ def reference_attention(
         value: `[B, Hkv, S, Dv]`.
         n_keep: `Hq` integers >= 1.
         tail: What stands for the discarded tokens (DESIGN section 4): "drop" nothing, "renormalize" a softmax over
-            the kept ones, "centroid" the missing mass times the mean of the visible values.
+            the kept ones, "centroid" the missing mass times the mean of the visible values; or one word per head.
         scaling: Factor on the logits.
         mask: `[B or 1, 1, T, S]` bool, True where the query sees the key; None is causal, last query at last key.
         bias: Added to the logits, broadcastable to `[B, Hq, T, S]`.
@@ -75,10 +75,9 @@ def reference_attention(
     weight = alpha * keep
     mass = weight.sum(-1, keepdim=True)
     output = weight @ value
-    if tail == "renormalize":
-        output = output / (mass + lost).clamp_min(torch.finfo(dtype).tiny)
-    elif tail == "centroid":
-        seen = mask.sum(-1, keepdim=True)
-        centroid = mask.to(dtype) @ value / seen.clamp_min(1)
-        output = output + (1 - mass - lost) * centroid * (seen > 0)
+    seen = mask.sum(-1, keepdim=True)
+    mean = mask.to(dtype) @ value / seen.clamp_min(1)
+    renormalize, centroid = tail_flags(tail, heads, output)
+    output = torch.where(renormalize, output / (mass + lost).clamp_min(torch.finfo(dtype).tiny), output)
+    output = torch.where(centroid & (seen > 0), output + (1 - mass - lost) * mean, output)
     return Attended(output, keep.sum((0, 2, 3)))

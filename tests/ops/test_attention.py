@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geosparse.ops import TAILS, causal_mask, chunked, chunked_attention, reference_attention, top_n
+from geosparse.ops import PATHS, TAILS, causal_mask, chunked, chunked_attention, cpu, reference_attention, top_n
 
 
 def tensors(batch, heads, kv_heads, queries, keys, dim, seed=0, dtype=torch.float32):
@@ -62,6 +62,20 @@ def test_masks_caps_bias_and_blind_rows(tail):
     assert (fast.output - true.output).abs().max() <= tolerance(v)
     assert torch.equal(fast.kept, true.kept)
     assert fast.output[1, :, :11].abs().max() == 0
+
+
+@pytest.mark.parametrize("path", sorted(PATHS))
+@pytest.mark.parametrize("queries", [1, 40])
+def test_each_head_may_have_its_own_tail(path, queries):
+    if path == "cpu" and cpu.library() is None:
+        pytest.skip(f"CPU kernels: {cpu.load_error()}")
+    q, k, v = tensors(2, 6, 2, queries, 60, 16)
+    tails = ["drop", "renormalize", "centroid", "centroid", "drop", "renormalize"]
+    n_keep = [3, 5, 9, 60, 1, 2]
+    mixed = PATHS[path](q, k, v, n_keep, tail=tails, scaling=0.25).output
+    for head, tail in enumerate(tails):
+        alone = reference_attention(q, k, v, n_keep, tail=tail, scaling=0.25).output[:, head]
+        assert (mixed[:, head] - alone).abs().max() <= tolerance(v)
 
 
 def test_full_budget_is_dense():

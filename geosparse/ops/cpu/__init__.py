@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 
-from ..chunked import chunk_rows, visible_mean
-from ..types import TAILS, Attended, Tail
+from ..chunked import chunk_rows, key_range, visible_mean
+from ..types import TAILS, Attended, Tails
 
-ABI = 2
+ABI = 3
 ISAS = ("plain", "avx2", "avx512")
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
@@ -25,10 +25,13 @@ class _DecodeCall(ctypes.Structure):
     """Mirrors DecodeCall in geosparse.cpp."""
 
     _fields_ = (
-        [(name, ctypes.c_void_p) for name in ("q", "k", "v", "out", "n_keep", "mask", "value_sum", "sink", "kept")]
+        [
+            (name, ctypes.c_void_p)
+            for name in ("q", "k", "v", "out", "n_keep", "tails", "mask", "value_sum", "sink", "kept")
+        ]
         + [(name, ctypes.c_int64) for name in ("batch", "heads", "kv_heads", "keys", "dim", "value_dim")]
         + [(name, ctypes.c_int64) for name in ("q_batch", "q_head", "k_batch", "k_head", "k_row")]
-        + [(name, ctypes.c_int64) for name in ("v_batch", "v_head", "v_row", "mask_batch", "dtype", "tail", "threads")]
+        + [(name, ctypes.c_int64) for name in ("v_batch", "v_head", "v_row", "mask_batch", "dtype", "threads")]
         + [(name, ctypes.c_double) for name in ("scaling", "softcap")]
     )
 
@@ -37,10 +40,13 @@ class _WeighCall(ctypes.Structure):
     """Mirrors WeighCall in geosparse.cpp."""
 
     _fields_ = (
-        [(name, ctypes.c_void_p) for name in ("scores", "v", "out", "missing", "kept", "n_keep", "mask", "sink")]
+        [
+            (name, ctypes.c_void_p)
+            for name in ("scores", "v", "out", "missing", "kept", "n_keep", "tails", "mask", "sink")
+        ]
         + [(name, ctypes.c_int64) for name in ("batch", "heads", "kv_heads", "queries", "keys", "value_dim")]
         + [(name, ctypes.c_int64) for name in ("v_batch", "v_head", "v_row", "out_batch", "out_head")]
-        + [(name, ctypes.c_int64) for name in ("mask_batch", "mask_row", "tail", "threads")]
+        + [(name, ctypes.c_int64) for name in ("mask_batch", "mask_row", "threads")]
     )
 
 
@@ -97,7 +103,7 @@ def cpu_attention(
     value: torch.Tensor,
     n_keep: Sequence[int],
     *,
-    tail: Tail,
+    tail: Tails,
     scaling: float,
     mask: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
@@ -110,10 +116,11 @@ def cpu_attention(
     get their scores and outputs from matrix products and everything between from a kernel.
     """
     budgets = _budgets(tuple(n_keep))
+    tails = _tails((tail,) * len(n_keep) if isinstance(tail, str) else tuple(tail))
     sinks = None if sink is None else sink.detach().float().contiguous()
     if query.shape[2] == 1:
-        return _decode(query, key, value, budgets, tail, scaling, mask, softcap, sinks)
-    return _prefill(query, key, value, budgets, tail, scaling, mask, softcap, sinks)
+        return _decode(query, key, value, budgets, tails, scaling, mask, softcap, sinks)
+    return _prefill(query, key, value, budgets, tails, scaling, mask, softcap, sinks)
 
 
 @lru_cache(maxsize=4096)
@@ -122,12 +129,18 @@ def _budgets(n_keep: tuple[int, ...]) -> torch.Tensor:
     return torch.tensor(n_keep, dtype=torch.int64)
 
 
+@lru_cache(maxsize=4096)
+def _tails(words: tuple[str, ...]) -> torch.Tensor:
+    """The place of each head's tail in TAILS, which is the kernels' enum."""
+    return torch.tensor([TAILS.index(word) for word in words], dtype=torch.int64)
+
+
 def _decode(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     budgets: torch.Tensor,
-    tail: Tail,
+    tails: torch.Tensor,
     scaling: float,
     mask: torch.Tensor | None,
     softcap: float | None,
@@ -145,6 +158,7 @@ def _decode(
         v=value.data_ptr(),
         out=output.data_ptr(),
         n_keep=budgets.data_ptr(),
+        tails=tails.data_ptr(),
         mask=_pointer(seen),
         value_sum=_pointer(sums),
         sink=_pointer(sink),
@@ -165,7 +179,6 @@ def _decode(
         v_row=value.stride(2),
         mask_batch=0 if seen is None else seen.stride(0),
         dtype=DTYPES[query.dtype],
-        tail=TAILS.index(tail),
         threads=torch.get_num_threads(),
         scaling=scaling,
         softcap=softcap or 0.0,
@@ -182,7 +195,7 @@ def _prefill(
     key: torch.Tensor,
     value: torch.Tensor,
     budgets: torch.Tensor,
-    tail: Tail,
+    tails: torch.Tensor,
     scaling: float,
     mask: torch.Tensor | None,
     softcap: float | None,
@@ -193,31 +206,33 @@ def _prefill(
     key, value = key.float(), _unit_rows(value.float())
     output = value.new_empty(batch, heads, queries, value.shape[-1])
     kept = torch.zeros(heads, dtype=torch.int64)
-    means = _prefix_means(value) if tail == "centroid" and mask is None else None
+    centred = bool((tails == TAILS.index("centroid")).any())
+    means = _prefix_means(value) if centred and mask is None else None
     rows = chunk_rows(batch, heads, keys)
     buffer = value.new_empty(batch * heads * min(rows, queries) * keys)
     # Adding up one kept row of values costs about four times what a matrix product spends on any row.
     gather = 4 * int(budgets.clamp_max(keys).sum()) < heads * keys
     for start in range(0, queries, rows):
         stop = min(start + rows, queries)
-        end = keys if mask is not None else keys - queries + stop
+        first, end = (0, keys - queries + stop) if mask is None else key_range(mask[:, :, start:stop])
         grouped = (query[:, :, start:stop].float() * scaling).reshape(batch, kv_heads, -1, dim)
-        scores = buffer[: batch * heads * (stop - start) * end].view(batch, kv_heads, -1, end)
-        torch.matmul(grouped, key[:, :, :end].transpose(-1, -2), out=scores)
+        scores = buffer[: batch * heads * (stop - start) * (end - first)].view(batch, kv_heads, -1, end - first)
+        torch.matmul(grouped, key[:, :, first:end].transpose(-1, -2), out=scores)
         if softcap is not None:
             scores.div_(softcap).tanh_().mul_(softcap)
-        seen = None if mask is None else mask[:, 0, start:stop, :end].expand(batch, -1, -1)
+        seen = None if mask is None else mask[:, 0, start:stop, first:end].expand(batch, -1, -1)
         result = output[:, :, start:stop]
-        shaped = scores.view(batch, heads, stop - start, end)
-        missing, count = _weigh(shaped, value if gather else None, result, budgets, tail, seen, sink)
+        shaped = scores.view(batch, heads, stop - start, end - first)
+        seen_value = value[:, :, first:end]
+        missing, count = _weigh(shaped, seen_value if gather else None, result, budgets, tails, seen, sink)
         if not gather:
-            result.copy_((scores @ value[:, :, :end]).view(batch, heads, stop - start, -1))
-        if tail == "centroid":
+            result.copy_((scores @ seen_value).view(batch, heads, stop - start, -1))
+        if centred:
             if means is not None:
                 centroid = means[:, :, end - (stop - start) : end]
             else:
                 assert seen is not None
-                centroid = visible_mean(value, seen[:, None])
+                centroid = visible_mean(seen_value, seen[:, None])
             result.addcmul_(missing.unsqueeze(-1), centroid.repeat_interleave(heads // kv_heads, dim=1))
         kept += count.sum((0, 2))
     return Attended(output.to(query.dtype), kept)
@@ -228,7 +243,7 @@ def _weigh(
     value: torch.Tensor | None,
     output: torch.Tensor,
     budgets: torch.Tensor,
-    tail: Tail,
+    tails: torch.Tensor,
     seen: torch.Tensor | None,
     sink: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -250,6 +265,7 @@ def _weigh(
         missing=missing.data_ptr(),
         kept=kept.data_ptr(),
         n_keep=budgets.data_ptr(),
+        tails=tails.data_ptr(),
         mask=_pointer(seen),
         sink=_pointer(sink),
         batch=batch,
@@ -265,7 +281,6 @@ def _weigh(
         out_head=output.stride(1),
         mask_batch=0 if seen is None else seen.stride(0),
         mask_row=0 if seen is None else seen.stride(1),
-        tail=TAILS.index(tail),
         threads=torch.get_num_threads(),
     )
     loaded = library()

@@ -22,13 +22,14 @@ struct DecodeCall {
   const void *q, *k, *v;
   void* out;               // [B, Hq, Dv], contiguous
   const int64_t* n_keep;   // [Hq]
+  const int64_t* tails;    // [Hq], of enum Tail
   const uint8_t* mask;     // [B, S] or null
   const double* value_sum; // [B, Hkv, Dv], over visible tokens, or null: summed here when the tail needs it
   const float* sink;       // [Hq] or null
   int64_t* kept;           // [B, Hq]
   int64_t batch, heads, kv_heads, keys, dim, value_dim;
   int64_t q_batch, q_head, k_batch, k_head, k_row, v_batch, v_head, v_row, mask_batch;
-  int64_t dtype, tail, threads;
+  int64_t dtype, threads;
   double scaling, softcap;
 };
 
@@ -39,10 +40,11 @@ struct WeighCall {
   float* missing;         // [B, Hq, T], mass left for the centroid
   int64_t* kept;          // [B, Hq, T]
   const int64_t* n_keep;  // [Hq]
+  const int64_t* tails;   // [Hq], of enum Tail
   const uint8_t* mask;    // [B, T, S] by strides, or null: causal, the last query at the last key
   const float* sink;      // [Hq] or null
   int64_t batch, heads, kv_heads, queries, keys, value_dim;
-  int64_t v_batch, v_head, v_row, out_batch, out_head, mask_batch, mask_row, tail, threads;
+  int64_t v_batch, v_head, v_row, out_batch, out_head, mask_batch, mask_row, threads;
 };
 
 namespace plain {
@@ -80,7 +82,7 @@ static int chosen_isa = best_isa();
 
 extern "C" {
 
-int64_t gs_abi() { return 2; }
+int64_t gs_abi() { return 3; }
 
 // 0 plain, 1 AVX2, 2 AVX-512.
 int64_t gs_isa() { return chosen_isa; }

@@ -1,0 +1,41 @@
+"""The operating regime of arXiv 2602.01893: the N at which a head's selection stands out most from the rest."""
+
+from __future__ import annotations
+
+import torch
+
+from ..plan import PlanTail
+from ..profile import Profile
+from .scale import caps, scale_to
+
+# The smallest N whose F is not 1 by definition.
+FIRST = 2
+
+
+def separability(profile: Profile, tail: PlanTail, total: int, seed: int) -> torch.Tensor:
+    """Each head's N of largest F in excess of random, scaled to the budget (forward pass only; any tail alike).
+
+    A preference, not an optimum: N = c N*, cut to 1 and to what a head can keep, with the one factor c for all heads
+    at which the sum is `total`; rounded down, the missing tokens go to the largest fractions, among equal fractions to
+    the larger excess. F rises again where N nears the number of visible tokens, random sets' less: N* may well be the
+    largest measured budget.
+    """
+    wanted, excess = operating_point(profile)
+    return scale_to(lambda factor: wanted * factor, total, caps(profile, total), excess)
+
+
+def operating_point(profile: Profile) -> tuple[torch.Tensor, torch.Tensor]:
+    """N* and the excess F there, each `[layers, Hq]` fp64.
+
+    N* is the measured N >= 2 of largest F - F_random (mean over windows), the smallest of equals. Budgets at which it
+    is NaN (no query sees more than N tokens) do not count; a head without any other has N* = 2 and excess 0.
+    """
+    excess = (profile.arrays["f1"].double() - profile.arrays["random_f1"].double()).nanmean(0)
+    columns = [column for column, budget in enumerate(profile.budgets) if budget >= FIRST]
+    if not columns:
+        shape = excess.shape[:2]
+        return torch.full(shape, float(FIRST), dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
+    most, place = excess[..., columns].nan_to_num(nan=-torch.inf).max(-1)
+    wanted = torch.tensor(profile.budgets, dtype=torch.float64)[columns][place]
+    none = most.isinf()
+    return wanted.masked_fill(none, FIRST), most.masked_fill(none, 0.0)

@@ -1,0 +1,33 @@
+"""Profiles made of random numbers: what the planner's tests run on."""
+
+import torch
+
+import geosparse as gs
+from geosparse.identity import ModelIdentity
+from geosparse.ops import TAILS
+from geosparse.profile import ARRAYS
+
+
+def synthetic(layers=2, heads=4, length=64, seed=0, limits=None, order=None, budgets=(1, 2, 4, 8, 16, 32)):
+    """A profile of falling random curves; `order` permutes its heads."""
+    budgets = tuple(budget for budget in budgets if budget < length)
+    sizes = {"tails": len(TAILS), "layers": layers, "heads": heads, "budgets": len(budgets)}
+    generator = torch.Generator().manual_seed(seed)
+    arrays = {}
+    for name, dimensions in ARRAYS.items():
+        array = torch.rand((2, *(sizes[dimension] for dimension in dimensions)), generator=generator)
+        if "budgets" in dimensions:
+            array = array.sort(dim=-1, descending=True).values
+        if order is not None:
+            array = array.index_select(-2 if "budgets" in dimensions else -1, torch.tensor(order))
+        arrays[name] = array
+    return gs.Profile(
+        arrays=arrays,
+        budgets=budgets,
+        length=length,
+        queries=8,
+        limits=tuple(limits or [length] * layers),
+        model=ModelIdentity("m", "A", layers, heads, heads, 8, "f"),
+        calibration={"windows": 2, "length": length, "sha256": "0"},
+        nll=2.0,
+    )
