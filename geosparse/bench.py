@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from .architecture import attention_layers, check_context
-from .cache import SparseCache
 from .errors import GeosparseError
 from .ops import best_path, cpu
 from .patch import sparsified
@@ -46,6 +45,8 @@ def bench(model: Any, plan: Plan, prompt: torch.Tensor, new_tokens: int, show_pr
     ids = prompt[None].to(device)
     gate = _gate(model, ids)
     dense, cache, token = _prefill(model, ids)
+    from .cache import SparseCache
+
     growing = SparseCache.from_cache(cache, model.config)
     tokens = _decode(model, cache, token, new_tokens, "dense", dense, show_progress)
     in_place: dict[str, Any] = {}

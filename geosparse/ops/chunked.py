@@ -22,7 +22,7 @@ def chunk_rows(batch: int, heads: int, keys: int) -> int:
 
 
 def key_range(seen: torch.Tensor) -> tuple[int, int]:
-    """The first key that any query of `seen` `[..., S]` sees and the one behind the last; a sliding window is narrow."""
+    """The first key that any query of `seen` `[..., S]` sees, and the one behind the last: few in a sliding window."""
     columns = seen.flatten(0, -2).any(0).nonzero()
     return (int(columns[0]), int(columns[-1]) + 1) if len(columns) else (0, 1)
 
