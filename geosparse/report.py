@@ -27,11 +27,12 @@ _WIDTH = 100
 _COLUMNS = ("policy", "tail", "keep", "NLL", "excess NLL", "95 % interval", "perplexity", "density %")
 _TERMS = {
     "uniform": "every head keeps the same N",
-    "fisher": "the plan: N per head from measured geometry",
+    "fisher": "the plan: N per head where the error, weighed by the loss gradient, falls most",
     "permuted": "a control: the plan's values of N, dealt to other heads",
     "drop": "the other tokens add nothing",
     "renormalize": "softmax over the kept tokens alone",
     "centroid": "the missing attention mass falls on the mean of the visible values",
+    "best": "for each head whichever of the three tails is predicted to cost least",
 }
 
 
@@ -87,7 +88,7 @@ def findings(result: dict[str, Any]) -> list[str]:
         f"{_cost(plan, ' nats per token over dense attention')}.{_beside_dense(plan)}"
     ]
     uniform = _find(result, "uniform", keep, "renormalize") or _find(result, "uniform", keep)
-    same = _find(result, "uniform", keep, tail)
+    same = _find(result, "uniform", keep, tail) or _find(result, "uniform", keep, "centroid")
     control = _find(result, "permuted", keep, tail)
     if uniform is None:
         said.append("Uniform top-N was not measured at this budget.")
@@ -100,7 +101,7 @@ def findings(result: dict[str, Any]) -> list[str]:
             "These two differ both in the split over heads and in the tail; the table does not separate the two."
         )
     elif same is not None and same is not uniform:
-        said.append(f"With the {tail} tail as well, uniform costs {_cost(same)}: {_versus(plan, same)}.")
+        said.append(f"With the {same.get('tail')} tail, uniform costs {_cost(same)}: {_versus(plan, same)}.")
     if control is not None:
         said.append(f"The same values of N dealt to other heads cost {_cost(control)}: {_versus(plan, control)}.")
     return [*said, "This is one model on one text; it says nothing about other models, texts or tasks."]
