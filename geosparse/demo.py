@@ -25,11 +25,12 @@ from .text import load_texts, text_sha256, token_windows
 SCHEMA = "geosparse.result/1"
 BUDGETS = (16, 32, 64)
 MAIN_BUDGET = 32
-# Each control stands beside a baseline with the same tail; uniform with the renormalised tail is the one to beat.
+# Uniform with the renormalised tail is plain top-N, with the plan's tail it shows what the split over heads adds; the
+# control stands beside the baseline with its own tail.
 VARIANTS: tuple[tuple[str, PlanTail], ...] = (
     ("uniform", "renormalize"),
     ("permuted", "renormalize"),
-    ("uniform", "centroid"),
+    ("uniform", DEFAULT_TAIL),
     (DEFAULT_POLICY, DEFAULT_TAIL),
 )
 CALIBRATION = "pydoc:calibration"

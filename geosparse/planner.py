@@ -12,6 +12,7 @@ from .errors import GeosparseError, did_you_mean
 from .ops import TAILS
 from .plan import BEST, Plan, PlanTail, check_tail
 from .policies import POLICIES
+from .policies.permuted import deal, undo_deal
 from .profile import Profile
 from .provenance import versions
 
@@ -58,7 +59,7 @@ def make_plan(
     return Plan(
         n_keep=n_keep,
         tail=tail,
-        head_tails=best_tails(profile, n_keep, policy) if tail == BEST else None,
+        head_tails=best_tails(profile, n_keep, policy, seed) if tail == BEST else None,
         reference_length=profile.length,
         policy=policy,
         budget=budget,
@@ -91,8 +92,13 @@ def _budget(profile: Profile, mean_keep: float | None, density: float | None) ->
     raise GeosparseError(f"The budget is either mean_keep or density, found {found}: give one of them.")
 
 
-def best_tails(profile: Profile, n_keep: torch.Tensor, policy: str) -> torch.Tensor:
-    """For each head the tail that is predicted to cost least at its budget: `[layers, Hq]` places in TAILS."""
+def best_tails(profile: Profile, n_keep: torch.Tensor, policy: str, seed: int) -> torch.Tensor:
+    """For each head the tail that is predicted to cost least at its budget: `[layers, Hq]` places in TAILS.
+
+    The permuted control deals whole heads: each N takes along the tail that it had in the plan before.
+    """
+    if policy == "permuted":
+        return deal(best_tails(profile, undo_deal(n_keep, seed), "fisher", seed), seed)
     measure = profile.relative_output_error if policy == "output_error" else profile.fisher
     places = (n_keep.clamp_max(profile.length) - 1).unsqueeze(-1)
     costs = [complete(measure(tail), profile).gather(-1, places).squeeze(-1) for tail in TAILS]

@@ -132,3 +132,14 @@ def test_the_default_tail_is_the_best_of_each_head():
         costs = [complete(profile.fisher(tail), profile)[layer, head, place] for tail in TAILS]
         assert plan.tails_of(layer)[head] == TAILS[costs.index(min(costs))]
     assert plan.predicted["damage"] <= min(gs.make_plan(profile, 6, tail=tail).predicted["damage"] for tail in TAILS)
+
+
+def test_the_permuted_control_deals_whole_heads():
+    profile = synthetic(seed=4)
+    plan, control = gs.make_plan(profile, 6), gs.make_plan(profile, 6, "permuted", seed=5)
+
+    def heads(one):
+        return list(zip(one.n_keep.flatten().tolist(), one.head_tails.flatten().tolist(), strict=True))
+
+    assert sorted(heads(control)) == sorted(heads(plan))
+    assert heads(control) != heads(plan)

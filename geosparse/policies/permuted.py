@@ -1,4 +1,4 @@
-"""Control: the right budgets on the wrong heads."""
+"""Control: the plan of `fisher` with its heads mixed up."""
 
 from __future__ import annotations
 
@@ -11,6 +11,20 @@ from .fisher import fisher
 
 def permuted(profile: Profile, tail: PlanTail, total: int, seed: int) -> torch.Tensor:
     """The budgets of `fisher`, dealt to random heads of the model."""
-    budgets = fisher(profile, tail, total, seed)
-    order = torch.randperm(budgets.numel(), generator=torch.Generator().manual_seed(seed))
-    return budgets.flatten()[order].view_as(budgets)
+    return deal(fisher(profile, tail, total, seed), seed)
+
+
+def deal(table: torch.Tensor, seed: int) -> torch.Tensor:
+    """The entries of `table` `[layers, Hq]` in a random order that depends on its shape and the seed only."""
+    return table.flatten()[_order(table, seed)].view_as(table)
+
+
+def undo_deal(table: torch.Tensor, seed: int) -> torch.Tensor:
+    """The table that `deal` made this one of."""
+    original = torch.empty_like(table.flatten())
+    original[_order(table, seed)] = table.flatten()
+    return original.view_as(table)
+
+
+def _order(table: torch.Tensor, seed: int) -> torch.Tensor:
+    return torch.randperm(table.numel(), generator=torch.Generator().manual_seed(seed))
