@@ -1,5 +1,8 @@
 """The chunked path against the fp64 reference, on odd lengths, GQA groups, padding, windows, caps and ties."""
 
+import shutil
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -76,6 +79,13 @@ def test_each_head_may_have_its_own_tail(path, queries):
     for head, tail in enumerate(tails):
         alone = reference_attention(q, k, v, n_keep, tail=tail, scaling=0.25).output[:, head]
         assert (mixed[:, head] - alone).abs().max() <= tolerance(v)
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or shutil.which("g++") is None, reason="the kernels are promised on Linux with g++ only"
+)
+def test_kernels_are_there_where_they_can_be_built():
+    assert cpu.load_error() == ""
 
 
 def test_full_budget_is_dense():
