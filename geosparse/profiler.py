@@ -15,7 +15,7 @@ from .errors import GeosparseError
 from .geometry import random_order, selection_order, separation, tail_errors
 from .identity import identify
 from .interception import intercepted
-from .ops import TAILS, causal_mask
+from .ops import TAILS, Span, Visibility
 from .ops.chunked import attention_scores, attention_weights
 from .profile import ARRAYS, Profile
 from .progress import track
@@ -83,21 +83,21 @@ class _Recorder:
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        attention_mask: torch.Tensor | None,
+        attention_mask: Visibility | None,
         **kwargs: Any,
     ) -> torch.Tensor:
         terms = read_terms(module, query, kwargs)
         output = dense_attention(query, key, value, attention_mask, terms)
         nudge = torch.zeros_like(output, requires_grad=True)
         mask, bias = split_mask(attention_mask, key.shape[2])
-        if mask is None:
-            mask = causal_mask(query.shape[2], key.shape[2], query.device)
         positions = self.positions.to(query.device)
+        span = Span() if mask is None else mask
+        seen = span.rows(positions, query.shape[2], key.shape[2]) if isinstance(span, Span) else span[:, :, positions]
         self.calls[module] = _Call(
             query=query.detach()[:, :, positions],
             key=key.detach(),
             value=value.detach(),
-            seen=mask[0, 0, positions],
+            seen=seen[0, 0],
             bias=None if bias is None else bias[:, :, positions],
             terms=terms,
             nudge=nudge,
