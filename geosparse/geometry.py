@@ -2,18 +2,26 @@
 
 Shapes: `...` any leading dimensions (heads), Q sampled queries, L tokens, D value dimension, G budgets N.
 `alpha` `[..., Q, L]` are attention weights (0 where a token is not visible), `value` `[..., L, D]` values,
-`order` `[..., Q, L]` token indices in the order of selection, visible tokens first.
+`order` `[..., Q, K]` token indices in the order of selection, visible tokens first, K at least the largest N measured.
 Source: arXiv 2602.01893 as restated in arXiv 2609.37879; definitions in DESIGN section 3.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Literal, NamedTuple, get_args
 
 import torch
 
 from .ops import Tail
+
+Distance = Literal["euclidean", "cosine"]
+DISTANCES: tuple[Distance, ...] = get_args(Distance)
+
+# Added to the product of norms in the cosine distance.
+COSINE_FLOOR = 1e-12
+# Two distances whose terms differ by fewer rounding steps than this are equal: copies of a token must tie.
+ROUNDING_STEPS = 8
 
 
 class Separation(NamedTuple):
@@ -23,6 +31,7 @@ class Separation(NamedTuple):
     recall: torch.Tensor
     f1: torch.Tensor
     margin: torch.Tensor
+    inversions: torch.Tensor
 
 
 class TailErrors(NamedTuple):
@@ -49,70 +58,133 @@ def random_order(seen: torch.Tensor, generator: torch.Generator) -> torch.Tensor
     return selection_order(noise, seen)
 
 
+def contribution_score(alpha: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """|y_i| = alpha_i |v_i|, `[..., Q, L]`: the score of the contribution ranking."""
+    lengths: torch.Tensor = torch.linalg.vector_norm(value, dim=-1)
+    return alpha * lengths.unsqueeze(-2)
+
+
 def rank_of(order: torch.Tensor) -> torch.Tensor:
-    """The place of each token in `order`, `[..., Q, L]`."""
+    """The place of each token in a complete `order`, `[..., Q, L]`."""
     places = torch.arange(order.shape[-1], device=order.device).expand_as(order)
     return torch.empty_like(order).scatter_(-1, order, places)
 
 
 def separation(
-    alpha: torch.Tensor, value: torch.Tensor, order: torch.Tensor, seen: torch.Tensor, budgets: Sequence[int]
+    alpha: torch.Tensor,
+    value: torch.Tensor,
+    order: torch.Tensor,
+    seen: torch.Tensor,
+    budgets: Sequence[int],
+    distance: Distance = "euclidean",
 ) -> Separation:
-    """Precision, recall, F and margin of the N first contributions in `order` around their own sum (Euclidean).
+    """Precision, recall, F, margin and inversions of the N first contributions in `order` around their own sum.
 
-    The centre is s = sum over the selected of y_i, not renormalised; rho_max is the largest distance of a selected
-    contribution from it, rho_min the smallest of an unselected one. Precision = N / (N + #{j not in S: D_j <=
-    rho_max}), recall = #{i in S: D_i < rho_min} / N, margin = rho_min - rho_max. N = 1 is trivial for any rule.
+    The centre is s = sum over the selected of y_i, not renormalised. With D the distance of a contribution from it,
+    rho_max the largest of a selected and rho_min the smallest of an unselected one: precision = N / (N + #{j not in S:
+    D_j <= rho_max}), recall = #{i in S: D_i < rho_min} / N, F = 2 P R / (P + R), margin = rho_min - rho_max, inversions
+    = #{(i in S, j not in S): D_j <= D_i}. N = 1 is trivial for any rule (Euclidean).
 
-    Distances are compared as |y|^2 - 2 y.s, which leaves out the |s|^2 that all share; tokens lie in selection order,
-    so that a set is a prefix.
+    Euclidean distances are compared as |y|^2 - 2 y.s, which leaves out the |s|^2 that all share; the cosine distance is
+    1 - y.s / (|y| |s| + 1e-12). Distances that differ by rounding only count as equal.
+
+    Args:
+        alpha: `[..., Q, L]`.
+        value: `[..., L, D]`.
+        order: `[..., Q, K]`, K >= the largest budget below L.
+        seen: `[..., Q, L]` bool, or broadcastable to it.
+        budgets: The N.
+        distance: "euclidean" or "cosine".
     """
-    rank = rank_of(order)
-    sorted_alpha = alpha.gather(-1, order)
-    lengths = value.square().sum(-1).unsqueeze(-2).expand_as(alpha).gather(-1, order)
-    norm = (sorted_alpha.square() * lengths).masked_fill_(~seen.gather(-1, order), torch.inf)
+    size = contribution_score(alpha, value)
+    square = alpha.square() * value.square().sum(-1).unsqueeze(-2)
+    tiny = torch.finfo(alpha.dtype).tiny
+    step = ROUNDING_STEPS * torch.finfo(alpha.dtype).eps
     visible = seen.sum(-1)
+    hidden = ~seen
     columns = []
     for budget in budgets:
-        centre = (alpha * (rank < budget)) @ value
-        along = (centre @ value.transpose(-1, -2)).gather(-1, order)
-        distance = torch.addcmul(norm, sorted_alpha, along, value=-2)
-        chosen, rest = distance[..., :budget], distance[..., budget:]
-        outer, inner = chosen.amax(-1, keepdim=True), rest.amin(-1, keepdim=True)
-        precision = budget / (budget + (rest <= outer).to(alpha.dtype).sum(-1))
-        recall = (chosen < inner).to(alpha.dtype).sum(-1) / budget
-        f1 = 2 * precision * recall / (precision + recall).clamp_min(torch.finfo(alpha.dtype).tiny)
-        shared = centre.square().sum(-1, keepdim=True)
-        margin = (inner + shared).clamp_min(0.0).sqrt() - (outer + shared).clamp_min(0.0).sqrt()
-        column = torch.stack([precision, recall, f1, margin.squeeze(-1)])
+        picked = order[..., :budget]
+        kept = torch.zeros_like(alpha).scatter_(-1, picked, alpha.gather(-1, picked))
+        centre = kept @ value
+        length = centre.norm(dim=-1, keepdim=True)
+        along = (centre @ value.transpose(-1, -2)).mul_(alpha)
+        own = size.gather(-1, picked)
+        if distance == "euclidean":
+            near = torch.sub(square, along, alpha=2)
+            slack = step * own * (own + 2 * length)
+        else:
+            near = along.neg_().div_(torch.addcmul(along.new_tensor(COSINE_FLOOR), size, length))
+            slack = torch.full_like(own, step)
+        near.masked_fill_(hidden, torch.inf)
+        chosen = near.gather(-1, picked)
+        reach = chosen + slack
+        near.scatter_(-1, picked, torch.inf)
+        outer, inner = chosen.amax(-1, keepdim=True), near.amin(-1, keepdim=True)
+        furthest = reach.amax(-1, keepdim=True)
+        precision = budget / (budget + (near <= furthest).sum(-1).to(alpha.dtype))
+        recall = (reach < inner).sum(-1).to(alpha.dtype) / budget
+        f1 = 2 * precision * recall / (precision + recall).clamp_min(tiny)
+        if distance == "euclidean":
+            shared = length.square()
+            margin = (inner + shared).clamp_min(0.0).sqrt() - (outer + shared).clamp_min(0.0).sqrt()
+        else:
+            margin = inner - outer
+        margin = torch.where(inner > furthest, margin.clamp_min(tiny), margin.clamp_max(0.0))
+        inversions = count_pairs(near, reach).to(alpha.dtype)
+        column = torch.stack([precision, recall, f1, margin.squeeze(-1), inversions])
         columns.append(column.masked_fill(visible <= budget, torch.nan))
     return Separation(*torch.stack(columns, dim=-1))
+
+
+def count_pairs(rest: torch.Tensor, reach: torch.Tensor) -> torch.Tensor:
+    """#{(i, j): rest_j <= reach_i} along the last dimension, int64 `[...]`; `rest` is sorted in place."""
+    if rest.device.type == "cpu":
+        rest.numpy().sort(axis=-1)  # several times as fast as torch's
+    else:
+        rest = rest.sort(dim=-1).values
+    return torch.searchsorted(rest, reach, right=True).sum(-1)
 
 
 def tail_errors(
     alpha: torch.Tensor, value: torch.Tensor, order: torch.Tensor, seen: torch.Tensor, budgets: Sequence[int]
 ) -> TailErrors:
-    """What each tail gets wrong when only the N first tokens of `order` are kept: sparse minus dense head output.
+    """`kept_errors` where the N first tokens of a complete `order` are kept, for each N in `budgets`."""
+    rank = rank_of(order)
+    return kept_errors(alpha, value, (rank < budget for budget in budgets), seen)
+
+
+def kept_errors(
+    alpha: torch.Tensor, value: torch.Tensor, keeps: Iterable[torch.Tensor], seen: torch.Tensor
+) -> TailErrors:
+    """What each tail gets wrong when only some tokens are kept: sparse minus dense head output.
 
     With z the dense output, s the kept sum, M the kept mass and v_bar the mean visible value (DESIGN section 4):
     drop: s - z; renormalize: s / M - z; centroid: s + (1 - M) v_bar - z. Where `alpha` sums to less than 1, the rest is
-    the weight of a learned sink, which has no value and is always kept.
+    the weight of a learned sink, which has no value and is always kept. Where all are kept, no tail errs.
+
+    Args:
+        alpha: `[..., Q, L]`.
+        value: `[..., L, D]`.
+        keeps: Per budget the kept tokens, bool `[..., Q, L]`.
+        seen: `[..., Q, L]` bool, or broadcastable to it.
     """
-    rank = rank_of(order)
     dense = alpha @ value
     weight = seen.to(alpha.dtype)
-    mean = (weight / weight.sum(-1, keepdim=True).clamp_min(1.0)) @ value
-    masses, kept = [], []
-    for budget in budgets:
-        selected = alpha * (rank < budget)
+    visible = weight.sum(-1)
+    mean = (weight / visible.unsqueeze(-1).clamp_min(1.0)) @ value
+    masses, kept, whole = [], [], []
+    for keep in keeps:
+        selected = alpha * keep
         masses.append(selected.sum(-1))
         kept.append(selected @ value)
+        whole.append((keep & seen).sum(-1) >= visible)
     mass, total = torch.stack(masses, -1), torch.stack(kept, -2)
     everything = alpha.sum(-1, keepdim=True)
     missing = (everything - mass).clamp_min(0.0).unsqueeze(-1)
     certain = (mass + (1 - everything)).clamp_min(torch.finfo(alpha.dtype).tiny).unsqueeze(-1)
     dense, mean = dense.unsqueeze(-2), mean.unsqueeze(-2)
-    complete = (seen.sum(-1, keepdim=True) <= torch.tensor(list(budgets), device=seen.device)).unsqueeze(-1)
+    complete = torch.stack(whole, -1).unsqueeze(-1)
     errors: dict[Tail, torch.Tensor] = {
         "drop": total - dense,
         "renormalize": total / certain - dense,
