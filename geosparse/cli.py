@@ -217,7 +217,8 @@ def _demo(options: argparse.Namespace) -> None:
 
 def _profile(options: argparse.Namespace) -> None:
     from .inspection import describe_profile
-    from .profiler import ProfileConfig, profile_model
+    from .parts import process_rank
+    from .profiler import ProfileConfig, profile_to_file
     from .text import load_texts
 
     if options.length is not None and options.lengths is not None:
@@ -232,8 +233,9 @@ def _profile(options: argparse.Namespace) -> None:
     check_writable(options.out)
     texts = load_texts(options.text)
     model, tokenizer = _load(options)
-    profile = profile_model(model, tokenizer, texts, config, show_progress=True)
-    profile.save(options.out)
+    profile = profile_to_file(options.out, model, tokenizer, texts, config, show_progress=True)
+    if process_rank()[0]:
+        return
     data, text = describe_profile(profile)
     _show(options, data | {"out": str(options.out)}, f"{text}\nWrote {options.out}.")
 

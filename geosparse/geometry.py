@@ -21,7 +21,11 @@ DISTANCES: tuple[Distance, ...] = get_args(Distance)
 # Added to the product of norms in the cosine distance.
 COSINE_FLOOR = 1e-12
 # Two distances whose terms differ by fewer rounding steps than this are equal: copies of a token must tie.
-ROUNDING_STEPS = 8
+ROUNDING_STEPS = 4
+# So few selected are compared with all others one by one, more by sorting those.
+FEW = 2
+# Numbers up to which sorting in several threads costs more than it gains.
+SERIAL = 1 << 16
 
 
 class Separation(NamedTuple):
@@ -96,54 +100,98 @@ def separation(
         budgets: The N.
         distance: "euclidean" or "cosine".
     """
-    size = contribution_score(alpha, value)
-    square = alpha.square() * value.square().sum(-1).unsqueeze(-2)
-    tiny = torch.finfo(alpha.dtype).tiny
+    return separations(alpha, value, order, seen, budgets, (distance,))[distance]
+
+
+def separations(
+    alpha: torch.Tensor,
+    value: torch.Tensor,
+    order: torch.Tensor,
+    seen: torch.Tensor,
+    budgets: Sequence[int],
+    distances: Sequence[Distance] = DISTANCES,
+) -> dict[Distance, Separation]:
+    """`separation` by several distances, which share most of the work."""
     step = ROUNDING_STEPS * torch.finfo(alpha.dtype).eps
     visible = seen.sum(-1)
-    hidden = ~seen
-    columns = []
-    for budget in budgets:
+    size = contribution_score(alpha, value)
+    # Infinite for the tokens that no set may have and no set leaves out.
+    wall = torch.zeros_like(alpha).masked_fill_(~seen, torch.inf)
+    square = alpha.square() * value.square().sum(-1).unsqueeze(-2) + wall
+    centre = torch.zeros(*alpha.shape[:-1], value.shape[-1], dtype=alpha.dtype, device=alpha.device)
+    columns: dict[Distance, list[torch.Tensor]] = {distance: [] for distance in distances}
+    for before, budget in zip((0, *budgets), budgets, strict=False):
         picked = order[..., :budget]
-        kept = torch.zeros_like(alpha).scatter_(-1, picked, alpha.gather(-1, picked))
-        centre = kept @ value
-        length = centre.norm(dim=-1, keepdim=True)
+        centre += _sum_of(alpha, value, order[..., before:budget])
+        length = torch.linalg.vector_norm(centre, dim=-1, keepdim=True)
         along = (centre @ value.transpose(-1, -2)).mul_(alpha)
-        own = size.gather(-1, picked)
-        if distance == "euclidean":
-            near = torch.sub(square, along, alpha=2)
-            slack = step * own * (own + 2 * length)
-        else:
-            near = along.neg_().div_(torch.addcmul(along.new_tensor(COSINE_FLOOR), size, length))
-            slack = torch.full_like(own, step)
-        near.masked_fill_(hidden, torch.inf)
-        chosen = near.gather(-1, picked)
-        reach = chosen + slack
-        near.scatter_(-1, picked, torch.inf)
-        outer, inner = chosen.amax(-1, keepdim=True), near.amin(-1, keepdim=True)
-        furthest = reach.amax(-1, keepdim=True)
-        precision = budget / (budget + (near <= furthest).sum(-1).to(alpha.dtype))
-        recall = (reach < inner).sum(-1).to(alpha.dtype) / budget
-        f1 = 2 * precision * recall / (precision + recall).clamp_min(tiny)
-        if distance == "euclidean":
-            shared = length.square()
-            margin = (inner + shared).clamp_min(0.0).sqrt() - (outer + shared).clamp_min(0.0).sqrt()
-        else:
-            margin = inner - outer
-        margin = torch.where(inner > furthest, margin.clamp_min(tiny), margin.clamp_max(0.0))
-        inversions = count_pairs(near, reach).to(alpha.dtype)
-        column = torch.stack([precision, recall, f1, margin.squeeze(-1), inversions])
-        columns.append(column.masked_fill(visible <= budget, torch.nan))
-    return Separation(*torch.stack(columns, dim=-1))
+        for distance in distances:
+            if distance == "euclidean":
+                near = torch.sub(square, along, alpha=2)
+                own = size.gather(-1, picked)
+                slack: torch.Tensor | float = step * own * (own + 2 * length)
+            else:
+                near = torch.addcdiv(wall, along, torch.addcmul(along.new_tensor(COSINE_FLOOR), size, length), value=-1)
+                slack = step
+            chosen = near.gather(-1, picked)
+            near.scatter_(-1, picked, torch.inf)
+            inner, nearer = nearest_and_counts(near, chosen + slack)
+            inversions = nearer.sum(-1)
+            margin = _gap(chosen.amax(-1), inner, length.squeeze(-1), distance)
+            column = _column(budget, nearer, inversions, margin)
+            columns[distance].append(column.masked_fill(visible <= budget, torch.nan))
+    return {distance: Separation(*torch.stack(columns[distance], dim=-1)) for distance in distances}
 
 
-def count_pairs(rest: torch.Tensor, reach: torch.Tensor) -> torch.Tensor:
-    """#{(i, j): rest_j <= reach_i} along the last dimension, int64 `[...]`; `rest` is sorted in place."""
+def _sum_of(alpha: torch.Tensor, value: torch.Tensor, picked: torch.Tensor) -> torch.Tensor:
+    """The summed contributions of the tokens `picked` `[..., Q, K]`, `[..., Q, D]`."""
+    value = value.expand(*alpha.shape[:-2], *value.shape[-2:])
+    rows = value.reshape(-1, value.shape[-1])
+    start = torch.arange(0, len(rows), value.shape[-2], device=value.device).view(*alpha.shape[:-2], 1, 1)
+    taken = rows.index_select(0, (picked + start).flatten()).view(*picked.shape, -1)
+    return (alpha.gather(-1, picked).unsqueeze(-2) @ taken).squeeze(-2)
+
+
+def _gap(outer: torch.Tensor, inner: torch.Tensor, length: torch.Tensor, distance: Distance) -> torch.Tensor:
+    """rho_min - rho_max from what distances are compared by."""
+    if distance == "cosine":
+        return inner - outer
+    shared = length.square()
+    return (inner + shared).clamp_min(0.0).sqrt() - (outer + shared).clamp_min(0.0).sqrt()
+
+
+def _column(budget: int, nearer: torch.Tensor, inversions: torch.Tensor, margin: torch.Tensor) -> torch.Tensor:
+    """The metrics `[5, ..., Q]` from how many unselected tokens lie no further than each selected one, `nearer`."""
+    tiny = torch.finfo(margin.dtype).tiny
+    precision = budget / (budget + nearer.amax(-1).to(margin.dtype))
+    recall = (nearer == 0).sum(-1).to(margin.dtype) / budget
+    f1 = 2 * precision * recall / (precision + recall)
+    margin = torch.where(inversions == 0, margin.clamp_min(tiny), margin.clamp_max(0.0))
+    return torch.stack([precision, recall, f1, margin, inversions.to(margin.dtype)])
+
+
+def nearest_and_counts(rest: torch.Tensor, reach: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The least of `rest` `[..., L]`, `[...]`, and how many of them each of `reach` `[..., N]` covers, int64
+    `[..., N]`; `rest` may be sorted in place."""
+    if reach.shape[-1] <= FEW:
+        counts = [(rest <= reach[..., place, None]).sum(-1) for place in range(reach.shape[-1])]
+        return rest.amin(-1), torch.stack(counts, -1)
     if rest.device.type == "cpu":
-        rest.numpy().sort(axis=-1)  # several times as fast as torch's
+        _sort(rest.view(-1, rest.shape[-1]))
     else:
         rest = rest.sort(dim=-1).values
-    return torch.searchsorted(rest, reach, right=True).sum(-1)
+    return rest[..., 0], torch.searchsorted(rest, reach, right=True)
+
+
+def _sort(rows: torch.Tensor) -> None:
+    """Sort each row in place with numpy, which is several times as fast as torch, in as many threads as torch has."""
+    parts = rows.tensor_split(torch.get_num_threads()) if rows.numel() > SERIAL else (rows,)
+    if len(parts) == 1:
+        return rows.numpy().sort(axis=-1)
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(len(parts)) as pool:
+        list(pool.map(lambda part: part.numpy().sort(axis=-1), parts))
 
 
 def tail_errors(

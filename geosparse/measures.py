@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from .capture import Call, Rows, rows_of
-from .geometry import DISTANCES, contribution_score, kept_errors, selection_order, separation
+from .geometry import DISTANCES, contribution_score, kept_errors, selection_order, separations
 from .ops import TAILS
 from .profile import METRICS
 from .selectors import Scored, keep_masks
@@ -115,17 +115,18 @@ def _metrics(rows: Rows, budgets: Sequence[int], noise: torch.Tensor) -> torch.T
     drawn = noise.to(rows.alpha.device).masked_fill(~rows.seen, -1.0).topk(most, dim=-1).indices
     orders = torch.cat(
         [
-            selection_order(rows.scores, rows.seen)[None, ..., :most],
-            selection_order(contribution, rows.seen)[None, ..., :most],
-            drawn[:, None].expand(-1, heads, -1, -1),
+            selection_order(rows.scores, rows.seen)[..., :most],
+            selection_order(contribution, rows.seen)[..., :most],
+            *drawn.unsqueeze(1).expand(-1, heads, -1, -1),
         ]
     )
-    order = orders.transpose(0, 1).reshape(heads, -1, most)
-    alpha = rows.alpha.repeat(1, len(orders), 1)
-    seen = rows.seen.repeat(len(orders), 1)
-    tables = [torch.stack(separation(alpha, rows.value, order, seen, budgets, kind)) for kind in DISTANCES]
-    table = torch.stack(tables, dim=1).view(len(METRICS), len(DISTANCES), heads, len(orders), queries, -1)
-    return table.transpose(2, 3)
+    # The heads share their values, so that all rankings of all heads are rows of one matrix.
+    rankings = 2 + len(noise)
+    alpha = rows.alpha.repeat(rankings, 1, 1).flatten(0, 1)
+    seen = rows.seen.repeat(rankings * heads, 1)
+    tables = separations(alpha, rows.value[0], orders.flatten(0, 1), seen, budgets, DISTANCES)
+    table = torch.stack([torch.stack(tables[distance]) for distance in DISTANCES], dim=1)
+    return table.view(len(METRICS), len(DISTANCES), rankings, heads, queries, -1)
 
 
 def weigh(error: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:

@@ -3,27 +3,42 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from .architecture import AttentionLayer, attention_layers, check_context
-from .artifact import MAX_COUNT
+from .artifact import MAX_COUNT, check_writable
 from .capture import LayerRows, Rows, forward_backward, walk_layers
 from .errors import GeosparseError
 from .identity import identify
 from .measures import layer_arrays
+from .parts import Parts, Window, process_rank, wait_for_all
 from .profile import ARRAYS, Profile
-from .progress import track
+from .progress import steps
+from .provenance import versions
 from .selectors import check_selector
 from .text import text_sha256, token_windows
 
-__all__ = ["LayerRows", "ProfileConfig", "Rows", "profile_model", "sample_positions", "walk_layers", "window_generator"]
+__all__ = [
+    "LayerRows",
+    "ProfileConfig",
+    "Rows",
+    "profile_model",
+    "profile_to_file",
+    "sample_positions",
+    "walk_layers",
+    "window_generator",
+]
 
 POWERS = tuple(2**exponent for exponent in range(10))
 FEWEST_WINDOWS = 2
+# What the forward and backward pass counts on the progress bar, in layers measured.
+PASS_STEPS = 30
 
 
 @dataclass(frozen=True)
@@ -108,7 +123,46 @@ def profile_model(
     Raises:
         GeosparseError: The text is too short, the architecture is not supported, or the loss is not finite.
     """
-    config = config or ProfileConfig()
+    return _profile(model, tokenizer, texts, config or ProfileConfig(), None, show_progress)
+
+
+def profile_to_file(
+    path: Path | str,
+    model: Any,
+    tokenizer: Any,
+    texts: str | Sequence[str],
+    config: ProfileConfig | None = None,
+    *,
+    show_progress: bool = False,
+) -> Profile:
+    """`profile_model`, saved to `path`; a run that was stopped goes on where it was when it is started again.
+
+    Every finished window waits in the folder `path` + ".parts", which is removed at the end. The file is the same, bit
+    for bit, however often the run was stopped, and however many processes of `accelerate launch` or `torchrun` share
+    it: each takes its share of the windows, the first one writes the file.
+
+    Raises:
+        GeosparseError: As `profile_model`; or `path` cannot be written.
+    """
+    path = check_writable(path)
+    parts = path.with_name(f"{path.name}.parts")
+    profile = _profile(model, tokenizer, texts, config or ProfileConfig(), parts, show_progress)
+    if process_rank()[0] == 0:
+        profile.save(path)
+        shutil.rmtree(parts, ignore_errors=True)
+    wait_for_all()
+    return profile
+
+
+def _profile(
+    model: Any,
+    tokenizer: Any,
+    texts: str | Sequence[str],
+    config: ProfileConfig,
+    folder: Path | None,
+    show_progress: bool,
+) -> Profile:
+    """`profile_model`; with a folder for the finished windows, resumed and shared between processes."""
     layers = attention_layers(model)
     check_context(model, config.longest, "give a smaller --length")
     texts = [texts] if isinstance(texts, str) else list(texts)
@@ -117,23 +171,59 @@ def profile_model(
         for length in config.lengths
         for index, window in enumerate(token_windows(tokenizer, texts, length, config.windows_of(length)))
     ]
-    grams = [_gram(layer) for layer in layers]
-    results = [
-        _window_arrays(model, layers, grams, window, index, config)
-        for index, window in track(windows, "profile", show_progress)
-    ]
+    about: dict[str, Any] = {
+        "model": identify(model).to_json(),
+        "calibration": {"sha256": text_sha256(texts), "windows": len(windows), "lengths": list(config.lengths)},
+        "config": asdict(config),
+        "provenance": versions(),
+    }
+    parts = None if folder is None else Parts(folder, about | {"dtype": str(model.dtype)})
+    results = _measure(model, layers, windows, config, parts, show_progress)
     return Profile(
-        arrays={name: torch.stack([arrays[name] for arrays, _ in results]).float() for name in ARRAYS},
+        arrays={name: torch.stack([arrays[name] for arrays, _ in results]) for name in ARRAYS},
         budgets=_budgets(config),
         lengths=tuple(len(window) for _, window in windows),
         queries=config.queries,
         limits=tuple(min(layer.window or config.longest, config.longest) for layer in layers),
-        model=identify(model),
-        calibration={"sha256": text_sha256(texts), "windows": len(windows), "lengths": list(config.lengths)},
         nlls=tuple(nll for _, nll in results),
         selectors=config.selectors,
-        config=asdict(config),
+        **about | {"model": identify(model)},
     )
+
+
+def _measure(
+    model: Any,
+    layers: Sequence[AttentionLayer],
+    windows: Sequence[tuple[int, torch.Tensor]],
+    config: ProfileConfig,
+    parts: Parts | None,
+    show_progress: bool,
+) -> list[Window]:
+    """The arrays and losses of all windows, of which this process measures its share."""
+    rank, processes = process_rank() if parts is not None else (0, 1)
+    grams = [_gram(layer) for layer in layers]
+    done: dict[int, Window] = {}
+    mine = range(rank, len(windows), processes)
+    work = sum(len(windows[place][1]) for place in mine) * (len(layers) + PASS_STEPS)
+    with steps(work, "profile", show_progress and rank == 0) as advance:
+        for place in mine:
+            index, window = windows[place]
+            found = None if parts is None else parts.load(place)
+            if found is not None:
+                advance(len(window) * (len(layers) + PASS_STEPS))
+            else:
+                found = _window_arrays(model, layers, grams, window, index, config, advance)
+                if parts is not None:
+                    parts.save(place, found)
+            done[place] = found
+    if parts is not None and processes > 1:
+        wait_for_all()
+        for place in set(range(len(windows))) - done.keys():
+            found = parts.load(place)
+            if found is None:
+                raise GeosparseError(f"The windows in {parts.folder} are not complete: start the command again.")
+            done[place] = found
+    return [done[place] for place in range(len(windows))]
 
 
 def _budgets(config: ProfileConfig) -> tuple[int, ...]:
@@ -168,20 +258,23 @@ def _window_arrays(
     window: torch.Tensor,
     index: int,
     config: ProfileConfig,
-) -> tuple[dict[str, torch.Tensor], float]:
-    """Every array of the Profile for one window, and its mean loss."""
+    advance: Callable[[int], object],
+) -> Window:
+    """Every array of the Profile for one window in fp32, and its mean loss."""
     length = len(window)
     generator = window_generator(config.seed, length, index)
     positions = sample_positions(length, config.queries, generator)
     queries = torch.cat([positions, torch.tensor([length - 1])])
     loss, calls, gradients = forward_backward(model, layers, window, queries, positions)
+    advance(length * PASS_STEPS)
     chosen = evenly(config.geometry_queries, len(positions))
     per_layer = []
     for call, gradient, gram in zip(calls, gradients, grams, strict=True):
         noise = torch.rand(config.random_sets, len(queries), length, generator=generator)
         per_layer.append(layer_arrays(call, gradient, gram, _budgets(config), config.selectors, chosen, noise))
+        advance(length)
     places = {name: dimensions.index("layers") for name, dimensions in ARRAYS.items()}
-    arrays = {name: torch.stack([part[name] for part in per_layer], place) for name, place in places.items()}
+    arrays = {name: torch.stack([part[name] for part in per_layer], place).float() for name, place in places.items()}
     return arrays, loss / (length - 1)
 
 

@@ -20,7 +20,7 @@ LAYERS = [
     {"geometry", "selectors", "interception", "text", "weights"},
     {"architecture", "models"},
     {"identity"},
-    {"plan", "profile", "receipt"},
+    {"plan", "parts", "profile", "receipt"},
     {"curves", "attention", "cache", "figures"},
     {"policies"},
     {"planner"},
