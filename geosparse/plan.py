@@ -12,7 +12,7 @@ import torch
 from .artifact import MAX_COUNT, damaged, is_count, read_json, require, write_json
 from .errors import GeosparseError, did_you_mean
 from .identity import ModelIdentity, identify, parse_identity
-from .ops import SELECTORS, TAILS, Budgets, Selector, Selectors, Tail, Tails
+from .ops import SELECTORS, TAILS, Budgets, Selector, Selectors, Tail, Tails, check_selector
 from .ops.selectors import SHARING
 from .ops.types import per_head
 from .provenance import versions
@@ -237,12 +237,6 @@ def _are_places(table: torch.Tensor | None, shape: tuple[int, int], words: int) 
         return True
     known = tuple(table.shape) == shape and table.dtype == torch.int64
     return known and int(table.min()) >= 0 and int(table.max()) < words
-
-
-def check_selector(selector: str) -> None:
-    """Raise GeosparseError unless `selector` is one of `ops.SELECTORS`."""
-    if selector not in SELECTORS:
-        raise GeosparseError(f"Unknown selector {selector!r}: {did_you_mean(selector, SELECTORS)}")
 
 
 def check_tail(tail: str) -> None:

@@ -14,7 +14,7 @@ from .reference import reference_attention
 from .select import top_n
 from .selectors import needs_index
 from .span import Span, Visibility, causal_mask, dense_mask, span_of, visible_rows
-from .types import INDEXED, SELECTORS, TAILS, Attended, Selector, Selectors, Tail, Tails
+from .types import INDEXED, SELECTORS, TAILS, Attended, Selector, Selectors, Tail, Tails, check_selector
 
 # Name -> attention path; all take the arguments of `reference_attention`.
 PATHS: dict[str, Callable[..., Attended]] = {
@@ -48,6 +48,7 @@ __all__ = [
     "best_path",
     "budgets_of_row",
     "causal_mask",
+    "check_selector",
     "chunked_attention",
     "cpu_attention",
     "dense_mask",

@@ -7,6 +7,8 @@ from typing import Literal, NamedTuple, TypeVar, get_args
 
 import torch
 
+from ..errors import GeosparseError, did_you_mean
+
 Tail = Literal["drop", "renormalize", "centroid"]
 TAILS: tuple[Tail, ...] = get_args(Tail)
 Tails = Tail | Sequence[Tail]  # one for all heads, or one per query head
@@ -19,6 +21,12 @@ INDEXED: frozenset[Selector] = frozenset({"lowbit", "paged", "paged+lowbit"})  #
 Keep = Sequence[int] | torch.Tensor  # Hq budgets, or int64 [B or 1, Hq, T or 1]
 
 Word = TypeVar("Word", bound=str)
+
+
+def check_selector(selector: str) -> None:
+    """Raise GeosparseError unless `selector` is a word of SELECTORS."""
+    if selector not in SELECTORS:
+        raise GeosparseError(f"Unknown selector {selector!r}: {did_you_mean(selector, SELECTORS)}")
 
 
 def per_head(words: Word | Sequence[Word], heads: int) -> list[Word]:
