@@ -20,6 +20,7 @@ LAYERS = [
     {"geometry", "interception", "sinks", "text", "weights"},
     {"moments", "regimes"},
     {"fits"},
+    {"envelopes"},
     {"architecture", "models"},
     {"identity"},
     {"plan", "profile", "receipt"},
