@@ -10,19 +10,15 @@ from hypothesis import strategies as st
 
 from geosparse import GeosparseError
 from geosparse.envelopes import (
-    Law,
-    covariance,
     inversions,
     level_envelope,
     mean_envelope,
-    sample_rows,
-    sample_values,
-    simulate,
     simulated_envelope,
     student_tail,
 )
 from geosparse.fits import fit
 from geosparse.geometry import selection_order, separation
+from geosparse.law import Law, covariance, sample_rows, sample_values, simulate
 from geosparse.moments import window_moments
 from geosparse.statistics import student_cdf
 

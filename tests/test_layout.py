@@ -22,6 +22,7 @@ LAYERS = [
     {"geometry", "interception", "sinks", "text", "weights"},
     {"moments", "regimes"},
     {"fits"},
+    {"law"},
     {"envelopes"},
     {"architecture", "models"},
     {"identity"},

@@ -17,16 +17,14 @@ from geosparse.envelopes import (
     LEVEL,
     METRICS,
     Envelope,
-    Law,
     inversions,
     level_envelope,
     mean_envelope,
-    sample_rows,
-    simulate,
     simulated_envelope,
 )
 from geosparse.fits import Fits, fit, holds, met
 from geosparse.geometry import selection_order, separation
+from geosparse.law import Law, sample_rows, simulate
 from geosparse.moments import Moments, total, window_moments
 from geosparse.sinks import find_sinks, own_position
 

@@ -10,15 +10,13 @@ from geosparse.envelopes import (
     LEVEL,
     METRICS,
     Envelope,
-    Law,
     inversions,
     level_envelope,
     mean_envelope,
-    sample_values,
-    simulate,
     simulated_envelope,
 )
 from geosparse.geometry import selection_order, separation
+from geosparse.law import Law, sample_values, simulate
 
 LENGTH = 512
 BUDGETS = (4, 16, 64)
