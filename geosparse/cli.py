@@ -14,7 +14,10 @@ from .errors import GeosparseError
 
 DEFAULT_MODEL = "smollm2-135m"
 MODEL_HELP = "folder, .gguf file, hub id owner/name, or alias: smollm2-135m (default), gemma3-270m"
-POLICY_HELP = "fisher (default), output_error, mass, separability, uniform, or a control: permuted, random"
+POLICY_HELP = (
+    "fisher (default), output_error, mass, separability, entropy, regime, uniform, or a control: permuted, random"
+)
+SELECTOR_HELP = "how tokens are found: topn (default), lowbit, paged, paged+lowbit, sink_recent, or auto (with --bytes)"
 TEXT_HELP = ".txt or .jsonl file, hf:owner/name[:split], or pydoc:calibration|planning|test (embedded)"
 
 
@@ -80,7 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--length", type=int, help="tokens per window (1024)")
     add("--lengths", type=_whole_numbers, help="several lengths instead, shortest first, e.g. 512,1024,2048,4096")
     add("--windows", type=int, default=4, help="windows of the shortest length, evenly spaced over the text (4)")
-    add("--selectors", type=_words, default=("topn",), help="selectors to measure: topn (default), sink_recent")
+    add("--selectors", type=_words, default=("topn",), help="selectors to measure: topn (default), lowbit, paged, ...")
     add("--queries", type=int, default=64, help="query positions sampled per window (64)")
     add("--seed", type=int, default=0, help="seed of the sampling (0)")
     add("--out", type=Path, required=True, help="profile to write, .safetensors")
@@ -92,7 +95,11 @@ def build_parser() -> argparse.ArgumentParser:
     add = _adder(commands, "plan", _plan, "choose how many tokens each head keeps", example)
     add("profile", type=Path, nargs="?", help="profile from `geosparse profile`")
     add("--mean-keep", type=float, help="tokens kept per head, on average")
-    add("--density", type=float, help="instead of --mean-keep: the same as a fraction of the profile's length")
+    add("--density", type=float, help="instead of --mean-keep: the same as a fraction of the length")
+    add("--bytes", type=float, help="instead of --mean-keep: bytes that a decode step reads of the cache, modelled")
+    add("--length", type=int, help="context to plan for, tokens (the longest of the profile)")
+    add("--selector", help=SELECTOR_HELP)
+    add("--share-kv", action="store_true", default=None, help="the heads of one KV group keep the same tokens")
     add("--policy", help=POLICY_HELP)
     add("--tail", help="what stands for the rest: centroid, renormalize, drop, or best (default): the best per head")
     add("--seed", type=int, help="seed of the controls (0)")
@@ -250,8 +257,9 @@ def _plan(options: argparse.Namespace) -> None:
     for name, given in (("PROFILE", options.profile), ("--out", options.out)):
         if given is None:
             raise GeosparseError(f"geosparse plan needs {name}: geosparse plan PROFILE --mean-keep 32 --out plan.json.")
-    chosen = {name: value for name in ("policy", "tail", "seed") if (value := getattr(options, name)) is not None}
-    plan = make_plan(Profile.load(options.profile), options.mean_keep, density=options.density, **chosen)
+    names = ("policy", "tail", "seed", "density", "length", "selector", "share_kv")
+    chosen = {name: value for name in names if (value := getattr(options, name)) is not None}
+    plan = make_plan(Profile.load(options.profile), options.mean_keep, bytes_read=options.bytes, **chosen)
     plan.save(options.out)
     data, text = describe_plan(plan)
     _show(options, data | {"out": str(options.out)}, f"{text}\nWrote {options.out}.")
@@ -261,7 +269,8 @@ def _diff(options: argparse.Namespace) -> None:
     from .comparison import compare_plans, describe_comparison
     from .plan import Plan
 
-    for name in ("profile", "mean_keep", "density", "policy", "tail", "seed", "out"):
+    others = ("density", "bytes", "length", "selector", "share_kv", "policy", "tail", "seed", "out")
+    for name in ("profile", "mean_keep", *others):
         if getattr(options, name) is not None:
             flag = "a profile" if name == "profile" else f"--{name.replace('_', '-')}"
             raise GeosparseError(f"--diff compares two plans and makes none: leave out {flag}.")

@@ -98,11 +98,13 @@ class Plan:
                 raise GeosparseError(f"share_kv goes with the selectors {' and '.join(sorted(SHARING))} only.")
         if self.share_kv:
             groups = self.n_keep.view(self.model.layers, self.model.kv_heads, -1)
-            words = self._selector_places().view(groups.shape)
+            words = self.selector_places.view(groups.shape)
             same = (groups == groups[..., :1]).all() and (words == words[..., :1]).all()
             require(bool(same), "share_kv needs equal budgets and selectors within each KV group.")
 
-    def _selector_places(self) -> torch.Tensor:
+    @property
+    def selector_places(self) -> torch.Tensor:
+        """The selector of every head, `[layers, Hq]` int64 places in `ops.SELECTORS`."""
         if self.head_selectors is not None:
             return self.head_selectors
         return torch.full_like(self.n_keep, SELECTORS.index(self.selector))
