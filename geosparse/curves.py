@@ -75,8 +75,8 @@ def gains_of(curves: torch.Tensor) -> torch.Tensor:
 
     rows, length = curves.reshape(-1, curves.shape[-1]), curves.shape[-1]
     steps = FINE * STEP ** torch.arange(1, max(1, math.ceil(math.log(length / FINE, STEP))))
-    grid = torch.cat([torch.arange(min(FINE, length)), steps.long().clamp_max(length - 1), torch.tensor([length - 1])])
-    grid = grid.unique()
+    marks = [torch.arange(min(FINE, length)), steps.long().clamp_max(length - 1), torch.tensor([length - 1])]
+    grid: torch.Tensor = torch.unique(torch.cat(marks))
     corners = convex_hull(rows[:, grid], grid).numpy()
     places = np.arange(length)
     hulls = torch.from_numpy(np.stack([np.interp(places, grid.numpy(), row) for row in corners])).view(curves.shape)

@@ -55,7 +55,7 @@ def test_a_selector_that_is_as_good_and_reads_less_is_chosen():
     assert plan.selector == "lowbit"
     assert plan.head_selectors is None
     for name in ("fisher", "output_error"):
-        source.arrays[name][:, 2] = source.arrays[name][:, 0]
+        source.arrays[name][:, 2] = 0
     assert gs.make_plan(source, bytes_read=20_000).selector == "sink_recent"
 
 
