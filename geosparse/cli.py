@@ -97,6 +97,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--mean-keep", type=float, help="tokens kept per head, on average")
     add("--density", type=float, help="instead of --mean-keep: the same as a fraction of the length")
     add("--bytes", type=float, help="instead of --mean-keep: bytes that a decode step reads of the cache, modelled")
+    add("--tolerance", type=float, help="instead: the smallest budget within this relative loss increase, e.g. 0.01")
+    add("--model", help=f"for --tolerance, the model to measure: {MODEL_HELP}")
+    add("--text", help=f"for --tolerance, text to search on (pydoc:planning): {TEXT_HELP}")
+    add("--verify-text", help="for --tolerance, text to verify on, used for nothing else (pydoc:test)")
+    add("--windows", type=int, help="for --tolerance, windows to search on, and twice as many to verify (8)")
     add("--length", type=int, help="context to plan for, tokens (the longest of the profile)")
     add("--selector", help=SELECTOR_HELP)
     add("--share-kv", action="store_true", default=None, help="the heads of one KV group keep the same tokens")
@@ -259,17 +264,63 @@ def _plan(options: argparse.Namespace) -> None:
             raise GeosparseError(f"geosparse plan needs {name}: geosparse plan PROFILE --mean-keep 32 --out plan.json.")
     names = ("policy", "tail", "seed", "density", "length", "selector", "share_kv")
     chosen = {name: value for name in names if (value := getattr(options, name)) is not None}
-    plan = make_plan(Profile.load(options.profile), options.mean_keep, bytes_read=options.bytes, **chosen)
+    profile = Profile.load(options.profile)
+    if options.tolerance is None:
+        plan = make_plan(profile, options.mean_keep, bytes_read=options.bytes, **chosen)
+    else:
+        plan = _within_tolerance(options, profile, chosen)
     plan.save(options.out)
     data, text = describe_plan(plan)
     _show(options, data | {"out": str(options.out)}, f"{text}\nWrote {options.out}.")
+
+
+def _within_tolerance(options: argparse.Namespace, profile: Any, chosen: dict[str, Any]) -> Any:
+    from .models import load_model
+    from .planner import make_plan
+    from .text import load_texts, token_windows
+    from .tolerance import plan_within
+
+    if any(getattr(options, name) is not None for name in ("mean_keep", "density", "bytes")):
+        raise GeosparseError("--tolerance finds the budget itself: leave out --mean-keep, --density and --bytes.")
+    search, verify = (
+        load_texts(text) for text in (options.text or "pydoc:planning", options.verify_text or "pydoc:test")
+    )
+    if search == verify:
+        raise GeosparseError("--text and --verify-text are the same: verify on text that was not searched on.")
+    model, tokenizer = load_model(options.model or DEFAULT_MODEL)
+    profile.check(model)
+    length, count = options.length or profile.length, options.windows or 8
+    return plan_within(
+        model,
+        lambda mean_keep: make_plan(profile, mean_keep, **chosen),
+        options.tolerance,
+        token_windows(tokenizer, search, length, count),
+        token_windows(tokenizer, verify, length, 2 * count),
+        show_progress=True,
+        say=lambda line: print(line, file=sys.stderr),
+    )
 
 
 def _diff(options: argparse.Namespace) -> None:
     from .comparison import compare_plans, describe_comparison
     from .plan import Plan
 
-    others = ("density", "bytes", "length", "selector", "share_kv", "policy", "tail", "seed", "out")
+    others = (
+        "density",
+        "bytes",
+        "tolerance",
+        "model",
+        "text",
+        "verify_text",
+        "windows",
+        "length",
+        "selector",
+        "share_kv",
+        "policy",
+        "tail",
+        "seed",
+        "out",
+    )
     for name in ("profile", "mean_keep", *others):
         if getattr(options, name) is not None:
             flag = "a profile" if name == "profile" else f"--{name.replace('_', '-')}"

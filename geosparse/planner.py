@@ -31,6 +31,8 @@ PRICED = ("fisher", "output_error")
 ROUNDS = 6
 TYPICAL_KEEP = 32
 """Tokens per head around which the law is fitted where the budget is in bytes."""
+TYPICAL_GROWTH = 0.25
+"""The exponent by which a length that was not profiled is approached before its law is known."""
 
 
 class Request(NamedTuple):
@@ -165,7 +167,7 @@ def _by_tokens(task: _Task, mean: float) -> _Found:
     def policy(tokens: float) -> torch.Tensor:
         return POLICIES[task.policy](choices, min(max(round(tokens), heads), task.near * heads), task.seed)
 
-    start = total * task.near / task.length
+    start = total * (task.near / task.length) ** TYPICAL_GROWTH
     growth = _law(task, start)
     if task.length == task.near:
         return _Found(policy(total), growth)

@@ -34,6 +34,7 @@ LAYERS = [
     {"page", "comparison"},
     {"capture", "measures", "profiler", "patch", "report", "plan_page"},
     {"scoring", "inspection", "doctor"},
+    {"tolerance"},
     {"bench", "generate", "integrations"},
     {"demo"},
     {"cli"},
