@@ -48,7 +48,7 @@ class Study:
     length: int
     windows: int
     long: Profile | None = None
-    seeds: tuple[int, ...] = (0, 1)
+    seeds: tuple[int, ...] = (0,)
     losses: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def windows_of(self, source: str) -> torch.Tensor:
