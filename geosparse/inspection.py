@@ -74,8 +74,8 @@ def _plan_notes(plan: Plan) -> list[str]:
     if plan.verified:
         facts = plan.verified
         lines.append(
-            f"  loss increase {facts['increase']:+.2%}, limit {facts['limit']:+.2%}, tolerance {facts['tolerance']:.2%}, "
-            f"on {facts['windows']} windows never used before"
+            f"  loss increase {facts['increase']:+.2%}, limit {facts['limit']:+.2%}, "
+            f"tolerance {facts['tolerance']:.2%}, on {facts['windows']} windows never used before"
         )
         if facts["failed"]:
             lines.append(f"  the budget grew: {facts['failed']} smaller ones failed their verification")
