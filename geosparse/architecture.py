@@ -14,7 +14,8 @@ import torch
 
 from .errors import GeosparseError
 from .interception import Handler, intercepted
-from .ops import causal_mask, reference_attention
+from .ops import Span, Visibility, reference_attention
+from .ops.span import chunk_of
 
 PROBE_TOKENS = 8
 
@@ -73,32 +74,60 @@ def read_terms(module: torch.nn.Module, query: torch.Tensor, kwargs: dict[str, A
     return Terms(query.shape[-1] ** -0.5 if scaling is None else scaling, kwargs.get("softcap"), kwargs.get("s_aux"))
 
 
+# Rows of a dense attention whose mask has to be stored: its memory is this times the keys.
+DENSE_ROWS = 1024
+
+
 def dense_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, terms: Terms
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Visibility | None, terms: Terms
 ) -> torch.Tensor:
     """Dense attention `[B, Hq, T, Dv]`: SDPA, or the definition where a soft cap or learned sink rules SDPA out."""
     queries, keys = query.shape[2], key.shape[2]
+    if mask is None and (queries == 1 or queries == keys) and terms.softcap is None and terms.sink is None:
+        return _sdpa(query, key, value, None, terms, causal=queries > 1)
+    if isinstance(mask, torch.Tensor):
+        return _dense_rows(query, key, value, mask, terms)
+    parts = []
+    for start in range(0, queries, DENSE_ROWS):
+        stop = min(start + DENSE_ROWS, queries)
+        seen, first, end = chunk_of(mask or Span(), start, stop, queries, keys, query.device)
+        rows = query[:, :, start:stop]
+        parts.append(_dense_rows(rows, key[:, :, first:end], value[:, :, first:end], seen, terms))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+
+def _dense_rows(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, terms: Terms
+) -> torch.Tensor:
     if terms.softcap is None and terms.sink is None:
-        causal = mask is None and queries == keys > 1
-        if mask is None and not causal:
-            mask = causal_mask(queries, keys, query.device)
-        grouped = query.shape[1] != key.shape[1]
-        return torch.nn.functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, is_causal=causal, scale=terms.scaling, enable_gqa=grouped
-        )
-    is_bool = mask is not None and mask.dtype == torch.bool
+        return _sdpa(query, key, value, mask, terms)
+    is_bool = mask.dtype == torch.bool
     result = reference_attention(
         query,
         key,
         value,
-        [keys] * query.shape[1],
+        [key.shape[2]] * query.shape[1],
         tail="drop",
-        mask=mask if is_bool else None,
+        mask=mask if is_bool else torch.ones_like(mask, dtype=torch.bool),
         bias=None if is_bool else mask,
         dtype=torch.float32,
         **vars(terms),
     )
     return result.output.to(query.dtype)
+
+
+def _sdpa(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    terms: Terms,
+    causal: bool = False,
+) -> torch.Tensor:
+    grouped = query.shape[1] != key.shape[1]
+    return torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=causal, scale=terms.scaling, enable_gqa=grouped
+    )
 
 
 class _Probe:
@@ -114,7 +143,7 @@ class _Probe:
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        attention_mask: torch.Tensor | None,
+        attention_mask: Visibility | None,
         **kwargs: Any,
     ) -> torch.Tensor:
         terms = read_terms(module, query, kwargs)

@@ -77,8 +77,10 @@ def build_parser() -> argparse.ArgumentParser:
     add = _adder(commands, "profile", _profile, "measure every head's token selection on a text", example)
     _add_model(add)
     add("--text", default="pydoc:calibration", help=TEXT_HELP)
-    add("--length", type=int, default=1024, help="tokens per window (1024)")
-    add("--windows", type=int, default=4, help="windows, evenly spaced over the text (4)")
+    add("--length", type=int, help="tokens per window (1024)")
+    add("--lengths", type=_whole_numbers, help="several lengths instead, shortest first, e.g. 512,1024,2048,4096")
+    add("--windows", type=int, default=4, help="windows of the shortest length, evenly spaced over the text (4)")
+    add("--selectors", type=_words, default=("topn",), help="selectors to measure: topn (default), sink_recent")
     add("--queries", type=int, default=64, help="query positions sampled per window (64)")
     add("--seed", type=int, default=0, help="seed of the sampling (0)")
     add("--out", type=Path, required=True, help="profile to write, .safetensors")
@@ -164,6 +166,17 @@ def _adder(commands: Any, name: str, run: Any, what: str, example: str) -> Any:
     return parser.add_argument
 
 
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
+
+
+def _whole_numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(word) for word in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"whole numbers with commas between them, found {text!r}") from None
+
+
 def _add_model(add: Any) -> None:
     add("model", nargs="?", default=DEFAULT_MODEL, help=MODEL_HELP)
     add("--dtype", default="float32", help="float32 (default), bfloat16, float16 or auto")
@@ -204,15 +217,25 @@ def _demo(options: argparse.Namespace) -> None:
 
 def _profile(options: argparse.Namespace) -> None:
     from .inspection import describe_profile
-    from .profiler import ProfileConfig, profile_model
+    from .parts import process_rank
+    from .profiler import ProfileConfig, profile_to_file
     from .text import load_texts
 
-    config = ProfileConfig(options.length, options.windows, options.queries, seed=options.seed)
+    if options.length is not None and options.lengths is not None:
+        raise GeosparseError("--length is one length and --lengths several: give one of the two.")
+    config = ProfileConfig(
+        windows=options.windows,
+        queries=options.queries,
+        seed=options.seed,
+        lengths=options.lengths or (options.length or 1024,),
+        selectors=options.selectors,
+    )
     check_writable(options.out)
     texts = load_texts(options.text)
     model, tokenizer = _load(options)
-    profile = profile_model(model, tokenizer, texts, config, show_progress=True)
-    profile.save(options.out)
+    profile = profile_to_file(options.out, model, tokenizer, texts, config, show_progress=True)
+    if process_rank()[0]:
+        return
     data, text = describe_profile(profile)
     _show(options, data | {"out": str(options.out)}, f"{text}\nWrote {options.out}.")
 

@@ -74,7 +74,7 @@ def run_demo(
     if text_sha256(calibration_texts) == text_sha256(test_texts):
         raise GeosparseError(f"The test text {text} is the calibration text: give another one.")
     model, tokenizer = load_model(model_name, dtype="float32")
-    test = token_windows(tokenizer, test_texts, config.length, windows)
+    test = token_windows(tokenizer, test_texts, config.longest, windows)
     profile = _profile(out / "profile.safetensors", model, tokenizer, calibration_texts, config, show_progress)
     plan = make_plan(profile, MAIN_BUDGET)
     plan.save(out / "plan.json")
@@ -85,12 +85,12 @@ def run_demo(
         for policy, tail in VARIANTS
     ]
     room = (context_limit(model) or SPEED_CONTEXT + SPEED_TOKENS + WARMUP) - SPEED_TOKENS - WARMUP
-    prompt = token_windows(tokenizer, test_texts, min(SPEED_CONTEXT, config.length, room), 1)[0]
+    prompt = token_windows(tokenizer, test_texts, min(SPEED_CONTEXT, config.longest, room), 1)[0]
     result: dict[str, Any] = {
         "schema": SCHEMA,
         "model": profile.model.to_json() | {"name": model_name},
         "protocol": {
-            "length": config.length,
+            "length": config.longest,
             "windows": test.shape[0],
             "tokens": dense.numel(),
             "text": text,

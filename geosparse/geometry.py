@@ -2,18 +2,30 @@
 
 Shapes: `...` any leading dimensions (heads), Q sampled queries, L tokens, D value dimension, G budgets N.
 `alpha` `[..., Q, L]` are attention weights (0 where a token is not visible), `value` `[..., L, D]` values,
-`order` `[..., Q, L]` token indices in the order of selection, visible tokens first.
+`order` `[..., Q, K]` token indices in the order of selection, visible tokens first, K at least the largest N measured.
 Source: arXiv 2602.01893 as restated in arXiv 2609.37879; definitions in DESIGN section 3.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Literal, NamedTuple, get_args
 
 import torch
 
 from .ops import Tail
+
+Distance = Literal["euclidean", "cosine"]
+DISTANCES: tuple[Distance, ...] = get_args(Distance)
+
+# Added to the product of norms in the cosine distance.
+COSINE_FLOOR = 1e-12
+# Two distances whose terms differ by fewer rounding steps than this are equal: copies of a token must tie.
+ROUNDING_STEPS = 4
+# So few selected are compared with all others one by one, more by sorting those.
+FEW = 2
+# Numbers up to which sorting in several threads costs more than it gains.
+SERIAL = 1 << 16
 
 
 class Separation(NamedTuple):
@@ -23,6 +35,7 @@ class Separation(NamedTuple):
     recall: torch.Tensor
     f1: torch.Tensor
     margin: torch.Tensor
+    inversions: torch.Tensor
 
 
 class TailErrors(NamedTuple):
@@ -49,70 +62,191 @@ def random_order(seen: torch.Tensor, generator: torch.Generator) -> torch.Tensor
     return selection_order(noise, seen)
 
 
+def contribution_score(alpha: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """|y_i| = alpha_i |v_i|, `[..., Q, L]`: the score of the contribution ranking."""
+    lengths: torch.Tensor = torch.linalg.vector_norm(value, dim=-1)
+    return alpha * lengths.unsqueeze(-2)
+
+
 def rank_of(order: torch.Tensor) -> torch.Tensor:
-    """The place of each token in `order`, `[..., Q, L]`."""
+    """The place of each token in a complete `order`, `[..., Q, L]`."""
     places = torch.arange(order.shape[-1], device=order.device).expand_as(order)
     return torch.empty_like(order).scatter_(-1, order, places)
 
 
 def separation(
-    alpha: torch.Tensor, value: torch.Tensor, order: torch.Tensor, seen: torch.Tensor, budgets: Sequence[int]
+    alpha: torch.Tensor,
+    value: torch.Tensor,
+    order: torch.Tensor,
+    seen: torch.Tensor,
+    budgets: Sequence[int],
+    distance: Distance = "euclidean",
 ) -> Separation:
-    """Precision, recall, F and margin of the N first contributions in `order` around their own sum (Euclidean).
+    """Precision, recall, F, margin and inversions of the N first contributions in `order` around their own sum.
 
-    The centre is s = sum over the selected of y_i, not renormalised; rho_max is the largest distance of a selected
-    contribution from it, rho_min the smallest of an unselected one. Precision = N / (N + #{j not in S: D_j <=
-    rho_max}), recall = #{i in S: D_i < rho_min} / N, margin = rho_min - rho_max. N = 1 is trivial for any rule.
+    The centre is s = sum over the selected of y_i, not renormalised. With D the distance of a contribution from it,
+    rho_max the largest of a selected and rho_min the smallest of an unselected one: precision = N / (N + #{j not in S:
+    D_j <= rho_max}), recall = #{i in S: D_i < rho_min} / N, F = 2 P R / (P + R), margin = rho_min - rho_max, inversions
+    = #{(i in S, j not in S): D_j <= D_i}. N = 1 is trivial for any rule (Euclidean).
 
-    Distances are compared as |y|^2 - 2 y.s, which leaves out the |s|^2 that all share; tokens lie in selection order,
-    so that a set is a prefix.
+    Euclidean distances are compared as |y|^2 - 2 y.s, which leaves out the |s|^2 that all share; the cosine distance is
+    1 - y.s / (|y| |s| + 1e-12). Distances that differ by rounding only count as equal.
+
+    Args:
+        alpha: `[..., Q, L]`.
+        value: `[..., L, D]`.
+        order: `[..., Q, K]`, K >= the largest budget below L.
+        seen: `[..., Q, L]` bool, or broadcastable to it.
+        budgets: The N.
+        distance: "euclidean" or "cosine".
     """
-    rank = rank_of(order)
-    sorted_alpha = alpha.gather(-1, order)
-    lengths = value.square().sum(-1).unsqueeze(-2).expand_as(alpha).gather(-1, order)
-    norm = (sorted_alpha.square() * lengths).masked_fill_(~seen.gather(-1, order), torch.inf)
+    return separations(alpha, value, order, seen, budgets, (distance,))[distance]
+
+
+def separations(
+    alpha: torch.Tensor,
+    value: torch.Tensor,
+    order: torch.Tensor,
+    seen: torch.Tensor,
+    budgets: Sequence[int],
+    distances: Sequence[Distance] = DISTANCES,
+) -> dict[Distance, Separation]:
+    """`separation` by several distances, which share most of the work."""
+    step = ROUNDING_STEPS * torch.finfo(alpha.dtype).eps
     visible = seen.sum(-1)
-    columns = []
-    for budget in budgets:
-        centre = (alpha * (rank < budget)) @ value
-        along = (centre @ value.transpose(-1, -2)).gather(-1, order)
-        distance = torch.addcmul(norm, sorted_alpha, along, value=-2)
-        chosen, rest = distance[..., :budget], distance[..., budget:]
-        outer, inner = chosen.amax(-1, keepdim=True), rest.amin(-1, keepdim=True)
-        precision = budget / (budget + (rest <= outer).to(alpha.dtype).sum(-1))
-        recall = (chosen < inner).to(alpha.dtype).sum(-1) / budget
-        f1 = 2 * precision * recall / (precision + recall).clamp_min(torch.finfo(alpha.dtype).tiny)
-        shared = centre.square().sum(-1, keepdim=True)
-        margin = (inner + shared).clamp_min(0.0).sqrt() - (outer + shared).clamp_min(0.0).sqrt()
-        column = torch.stack([precision, recall, f1, margin.squeeze(-1)])
-        columns.append(column.masked_fill(visible <= budget, torch.nan))
-    return Separation(*torch.stack(columns, dim=-1))
+    size = contribution_score(alpha, value)
+    # Infinite for the tokens that no set may have and no set leaves out.
+    wall = torch.zeros_like(alpha).masked_fill_(~seen, torch.inf)
+    square = alpha.square() * value.square().sum(-1).unsqueeze(-2) + wall
+    centre = torch.zeros(*alpha.shape[:-1], value.shape[-1], dtype=alpha.dtype, device=alpha.device)
+    columns: dict[Distance, list[torch.Tensor]] = {distance: [] for distance in distances}
+    for before, budget in zip((0, *budgets), budgets, strict=False):
+        picked = order[..., :budget]
+        centre += _sum_of(alpha, value, order[..., before:budget])
+        length = torch.linalg.vector_norm(centre, dim=-1, keepdim=True)
+        along = (centre @ value.transpose(-1, -2)).mul_(alpha)
+        for distance in distances:
+            if distance == "euclidean":
+                near = torch.sub(square, along, alpha=2)
+                own = size.gather(-1, picked)
+                slack: torch.Tensor | float = step * own * (own + 2 * length)
+            else:
+                near = torch.addcdiv(wall, along, torch.addcmul(along.new_tensor(COSINE_FLOOR), size, length), value=-1)
+                slack = step
+            chosen = near.gather(-1, picked)
+            near.scatter_(-1, picked, torch.inf)
+            inner, nearer = nearest_and_counts(near, chosen + slack)
+            inversions = nearer.sum(-1)
+            margin = _gap(chosen.amax(-1), inner, length.squeeze(-1), distance)
+            column = _column(budget, nearer, inversions, margin)
+            columns[distance].append(column.masked_fill(visible <= budget, torch.nan))
+    return {distance: Separation(*torch.stack(columns[distance], dim=-1)) for distance in distances}
+
+
+def _sum_of(alpha: torch.Tensor, value: torch.Tensor, picked: torch.Tensor) -> torch.Tensor:
+    """The summed contributions of the tokens `picked` `[..., Q, K]`, `[..., Q, D]`."""
+    value = value.expand(*alpha.shape[:-2], *value.shape[-2:])
+    rows = value.reshape(-1, value.shape[-1])
+    start = torch.arange(0, len(rows), value.shape[-2], device=value.device).view(*alpha.shape[:-2], 1, 1)
+    taken = rows.index_select(0, (picked + start).flatten()).view(*picked.shape, -1)
+    return (alpha.gather(-1, picked).unsqueeze(-2) @ taken).squeeze(-2)
+
+
+def _gap(outer: torch.Tensor, inner: torch.Tensor, length: torch.Tensor, distance: Distance) -> torch.Tensor:
+    """rho_min - rho_max from what distances are compared by."""
+    if distance == "cosine":
+        return inner - outer
+    shared = length.square()
+    return (inner + shared).clamp_min(0.0).sqrt() - (outer + shared).clamp_min(0.0).sqrt()
+
+
+def _column(budget: int, nearer: torch.Tensor, inversions: torch.Tensor, margin: torch.Tensor) -> torch.Tensor:
+    """The metrics `[5, ..., Q]` from how many unselected tokens lie no further than each selected one, `nearer`."""
+    tiny = torch.finfo(margin.dtype).tiny
+    precision = budget / (budget + nearer.amax(-1).to(margin.dtype))
+    recall = (nearer == 0).sum(-1).to(margin.dtype) / budget
+    f1 = 2 * precision * recall / (precision + recall)
+    margin = torch.where(inversions == 0, margin.clamp_min(tiny), margin.clamp_max(0.0))
+    return torch.stack([precision, recall, f1, margin, inversions.to(margin.dtype)])
+
+
+def nearest_and_counts(rest: torch.Tensor, reach: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The least of `rest` `[..., L]`, `[...]`, and how many of them each of `reach` `[..., N]` covers, int64
+    `[..., N]`; `rest` may be sorted in place."""
+    if reach.shape[-1] <= FEW:
+        counts = [(rest <= reach[..., place, None]).sum(-1) for place in range(reach.shape[-1])]
+        return rest.amin(-1), torch.stack(counts, -1)
+    if rest.device.type == "cpu":
+        _sort(rest.view(-1, rest.shape[-1]))
+    else:
+        rest = rest.sort(dim=-1).values
+    return rest[..., 0], torch.searchsorted(rest, reach, right=True)
+
+
+def _sort(rows: torch.Tensor) -> None:
+    """Sort each row in place with numpy, which is several times as fast as torch, in as many threads as torch has."""
+    parts = rows.tensor_split(torch.get_num_threads()) if rows.numel() > SERIAL else (rows,)
+    if len(parts) == 1:
+        return rows.numpy().sort(axis=-1)
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(len(parts)) as pool:
+        list(pool.map(lambda part: part.numpy().sort(axis=-1), parts))
 
 
 def tail_errors(
     alpha: torch.Tensor, value: torch.Tensor, order: torch.Tensor, seen: torch.Tensor, budgets: Sequence[int]
 ) -> TailErrors:
-    """What each tail gets wrong when only the N first tokens of `order` are kept: sparse minus dense head output.
+    """`kept_errors` where the N first tokens of a complete `order` are kept, for each N in `budgets`."""
+    rank = rank_of(order)
+    return kept_errors(alpha, value, ((rank < budget, None) for budget in budgets), seen)
+
+
+def kept_errors(
+    alpha: torch.Tensor,
+    value: torch.Tensor,
+    keeps: Iterable[tuple[torch.Tensor, torch.Tensor | None]],
+    seen: torch.Tensor,
+    scores: torch.Tensor | None = None,
+) -> TailErrors:
+    """What each tail gets wrong when only some tokens are kept: sparse minus dense head output.
 
     With z the dense output, s the kept sum, M the kept mass and v_bar the mean visible value (DESIGN section 4):
     drop: s - z; renormalize: s / M - z; centroid: s + (1 - M) v_bar - z. Where `alpha` sums to less than 1, the rest is
-    the weight of a learned sink, which has no value and is always kept.
+    the weight of a learned sink, which has no value and is always kept. Where all are kept, no tail errs.
+
+    Args:
+        alpha: `[..., Q, L]`.
+        value: `[..., L, D]`.
+        keeps: Per budget the kept tokens, bool `[..., Q, L]`, and the logits `[..., Q, L]` that the others are believed
+            to have, -inf where not visible (the kept mass then is the believed one), or None for the true ones.
+        seen: `[..., Q, L]` bool, or broadcastable to it.
+        scores: `[..., Q, L]` true logits, -inf where not visible; needed beside believed ones.
     """
-    rank = rank_of(order)
     dense = alpha @ value
     weight = seen.to(alpha.dtype)
-    mean = (weight / weight.sum(-1, keepdim=True).clamp_min(1.0)) @ value
-    masses, kept = [], []
-    for budget in budgets:
-        selected = alpha * (rank < budget)
+    visible = weight.sum(-1)
+    mean = (weight / visible.unsqueeze(-1).clamp_min(1.0)) @ value
+    masses, kept, whole, sinks = [], [], [], []
+    lost = 1 - alpha.sum(-1)
+    for keep, estimate in keeps:
+        selected = alpha * keep
+        ratio = torch.ones_like(lost)
+        if estimate is not None:
+            assert scores is not None
+            # exp(logit) summed over all, as it is and as it is believed to be.
+            believed = torch.where(keep, scores, estimate).logsumexp(-1)
+            ratio = (1 / (lost + (1 - lost) * (believed - scores.logsumexp(-1)).exp())).nan_to_num(1.0)
+            selected = selected * ratio.unsqueeze(-1)
+        sinks.append(lost * ratio)
         masses.append(selected.sum(-1))
         kept.append(selected @ value)
-    mass, total = torch.stack(masses, -1), torch.stack(kept, -2)
-    everything = alpha.sum(-1, keepdim=True)
-    missing = (everything - mass).clamp_min(0.0).unsqueeze(-1)
-    certain = (mass + (1 - everything)).clamp_min(torch.finfo(alpha.dtype).tiny).unsqueeze(-1)
+        whole.append((keep & seen).sum(-1) >= visible)
+    mass, total, sink = torch.stack(masses, -1), torch.stack(kept, -2), torch.stack(sinks, -1)
+    missing = (1 - sink - mass).clamp_min(0.0).unsqueeze(-1)
+    certain = (mass + sink).clamp_min(torch.finfo(alpha.dtype).tiny).unsqueeze(-1)
     dense, mean = dense.unsqueeze(-2), mean.unsqueeze(-2)
-    complete = (seen.sum(-1, keepdim=True) <= torch.tensor(list(budgets), device=seen.device)).unsqueeze(-1)
+    complete = torch.stack(whole, -1).unsqueeze(-1)
     errors: dict[Tail, torch.Tensor] = {
         "drop": total - dense,
         "renormalize": total / certain - dense,

@@ -10,7 +10,7 @@ import torch
 from .artifact import finite_or_none, os_errors_as
 from .ops import TAILS
 from .plan import Plan
-from .profile import Profile
+from .profile import METRICS, Profile
 
 Described = tuple[dict[str, Any], str]
 
@@ -57,8 +57,10 @@ def describe_profile(profile: Profile) -> Described:
     table: list[dict[str, Any]] = []
     for column, budget in enumerate(profile.budgets):
         row: dict[str, Any] = {"n_keep": budget, "trivial": budget == 1}
-        for name in ("mass", "precision", "recall", "f1", "random_f1", "margin"):
-            row[name] = finite_or_none(float(profile.mean(name)[..., column].nanmean()))
+        row["mass"] = float(profile.kept_mass()[..., column].mean())
+        for name in METRICS:
+            for prefix, ranking in (("", "attention"), ("random_", "random")):
+                row[prefix + name] = finite_or_none(float(profile.geometry(name, ranking)[..., column].nanmean()))
         for tail in TAILS:
             row[f"output_error_{tail}"] = float(profile.relative_output_error(tail)[..., column].mean())
             row[f"fisher_{tail}"] = float(profile.fisher(tail)[..., column].sum())
@@ -67,7 +69,9 @@ def describe_profile(profile: Profile) -> Described:
     data = {
         "model": model.to_json(),
         "length": profile.length,
+        "lengths": list(profile.distinct_lengths),
         "windows": profile.windows,
+        "selectors": list(profile.selectors),
         "queries": profile.queries,
         "nll": profile.nll,
         "budgets": table,
@@ -75,7 +79,7 @@ def describe_profile(profile: Profile) -> Described:
     }
     lines = [
         f"Profile of {model.name} ({model.architecture}, {model.layers} layers, {model.heads} query heads)",
-        f"  {profile.windows} windows of {profile.length} tokens, {profile.queries} queries each, "
+        f"  {profile.at(profile.length).windows} windows of {profile.length} tokens, {profile.queries} queries each, "
         f"dense NLL {profile.nll:.4f}",
         "     N    mass       F  F rand.   output error (drop, renorm., centroid)   summed (g.e)^2, centroid",
     ]

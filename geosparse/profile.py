@@ -2,107 +2,195 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from .artifact import damaged, dump_json, is_count, os_errors_as, parse_json, require, write_atomic
-from .errors import GeosparseError
+from .errors import GeosparseError, did_you_mean
+from .geometry import DISTANCES
 from .identity import ModelIdentity, parse_identity
-from .ops import TAILS
+from .ops import SELECTORS, TAILS
 from .provenance import versions
 
-SCHEMA = "geosparse.profile/1"
+SCHEMA = "geosparse.profile/2"
 MAX_FILE = 8 << 30
 
-# Name -> what follows the leading windows dimension; "tails" is the order of ops.TAILS.
-ARRAYS: dict[str, tuple[str, ...]] = {
-    "mass": ("layers", "heads", "budgets"),
-    "precision": ("layers", "heads", "budgets"),
-    "recall": ("layers", "heads", "budgets"),
-    "f1": ("layers", "heads", "budgets"),
-    "margin": ("layers", "heads", "budgets"),
-    "random_precision": ("layers", "heads", "budgets"),
-    "random_recall": ("layers", "heads", "budgets"),
-    "random_f1": ("layers", "heads", "budgets"),
-    "random_margin": ("layers", "heads", "budgets"),
-    "output_error": ("tails", "layers", "heads", "budgets"),
-    "output_norm": ("layers", "heads"),
-    "fisher": ("tails", "layers", "heads", "budgets"),
+# What the geometry was measured at: the mean over sampled queries, and the last query of the window.
+PLACES = ("sampled", "final")
+# How the N tokens are ranked; "random" is the control, each random set around its own centre.
+RANKINGS = ("attention", "contribution", "random")
+METRICS = ("precision", "recall", "f1", "margin", "inversions")
+
+# Dimensions whose entries have names; selectors, which differ from profile to profile, are a field.
+DIMENSIONS: dict[str, list[str]] = {
+    "tails": list(TAILS),
+    "places": list(PLACES),
+    "distances": list(DISTANCES),
+    "rankings": list(RANKINGS),
 }
+
+_GEOMETRY = ("places", "distances", "rankings", "layers", "heads", "budgets")
+# Name -> what follows the leading windows dimension; named dimensions are in the order of `DIMENSIONS`.
+ARRAYS: dict[str, tuple[str, ...]] = {
+    "mass": ("selectors", "layers", "heads", "budgets"),
+    "output_error": ("selectors", "tails", "layers", "heads", "budgets"),
+    "output_norm": ("layers", "heads"),
+    "fisher": ("selectors", "tails", "layers", "heads", "budgets"),
+    "entropy": ("layers", "heads"),
+} | dict.fromkeys(METRICS, _GEOMETRY)
 
 
 @dataclass(frozen=True, eq=False)
 class Profile:
     """Per window, layer and query head: selection geometry and error curves over the budgets.
 
+    A profile may hold windows of several lengths. What it says in numbers (`mean`, `kept_mass`, `fisher`, ...) is
+    about its longest windows; `at(length)` is the same profile with the windows of one length only.
+
     Attributes:
-        arrays: fp32, first dimension windows, each the mean over the sampled queries of that window. `mass`: kept
-            mass M. `precision`, `recall`, `f1`, `margin` and their `random_` controls: NaN where no query sees more
-            than N tokens; N = 1 is trivial. `output_error`: mean |W_O e|^2 per tail, `output_norm`: mean |W_O z|^2.
-            `fisher`: mean (g . e)^2 per tail with g the gradient of the window's summed loss, nats^2.
+        arrays: fp32, first dimension windows, the others as in `ARRAYS`, each the mean over the sampled queries of that
+            window. `mass`: kept mass M. `precision`, `recall`, `f1`, `margin`, `inversions`: NaN where no query sees
+            more than N tokens; Euclidean, N = 1 is trivial. `output_error`: mean |W_O e|^2 per selector and tail,
+            `output_norm`: mean |W_O z|^2. `fisher`: mean (g . e)^2 with g the gradient of the window's summed loss,
+            nats^2. `entropy`: mean entropy of the attention weights, nats. A window of l tokens keeps everything at
+            N >= l: mass 1, no error.
         budgets: The N at which the arrays were measured, ascending.
-        length: Tokens per window.
-        queries: Sampled queries per window.
+        lengths: Tokens of each window, ascending.
+        queries: Sampled queries per window; a few less where two draws coincide.
         limits: Per layer, the most tokens a query can see (the sliding window, else `length`).
         model: The model that was profiled.
-        calibration: Hash, windows and length of the text.
-        nll: Mean dense loss on the windows, nats per token.
+        calibration: Hash, windows and lengths of the text.
+        nlls: Mean dense loss of each window, nats per token.
+        selectors: The names in `SELECTORS` whose mass and errors were measured.
         config: The ProfileConfig as JSON.
         provenance: Library versions.
     """
 
     arrays: dict[str, torch.Tensor]
     budgets: tuple[int, ...]
-    length: int
+    lengths: tuple[int, ...]
     queries: int
     limits: tuple[int, ...]
     model: ModelIdentity
     calibration: dict[str, Any]
-    nll: float
+    nlls: tuple[float, ...]
+    selectors: tuple[str, ...] = ("topn",)
     config: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=versions)
 
     def __post_init__(self) -> None:
         """Check names, shapes and types of the arrays against the rest."""
+        require(len(self.lengths) == len(self.nlls), "lengths and nlls are not of the same number of windows.")
         require(
             self.arrays.keys() == ARRAYS.keys(), f"the arrays {sorted(ARRAYS.keys() ^ self.arrays.keys())} do not fit."
         )
         for name, array in self.arrays.items():
             require(tuple(array.shape) == self.shape_of(name), f"the array {name} has the shape {list(array.shape)}.")
             require(array.dtype == torch.float32, f"the array {name} is not float32.")
-        for name in ("mass", "output_error", "output_norm", "fisher"):
+        for name in ("mass", "output_error", "output_norm", "fisher", "entropy"):
             require(bool(torch.isfinite(self.arrays[name]).all()), f"the array {name} holds NaN or infinity.")
 
     @property
     def windows(self) -> int:
-        """How many windows were profiled."""
-        return int(self.calibration["windows"])
+        """How many windows were profiled, of all lengths."""
+        return len(self.lengths)
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longest windows."""
+        return max(self.lengths)
+
+    @property
+    def distinct_lengths(self) -> tuple[int, ...]:
+        """The lengths of windows there are, ascending."""
+        return tuple(sorted(set(self.lengths)))
+
+    @property
+    def nll(self) -> float:
+        """Mean dense loss on the longest windows, nats per token."""
+        longest = [nll for nll, length in zip(self.nlls, self.lengths, strict=True) if length == self.length]
+        return sum(longest) / len(longest)
+
+    def at(self, length: int) -> Profile:
+        """The profile with the windows of `length` tokens only; raises GeosparseError where there are none."""
+        rows = [row for row, tokens in enumerate(self.lengths) if tokens == length]
+        if not rows:
+            found = ", ".join(map(str, self.distinct_lengths))
+            raise GeosparseError(
+                f"No windows of {length} tokens in the profile, only of {found}: ask for one of those."
+            )
+        return replace(
+            self,
+            arrays={name: array[rows] for name, array in self.arrays.items()},
+            lengths=tuple(length for _ in rows),
+            nlls=tuple(self.nlls[row] for row in rows),
+            limits=tuple(min(limit, length) for limit in self.limits),
+            calibration=self.calibration | {"windows": len(rows), "lengths": [length]},
+        )
 
     def shape_of(self, name: str) -> tuple[int, ...]:
         """The shape that the array `name` must have."""
-        sizes = {
-            "tails": len(TAILS),
+        sizes: dict[str, int] = {name: len(words) for name, words in DIMENSIONS.items()} | {
+            "selectors": len(self.selectors),
             "layers": self.model.layers,
             "heads": self.model.heads,
             "budgets": len(self.budgets),
         }
         return (self.windows, *(sizes[dimension] for dimension in ARRAYS[name]))
 
+    def longest(self, name: str) -> torch.Tensor:
+        """The array `name` of the longest windows, fp64, with its windows dimension."""
+        rows = torch.tensor([length == self.length for length in self.lengths])
+        return self.arrays[name][rows].double()
+
     def mean(self, name: str) -> torch.Tensor:
-        """The array `name` averaged over windows, fp64, without the leading dimension; NaN windows are left out."""
-        return self.arrays[name].double().nanmean(0)
+        """The array `name` averaged over the longest windows, fp64, without that dimension; NaNs are left out."""
+        return self.longest(name).nanmean(0)
 
-    def fisher(self, tail: str) -> torch.Tensor:
+    def kept_mass(self, selector: str = "topn") -> torch.Tensor:
+        """Mean kept mass M, `[layers, Hq, budgets]` fp64."""
+        return self.mean("mass")[self._place(selector)]
+
+    def fisher(self, tail: str, selector: str = "topn") -> torch.Tensor:
         """Mean (g . e)^2, `[layers, Hq, budgets]` fp64; the tail "best" is the least of all at each budget."""
-        return _of_tail(self.mean("fisher"), tail)
+        return _of_tail(self.mean("fisher")[self._place(selector)], tail)
 
-    def relative_output_error(self, tail: str) -> torch.Tensor:
+    def relative_output_error(self, tail: str, selector: str = "topn") -> torch.Tensor:
         """Mean |W_O e|^2 over mean |W_O z|^2, `[layers, Hq, budgets]` fp64; for "best" likewise."""
         norm = self.mean("output_norm").unsqueeze(-1).clamp_min(torch.finfo(torch.float32).tiny)
-        return _of_tail(self.mean("output_error"), tail) / norm
+        return _of_tail(self.mean("output_error")[self._place(selector)], tail) / norm
+
+    def geometry(
+        self, metric: str, ranking: str = "attention", distance: str = "euclidean", place: str = "sampled"
+    ) -> torch.Tensor:
+        """A metric of each of the longest windows, `[windows, layers, Hq, budgets]` fp64.
+
+        Args:
+            metric: One of `METRICS`.
+            ranking: One of `RANKINGS`.
+            distance: One of `geometry.DISTANCES`.
+            place: One of `PLACES`.
+        """
+        for word, known in ((metric, METRICS), (ranking, RANKINGS), (distance, DISTANCES), (place, PLACES)):
+            if word not in known:
+                raise GeosparseError(f"The geometry knows no {word!r}: {did_you_mean(word, known)}")
+        array = self.longest(metric)
+        return array[:, PLACES.index(place), list[str](DISTANCES).index(distance), RANKINGS.index(ranking)]
+
+    def excess_f1(self, distance: str = "euclidean", place: str = "sampled") -> torch.Tensor:
+        """F of the attention ranking minus F of random sets, `[windows, layers, Hq, budgets]` fp64."""
+        chosen = self.geometry("f1", "attention", distance, place)
+        return chosen - self.geometry("f1", "random", distance, place)
+
+    def _place(self, selector: str) -> int:
+        if selector not in self.selectors:
+            raise GeosparseError(
+                f"The profile has no selector {selector!r}, but {', '.join(self.selectors)}: profile again with it."
+            )
+        return self.selectors.index(selector)
 
     def check(self, model: Any) -> None:
         """Raise GeosparseError unless `model` is the one that was profiled."""
@@ -118,7 +206,7 @@ class Profile:
     def metadata(self) -> dict[str, Any]:
         """Everything but the arrays, as a JSON object."""
         data = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "arrays"}
-        return data | {"schema": SCHEMA, "model": self.model.to_json(), "tails": list(TAILS)}
+        return data | {"schema": SCHEMA, "model": self.model.to_json(), "dimensions": DIMENSIONS}
 
     def save(self, path: Path | str) -> Path:
         """Write the profile as one `.safetensors` file, atomically."""
@@ -163,19 +251,23 @@ def _of_tail(arrays: torch.Tensor, tail: str) -> torch.Tensor:
 def _parse_metadata(header: dict[str, str] | None) -> dict[str, Any]:
     data = parse_json((header or {}).get("geosparse", "null"))
     require(isinstance(data, dict) and data.get("schema") == SCHEMA, f"its schema is not {SCHEMA}.")
-    require(data.get("tails") == list(TAILS), "its tails are not known.")
+    require(data.get("dimensions") == DIMENSIONS, "its tails, rankings or distances are not known.")
     known = {item.name for item in fields(Profile)} - {"arrays"}
-    require(data.keys() == known | {"schema", "tails"}, "its metadata is not complete.")
+    require(data.keys() == known | {"schema", "dimensions"}, "its metadata is not complete.")
     for key in ("calibration", "config", "provenance"):
         require(isinstance(data[key], dict), f"{key} is not an object.")
-    require(is_count(data["calibration"].get("windows")), "the number of windows is not a whole number.")
-    require(is_count(data["length"]) and is_count(data["queries"]), "length and queries are whole numbers.")
-    require(isinstance(data["nll"], float), "nll is not a number.")
-    for key in ("budgets", "limits"):
+    require(is_count(data["queries"]), "queries is not a whole number.")
+    for key in ("budgets", "limits", "lengths"):
         require(isinstance(data[key], list) and all(map(is_count, data[key])), f"{key} is not a list of whole numbers.")
-    budgets = data["budgets"]
+    budgets, lengths = data["budgets"], data["lengths"]
     require(bool(budgets) and budgets == sorted(set(budgets)), "budgets do not ascend.")
+    require(bool(lengths) and lengths == sorted(lengths), "lengths do not ascend.")
+    nlls = data["nlls"]
+    require(isinstance(nlls, list) and all(isinstance(nll, float) for nll in nlls), "nlls is not a list of numbers.")
+    names = data["selectors"]
+    require(isinstance(names, list) and bool(names) and all(isinstance(name, str) for name in names), "no selectors.")
+    require(len(set(names)) == len(names) and set(names) <= set(SELECTORS), "its selectors are not known.")
     identity = parse_identity(data["model"])
     require(len(data["limits"]) == identity.layers, "limits do not fit the layers.")
-    values = {key: data[key] for key in known}
-    return values | {"model": identity, "budgets": tuple(budgets), "limits": tuple(data["limits"])}
+    lists = {key: tuple(data[key]) for key in ("budgets", "limits", "lengths", "nlls", "selectors")}
+    return {key: data[key] for key in known} | lists | {"model": identity}

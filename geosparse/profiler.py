@@ -2,26 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from .architecture import AttentionLayer, Terms, attention_layers, check_context, dense_attention, read_terms
-from .artifact import MAX_COUNT
-from .attention import split_mask
+from .architecture import AttentionLayer, attention_layers, check_context
+from .artifact import MAX_COUNT, check_writable
+from .capture import LayerRows, Rows, forward_backward, walk_layers
 from .errors import GeosparseError
-from .geometry import random_order, selection_order, separation, tail_errors
 from .identity import identify
-from .interception import intercepted
-from .ops import TAILS, causal_mask
-from .ops.chunked import attention_scores, attention_weights
+from .measures import layer_arrays
+from .ops import check_selector
+from .parts import Parts, Window, process_rank, wait_for_all
 from .profile import ARRAYS, Profile
-from .progress import track
+from .progress import steps
+from .provenance import versions
 from .text import text_sha256, token_windows
 
+__all__ = [
+    "LayerRows",
+    "ProfileConfig",
+    "Rows",
+    "profile_model",
+    "profile_to_file",
+    "sample_positions",
+    "walk_layers",
+    "window_generator",
+]
+
 POWERS = tuple(2**exponent for exponent in range(10))
+FEWEST_WINDOWS = 2
+# What the forward and backward pass counts on the progress bar, in layers measured.
+PASS_STEPS = 30
 
 
 @dataclass(frozen=True)
@@ -29,80 +46,61 @@ class ProfileConfig:
     """How to profile.
 
     Attributes:
-        length: Tokens per window.
-        windows: Windows, evenly spaced over the text.
+        length: Short form of `lengths` with one entry, which it replaces where it is given.
+        windows: Windows of the shortest length, evenly spaced over the text; of a longer one as many as hold about as
+            many tokens, but at least 2 (or `windows`, where that is less).
         queries: Query positions sampled per window, stratified over the window.
-        budgets: The N at which every head is measured; those of `length` or more are left out.
-        random_sets: Random rankings per query for the controls of P, R, F and margin.
+        budgets: The N at which every head is measured; those of the longest length or more are left out.
+        random_sets: Random rankings per query for the controls of the geometry.
         seed: Seed of the sampled positions and random sets.
+        lengths: Tokens per window, ascending.
+        geometry_queries: How many of the sampled positions serve the geometry, evenly spaced among them; the final
+            position always does. The errors are measured at all of them.
+        selectors: Words of `ops.SELECTORS` whose mass and errors are measured.
     """
 
-    length: int = 1024
+    length: int | None = None
     windows: int = 4
     queries: int = 64
     budgets: tuple[int, ...] = POWERS
-    random_sets: int = 2
+    random_sets: int = 8
     seed: int = 0
+    lengths: tuple[int, ...] = (1024,)
+    geometry_queries: int = 16
+    selectors: tuple[str, ...] = ("topn",)
 
     def __post_init__(self) -> None:
         """Refuse what cannot be profiled."""
-        for name, least in (("length", 8), ("windows", 1), ("queries", 1), ("random_sets", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise GeosparseError(f"{name} must be at least {least}, found {getattr(self, name)}.")
+        if self.length is not None:
+            object.__setattr__(self, "lengths", (self.length,))
+            object.__setattr__(self, "length", None)
+        lengths = list(self.lengths)
+        if not lengths or lengths != sorted(set(lengths)):
+            raise GeosparseError(f"lengths must ascend, found {lengths}.")
+        least = {"windows": 1, "queries": 1, "random_sets": 1, "seed": 0, "geometry_queries": 1}
+        values = {"length": lengths[0]} | {name: getattr(self, name) for name in least}
+        for name, bound in ({"length": 8} | least).items():
+            if values[name] < bound:
+                raise GeosparseError(f"{name} must be at least {bound}, found {values[name]}.")
         if self.seed > MAX_COUNT:
             raise GeosparseError(f"seed must be at most {MAX_COUNT}, found {self.seed}.")
         if not self.budgets or min(self.budgets) < 1 or list(self.budgets) != sorted(set(self.budgets)):
             raise GeosparseError(f"budgets must ascend from at least 1, found {list(self.budgets)}.")
-        if self.budgets[0] >= self.length:
-            raise GeosparseError(f"budgets must start below the length {self.length}, found {list(self.budgets)}.")
+        if self.budgets[0] >= lengths[0]:
+            raise GeosparseError(f"budgets must start below the length {lengths[0]}, found {list(self.budgets)}.")
+        if not self.selectors or len(set(self.selectors)) < len(self.selectors):
+            raise GeosparseError(f"selectors are one or more different names, found {list(self.selectors)}.")
+        for selector in self.selectors:
+            check_selector(selector)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest windows."""
+        return self.lengths[-1]
 
-@dataclass
-class _Call:
-    """What one attention call leaves behind for the analysis."""
-
-    query: torch.Tensor  # [1, Hq, Q, D], the sampled queries
-    key: torch.Tensor  # [1, Hkv, L, D]
-    value: torch.Tensor  # [1, Hkv, L, Dv]
-    seen: torch.Tensor  # [Q, L] bool
-    bias: torch.Tensor | None
-    terms: Terms
-    nudge: torch.Tensor  # [1, Hq, L, Dv] zeros added to the output: their gradient is dLoss/dz
-
-
-class _Recorder:
-    """Serves dense attention and keeps what the analysis needs; one instance per window."""
-
-    def __init__(self, positions: torch.Tensor) -> None:
-        self.positions = positions
-        self.calls: dict[torch.nn.Module, _Call] = {}
-
-    def __call__(
-        self,
-        module: torch.nn.Module,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        **kwargs: Any,
-    ) -> torch.Tensor:
-        terms = read_terms(module, query, kwargs)
-        output = dense_attention(query, key, value, attention_mask, terms)
-        nudge = torch.zeros_like(output, requires_grad=True)
-        mask, bias = split_mask(attention_mask, key.shape[2])
-        if mask is None:
-            mask = causal_mask(query.shape[2], key.shape[2], query.device)
-        positions = self.positions.to(query.device)
-        self.calls[module] = _Call(
-            query=query.detach()[:, :, positions],
-            key=key.detach(),
-            value=value.detach(),
-            seen=mask[0, 0, positions],
-            bias=None if bias is None else bias[:, :, positions],
-            terms=terms,
-            nudge=nudge,
-        )
-        return output + nudge
+    def windows_of(self, length: int) -> int:
+        """How many windows of `length` tokens to take."""
+        return max(min(FEWEST_WINDOWS, self.windows), round(self.windows * self.lengths[0] / length))
 
 
 def profile_model(
@@ -125,36 +123,117 @@ def profile_model(
     Raises:
         GeosparseError: The text is too short, the architecture is not supported, or the loss is not finite.
     """
-    config = config or ProfileConfig()
+    return _profile(model, tokenizer, texts, config or ProfileConfig(), None, show_progress)
+
+
+def profile_to_file(
+    path: Path | str,
+    model: Any,
+    tokenizer: Any,
+    texts: str | Sequence[str],
+    config: ProfileConfig | None = None,
+    *,
+    show_progress: bool = False,
+) -> Profile:
+    """`profile_model`, saved to `path`; a run that was stopped goes on where it was when it is started again.
+
+    Every finished window waits in the folder `path` + ".parts", which is removed at the end. The file is the same, bit
+    for bit, however often the run was stopped, and however many processes of `accelerate launch` or `torchrun` share
+    it: each takes its share of the windows, the first one writes the file.
+
+    Raises:
+        GeosparseError: As `profile_model`; or `path` cannot be written.
+    """
+    path = check_writable(path)
+    parts = path.with_name(f"{path.name}.parts")
+    profile = _profile(model, tokenizer, texts, config or ProfileConfig(), parts, show_progress)
+    if process_rank()[0] == 0:
+        profile.save(path)
+        shutil.rmtree(parts, ignore_errors=True)
+    wait_for_all()
+    return profile
+
+
+def _profile(
+    model: Any,
+    tokenizer: Any,
+    texts: str | Sequence[str],
+    config: ProfileConfig,
+    folder: Path | None,
+    show_progress: bool,
+) -> Profile:
+    """`profile_model`; with a folder for the finished windows, resumed and shared between processes."""
     layers = attention_layers(model)
-    check_context(model, config.length, "give a smaller --length")
+    check_context(model, config.longest, "give a smaller --length")
     texts = [texts] if isinstance(texts, str) else list(texts)
-    windows = token_windows(tokenizer, texts, config.length, config.windows)
-    budgets = tuple(n for n in config.budgets if n < config.length)
-    grams = [_gram(layer) for layer in layers]
-    results: list[dict[str, torch.Tensor]] = []
-    losses: list[float] = []
-    generator = torch.Generator().manual_seed(config.seed)
-    for window in track(windows, "profile", show_progress):
-        positions = sample_positions(config.length, config.queries, generator)
-        loss, calls, gradients = _forward_backward(model, layers, window, positions)
-        losses.append(loss / (config.length - 1))
-        per_layer = [
-            _layer_statistics(call, gradient, gram, budgets, config.random_sets, generator)
-            for call, gradient, gram in zip(calls, gradients, grams, strict=True)
-        ]
-        results.append(_stack_layers(per_layer))
+    windows = [
+        (index, window)
+        for length in config.lengths
+        for index, window in enumerate(token_windows(tokenizer, texts, length, config.windows_of(length)))
+    ]
+    about: dict[str, Any] = {
+        "model": identify(model).to_json(),
+        "calibration": {"sha256": text_sha256(texts), "windows": len(windows), "lengths": list(config.lengths)},
+        "config": asdict(config),
+        "provenance": versions(),
+    }
+    parts = None if folder is None else Parts(folder, about | {"dtype": str(model.dtype)})
+    results = _measure(model, layers, windows, config, parts, show_progress)
     return Profile(
-        arrays={name: torch.stack([result[name] for result in results]).float() for name in ARRAYS},
-        budgets=budgets,
-        length=config.length,
-        queries=len(positions),
-        limits=tuple(min(layer.window or config.length, config.length) for layer in layers),
-        model=identify(model),
-        calibration={"sha256": text_sha256(texts), "windows": len(windows), "length": config.length},
-        nll=sum(losses) / len(losses),
-        config=asdict(config),
+        arrays={name: torch.stack([arrays[name] for arrays, _ in results]) for name in ARRAYS},
+        budgets=_budgets(config),
+        lengths=tuple(len(window) for _, window in windows),
+        queries=config.queries,
+        limits=tuple(min(layer.window or config.longest, config.longest) for layer in layers),
+        nlls=tuple(nll for _, nll in results),
+        selectors=config.selectors,
+        **about | {"model": identify(model)},
     )
+
+
+def _measure(
+    model: Any,
+    layers: Sequence[AttentionLayer],
+    windows: Sequence[tuple[int, torch.Tensor]],
+    config: ProfileConfig,
+    parts: Parts | None,
+    show_progress: bool,
+) -> list[Window]:
+    """The arrays and losses of all windows, of which this process measures its share."""
+    rank, processes = process_rank() if parts is not None else (0, 1)
+    grams = [_gram(layer) for layer in layers]
+    done: dict[int, Window] = {}
+    mine = range(rank, len(windows), processes)
+    work = sum(len(windows[place][1]) for place in mine) * (len(layers) + PASS_STEPS)
+    with steps(work, "profile", show_progress and rank == 0) as advance:
+        for place in mine:
+            index, window = windows[place]
+            found = None if parts is None else parts.load(place)
+            if found is not None:
+                advance(len(window) * (len(layers) + PASS_STEPS))
+            else:
+                found = _window_arrays(model, layers, grams, window, index, config, advance)
+                if parts is not None:
+                    parts.save(place, found)
+            done[place] = found
+    if parts is not None and processes > 1:
+        wait_for_all()
+        for place in set(range(len(windows))) - done.keys():
+            found = parts.load(place)
+            if found is None:
+                raise GeosparseError(f"The windows in {parts.folder} are not complete: start the command again.")
+            done[place] = found
+    return [done[place] for place in range(len(windows))]
+
+
+def _budgets(config: ProfileConfig) -> tuple[int, ...]:
+    return tuple(n for n in config.budgets if n < config.longest)
+
+
+def window_generator(seed: int, length: int, index: int) -> torch.Generator:
+    """The random numbers of one window: they depend on these three alone, not on the windows before it."""
+    digest = hashlib.sha256(f"{seed} {length} {index}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:6], "big"))
 
 
 def sample_positions(length: int, count: int, generator: torch.Generator) -> torch.Tensor:
@@ -166,71 +245,40 @@ def sample_positions(length: int, count: int, generator: torch.Generator) -> tor
     return positions
 
 
-def _forward_backward(
-    model: Any, layers: Sequence[AttentionLayer], window: torch.Tensor, positions: torch.Tensor
-) -> tuple[float, list[_Call], list[torch.Tensor]]:
-    """The window's summed loss, the attention calls in layer order, and dLoss/dz `[Hq, Q, Dv]` of each."""
-    recorder = _Recorder(positions)
-    ids = window[None].to(model.get_input_embeddings().weight.device)
-    with intercepted(model, {layer.module: recorder for layer in layers}), torch.enable_grad():
-        logits = model(ids, use_cache=False).logits[0, :-1]
-        loss = torch.nn.functional.cross_entropy(logits.float(), ids[0, 1:].to(logits.device), reduction="sum")
-    if not torch.isfinite(loss):
-        raise GeosparseError(
-            f"The model's loss on the calibration text is {loss.item()}: its weights or its dtype, {model.dtype}, "
-            "overflow; use a sound checkpoint in float32."
-        )
-    calls = [recorder.calls[layer.module] for layer in layers]
-    gradients = torch.autograd.grad(loss, [call.nudge for call in calls])
-    if not all(bool(torch.isfinite(gradient).all()) for gradient in gradients):
-        raise GeosparseError(f"The gradients of the model's loss overflow in {model.dtype}; profile in float32.")
-    return loss.item(), calls, [gradient[0, :, positions.to(gradient.device)].float() for gradient in gradients]
+def evenly(count: int, of: int) -> list[int]:
+    """`count` places (or all) evenly spaced among `of`, each in the middle of its part."""
+    count = min(count, of)
+    return [(2 * part + 1) * of // (2 * count) for part in range(count)]
+
+
+def _window_arrays(
+    model: Any,
+    layers: Sequence[AttentionLayer],
+    grams: Sequence[torch.Tensor],
+    window: torch.Tensor,
+    index: int,
+    config: ProfileConfig,
+    advance: Callable[[int], object],
+) -> Window:
+    """Every array of the Profile for one window in fp32, and its mean loss."""
+    length = len(window)
+    generator = window_generator(config.seed, length, index)
+    positions = sample_positions(length, config.queries, generator)
+    queries = torch.cat([positions, torch.tensor([length - 1])])
+    loss, calls, gradients = forward_backward(model, layers, window, queries, positions)
+    advance(length * PASS_STEPS)
+    chosen = evenly(config.geometry_queries, len(positions))
+    per_layer = []
+    for call, gradient, gram in zip(calls, gradients, grams, strict=True):
+        noise = torch.rand(config.random_sets, len(queries), length, generator=generator)
+        per_layer.append(layer_arrays(call, gradient, gram, _budgets(config), config.selectors, chosen, noise))
+        advance(length)
+    places = {name: dimensions.index("layers") for name, dimensions in ARRAYS.items()}
+    arrays = {name: torch.stack([part[name] for part in per_layer], place).float() for name, place in places.items()}
+    return arrays, loss / (length - 1)
 
 
 def _gram(layer: AttentionLayer) -> torch.Tensor:
     """`[Hq, Dv, Dv]`: e^T gram e = |W_O^h e|^2, what a head's error weighs in the residual stream."""
     matrix = layer.output_matrix().view(-1, layer.heads, layer.value_dim)
     return torch.einsum("rhd,rhe->hde", matrix, matrix)
-
-
-def _weigh(error: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:
-    """|W_O^h e|^2 of `error` `[Hq, ..., Dv]`."""
-    flat = error.reshape(error.shape[0], -1, error.shape[-1])
-    return ((flat @ gram) * flat).sum(-1).view(error.shape[:-1])
-
-
-def _layer_statistics(
-    call: _Call,
-    gradient: torch.Tensor,
-    gram: torch.Tensor,
-    budgets: Sequence[int],
-    random_sets: int,
-    generator: torch.Generator,
-) -> dict[str, torch.Tensor]:
-    """Every array of the Profile for one layer and window, as means over the sampled queries."""
-    terms = call.terms
-    scores = attention_scores(call.query, call.key, terms.scaling, call.seen, call.bias, terms.softcap)
-    alpha, scores = attention_weights(scores, call.seen, terms.sink)[0][0], scores[0]
-    heads = scores.shape[0]
-    value = call.value[0].float().repeat_interleave(heads // call.value.shape[1], dim=0)
-    seen = call.seen.expand(scores.shape)
-    order = selection_order(scores, seen)
-    errors = tail_errors(alpha, value, order, seen, budgets)
-    result = {"mass": errors.mass.mean(1), "output_norm": _weigh(alpha @ value, gram).mean(1)}
-    result["output_error"] = torch.stack([_weigh(errors.error[tail], gram).mean(1) for tail in TAILS])
-    slope = gradient.unsqueeze(-2)
-    result["fisher"] = torch.stack([(errors.error[tail] * slope).sum(-1).square().mean(1) for tail in TAILS])
-    chosen = separation(alpha, value, order, seen, budgets)
-    controls = [separation(alpha, value, random_order(seen, generator), seen, budgets) for _ in range(random_sets)]
-    for name in chosen._fields:
-        result[name] = getattr(chosen, name).nanmean(1)
-        result[f"random_{name}"] = torch.stack([getattr(control, name) for control in controls]).nanmean((0, 2))
-    return {name: array.cpu() for name, array in result.items()}
-
-
-def _stack_layers(per_layer: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Join layers: at dimension 0, or 1 behind the tails."""
-    return {
-        name: torch.stack([layer[name] for layer in per_layer], dim=1 if dimensions[0] == "tails" else 0)
-        for name, dimensions in ARRAYS.items()
-    }

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -18,3 +19,16 @@ def track(items: Iterable[T], what: str, show: bool = True) -> Iterable[T]:
     total = len(items) if isinstance(items, Sized) else None
     bar: Iterable[T] = tqdm(items, desc=what, total=total, leave=False, dynamic_ncols=True)
     return bar
+
+
+@contextmanager
+def steps(total: int, what: str, show: bool = True) -> Iterator[Callable[[int], object]]:
+    """A progress bar over `total` units of work, under the same conditions; yields what takes the units just done."""
+    if not show or not sys.stderr.isatty():
+        yield lambda units: None
+        return
+    from tqdm import tqdm
+
+    form = "{desc}: {percentage:3.0f}% |{bar}| {elapsed}, {remaining} left"
+    with tqdm(desc=what, total=total, leave=False, dynamic_ncols=True, bar_format=form) as bar:
+        yield bar.update

@@ -4,14 +4,14 @@ import torch
 
 import geosparse as gs
 from geosparse.identity import ModelIdentity
-from geosparse.ops import TAILS
-from geosparse.profile import ARRAYS
+from geosparse.profile import ARRAYS, DIMENSIONS
 
 
 def synthetic(layers=2, heads=4, length=64, seed=0, limits=None, order=None, budgets=(1, 2, 4, 8, 16, 32)):
     """A profile of falling random curves; `order` permutes its heads."""
     budgets = tuple(budget for budget in budgets if budget < length)
-    sizes = {"tails": len(TAILS), "layers": layers, "heads": heads, "budgets": len(budgets)}
+    sizes = {name: len(words) for name, words in DIMENSIONS.items()}
+    sizes |= {"selectors": 1, "layers": layers, "heads": heads, "budgets": len(budgets)}
     generator = torch.Generator().manual_seed(seed)
     arrays = {}
     for name, dimensions in ARRAYS.items():
@@ -24,10 +24,10 @@ def synthetic(layers=2, heads=4, length=64, seed=0, limits=None, order=None, bud
     return gs.Profile(
         arrays=arrays,
         budgets=budgets,
-        length=length,
+        lengths=(length, length),
         queries=8,
         limits=tuple(limits or [length] * layers),
         model=ModelIdentity("m", "A", layers, heads, heads, 8, "f"),
-        calibration={"windows": 2, "length": length, "sha256": "0"},
-        nll=2.0,
+        calibration={"windows": 2, "lengths": [length], "sha256": "0"},
+        nlls=(2.0, 2.0),
     )

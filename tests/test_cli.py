@@ -471,9 +471,9 @@ class TestProcess:
         # The model runs until it is stopped; a line on standard error says when it does.
         code = (
             "import sys, geosparse.cli, geosparse.profiler as p\n"
-            "old = p._forward_backward\n"
+            "old = p.forward_backward\n"
             "def slow(*a):\n    print('running', file=sys.stderr, flush=True)\n    while True: old(*a)\n"
-            "p._forward_backward = slow\n"
+            "p.forward_backward = slow\n"
             "sys.exit(geosparse.cli.main(sys.argv[1:]))"
         )
         process = subprocess.Popen([sys.executable, "-c", code, *line], stderr=subprocess.PIPE, text=True)

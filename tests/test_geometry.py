@@ -7,45 +7,127 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geosparse.geometry import random_order, rank_of, selection_order, separation, tail_errors
+from geosparse.geometry import (
+    DISTANCES,
+    contribution_score,
+    random_order,
+    rank_of,
+    selection_order,
+    separation,
+    tail_errors,
+)
 
 
-def brute_force(alpha, value, order, n):
-    """Precision, recall, F and margin of one query, straight from the definitions."""
+def brute_force(alpha, value, order, n, distance="euclidean"):
+    """Precision, recall, F, margin and inversions of one query, straight from the definitions."""
     chosen, rest = order[:n], order[n:]
     y = [alpha[i] * value[i] for i in range(len(alpha))]
     centre = sum(y[i] for i in chosen)
-    distance = [float((y_i - centre).norm()) for y_i in y]
-    outer, inner = max(distance[i] for i in chosen), min(distance[j] for j in rest)
-    precision = n / (n + sum(distance[j] <= outer for j in rest))
-    recall = sum(distance[i] < inner for i in chosen) / n
+    if distance == "euclidean":
+        far = [float((y_i - centre).square().sum().sqrt()) for y_i in y]
+    else:
+        far = [1 - float(y_i @ centre) / (float(y_i.norm()) * float(centre.norm()) + 1e-12) for y_i in y]
+    outer, inner = max(far[i] for i in chosen), min(far[j] for j in rest)
+    precision = n / (n + sum(far[j] <= outer for j in rest))
+    recall = sum(far[i] < inner for i in chosen) / n
     f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
-    return precision, recall, f1, inner - outer
+    return precision, recall, f1, inner - outer, sum(far[j] <= far[i] for i in chosen for j in rest)
 
 
+def hold_against_brute_force(alpha, value, order, seen, budgets):
+    """Every metric at every query and budget, both distances."""
+    for distance in DISTANCES:
+        result = separation(alpha, value, order, seen, budgets, distance)
+        for query in range(len(alpha)):
+            visible = int(seen[query].sum())
+            for column, n in enumerate(budgets):
+                if n >= visible:
+                    assert all(math.isnan(metric[query, column]) for metric in result)
+                    continue
+                ranked = order[query, :visible].tolist()
+                expected = brute_force(alpha[query, :visible], value[:visible], ranked, n, distance)
+                for metric, number in zip(result, expected, strict=True):
+                    assert float(metric[query, column]) == pytest.approx(number, abs=1e-7)
+
+
+def budgets_below(length):
+    return sorted({n for n in (1, 2, 3, 5, 8, length - 1) if n < length})
+
+
+@pytest.mark.parametrize("ranking", ["attention", "contribution", "random"])
 @given(st.integers(2, 24), st.integers(1, 6), st.integers(0, 2**31), st.booleans())
-@settings(max_examples=60, deadline=None)
-def test_separation_equals_brute_force(length, dim, seed, concentrated):
+@settings(max_examples=40, deadline=None)
+def test_metrics_equal_brute_force(ranking, length, dim, seed, concentrated):
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(3, length, generator=generator, dtype=torch.float64) * (4 if concentrated else 0.5)
     seen = torch.ones(3, length, dtype=torch.bool)
     seen[2, length // 2 + 1 :] = False
     alpha = logits.masked_fill(~seen, -torch.inf).softmax(-1)
     value = torch.randn(length, dim, generator=generator, dtype=torch.float64)
-    ranking = selection_order(logits, seen)
-    budgets = [n for n in (1, 2, 3, 5, 8, length - 1) if n < length]
-    result = separation(alpha, value, ranking, seen, budgets)
-    for query in range(3):
-        visible = int(seen[query].sum())
-        order = sorted(range(visible), key=lambda i: (-float(logits[query, i]), i))
+    scores = {"attention": alpha, "contribution": contribution_score(alpha, value)}
+    order = random_order(seen, generator) if ranking == "random" else selection_order(scores[ranking], seen)
+    hold_against_brute_force(alpha, value, order, seen, budgets_below(length))
+
+
+@given(st.integers(2, 16), st.integers(1, 4), st.integers(0, 2**31))
+@settings(max_examples=60, deadline=None)
+def test_metrics_equal_brute_force_where_distances_tie(length, dim, seed):
+    """Small whole values and weights that are powers of two: every number is exact, and ties are many."""
+    generator = torch.Generator().manual_seed(seed)
+    alpha = torch.full((2, length), 2.0**-5, dtype=torch.float64)
+    alpha[1] = 2.0 ** -torch.randint(3, 6, (length,), generator=generator).double()
+    value = torch.randint(-2, 3, (length, dim), generator=generator).double()
+    seen = torch.ones(2, length, dtype=torch.bool)
+    order = selection_order(alpha, seen)
+    budgets = budgets_below(length)
+    for query in range(2):
+        ranked = order[query].tolist()
+        result = separation(alpha, value, order, seen, budgets)
         for column, n in enumerate(budgets):
-            if n >= visible:
-                assert all(math.isnan(metric[query, column]) for metric in result)
-                continue
-            expected = brute_force(alpha[query, :visible], value[:visible], order, n)
-            # The margin tells how close the call was: the counts may only differ where two distances all but tie.
+            expected = brute_force(alpha[query], value, ranked, n)
             for metric, number in zip(result, expected, strict=True):
                 assert float(metric[query, column]) == pytest.approx(number, abs=1e-7)
+
+
+@given(st.integers(2, 40), st.integers(1, 70), st.integers(0, 2**31))
+@settings(max_examples=40, deadline=None)
+def test_copies_of_a_token_tie(length, dim, seed):
+    """Each token comes twice; where one copy is selected and the other is not, their distances are equal."""
+    generator = torch.Generator().manual_seed(seed)
+    half = torch.randn(length, dim, generator=generator, dtype=torch.float64)
+    place = torch.randperm(2 * length, generator=generator)
+    value = torch.cat([half, half])[place]
+    logits = torch.randn(1, length, generator=generator, dtype=torch.float64)
+    alpha = torch.cat([logits, logits], -1).softmax(-1)[:, place]
+    seen = torch.ones(1, 2 * length, dtype=torch.bool)
+    hold_against_brute_force(alpha, value, selection_order(alpha, seen), seen, budgets_below(2 * length))
+
+
+def test_a_ranking_may_end_with_the_largest_budget():
+    generator = torch.Generator().manual_seed(4)
+    alpha = torch.randn(6, 50, generator=generator).double().softmax(-1)
+    value = torch.randn(50, 8, generator=generator).double()
+    seen = torch.ones(6, 50, dtype=torch.bool)
+    order = random_order(seen, generator)
+    for whole, cut in zip(
+        separation(alpha, value, order, seen, [2, 8]),
+        separation(alpha, value, order[:, :8], seen, [2, 8]),
+        strict=True,
+    ):
+        assert torch.equal(whole, cut)
+
+
+def test_inversions_bound_precision_and_recall():
+    generator = torch.Generator().manual_seed(5)
+    alpha = (2 * torch.randn(20, 60, generator=generator)).double().softmax(-1)
+    value = torch.randn(60, 8, generator=generator).double()
+    seen = torch.ones(20, 60, dtype=torch.bool)
+    budgets = torch.tensor([1, 2, 4, 16, 59])
+    for distance in DISTANCES:
+        result = separation(alpha, value, selection_order(alpha, seen), seen, budgets.tolist(), distance)
+        assert (result.precision >= budgets / (budgets + result.inversions) - 1e-12).all()
+        assert (result.recall >= (1 - result.inversions / budgets).clamp_min(0) - 1e-12).all()
+        assert torch.equal(result.inversions == 0, result.margin > 0)
 
 
 def test_ties_go_to_the_smaller_index_and_invisible_tokens_last():

@@ -12,6 +12,7 @@ import geosparse as gs
 from geosparse.policies import POLICIES
 from geosparse.policies.scale import caps, scale_to
 from geosparse.policies.separability import operating_point
+from geosparse.profile import RANKINGS
 
 from .synthetic import synthetic
 
@@ -66,7 +67,7 @@ def test_uniform_differs_by_one_token_at_most():
 def test_mass_gives_tokens_to_the_head_that_misses_more():
     profile = synthetic(layers=1, heads=2)
     misses = torch.tensor([0.5, 0.25, 0.12, 0.06, 0.03, 0.015])
-    profile.arrays["mass"] = torch.stack([1 - misses, 1 - misses / 10]).expand(2, 1, 2, -1).contiguous()
+    profile.arrays["mass"] = torch.stack([1 - misses, 1 - misses / 10]).expand(2, 1, 1, 2, -1).contiguous()
     low, high = sorted(gs.make_plan(profile, 8, "mass").n_keep.flatten().tolist())
     assert gs.make_plan(profile, 8, "mass").n_keep.flatten().tolist() == [high, low]
     assert high > low
@@ -75,8 +76,8 @@ def test_mass_gives_tokens_to_the_head_that_misses_more():
 def test_mass_is_least_among_all_splits():
     profile = synthetic(layers=1, heads=3, length=12, budgets=tuple(range(1, 12)))
     falls = torch.linspace(9, 1, 11).cumsum(0)
-    profile.arrays["mass"] = torch.stack([falls / 80, falls / 60, falls / 55]).expand(2, 1, 3, -1).contiguous()
-    missing = torch.cat([1 - profile.mean("mass")[0], torch.zeros(3, 1)], dim=-1)
+    profile.arrays["mass"] = torch.stack([falls / 80, falls / 60, falls / 55]).expand(2, 1, 1, 3, -1).contiguous()
+    missing = torch.cat([1 - profile.kept_mass()[0], torch.zeros(3, 1)], dim=-1)
     missing[:, -1] = 0
 
     def lost(budgets):
@@ -89,8 +90,8 @@ def test_mass_is_least_among_all_splits():
 def with_excess(rows):
     """A profile of one layer whose F in excess of random is `rows` at N = 1, 2, 4, 8, 16, 32."""
     profile = synthetic(layers=1, heads=len(rows))
-    profile.arrays["random_f1"].zero_()
-    profile.arrays["f1"] = torch.tensor(rows).expand(2, 1, -1, -1).contiguous()
+    profile.arrays["f1"].zero_()
+    profile.arrays["f1"][:, 0, 0, RANKINGS.index("attention")] = torch.tensor(rows)
     return profile
 
 
@@ -119,7 +120,7 @@ def test_separability_is_proportional_to_the_best_budget():
 def test_separability_of_a_window_that_was_not_measured_everywhere():
     profile = synthetic()
     profile.arrays["f1"][0] = NAN
-    seen = profile.arrays["f1"][1].double() - profile.arrays["random_f1"][1].double()
+    seen = profile.excess_f1()[1]
     assert torch.equal(operating_point(profile)[1], seen[..., 1:].amax(-1))
     profile.arrays["f1"][:] = NAN
     assert gs.make_plan(profile, 7, "separability").n_keep.unique().tolist() == [7]

@@ -6,16 +6,18 @@ import pytest
 import torch
 
 import geosparse as gs
+from geosparse import capture
 from geosparse.architecture import attention_layers
 from geosparse.interception import intercepted
 from geosparse.ops import TAILS, causal_mask, reference_attention
 from geosparse.profile import ARRAYS
-from geosparse.profiler import sample_positions
+from geosparse.profiler import sample_positions, window_generator
 
 from .tiny import VOCABULARY, WINDOW, tiny_model, tiny_tokenizer
 
 TEXT = " ".join(f"{word}{number}" for number in range(40) for word in ("alpha", "Beta", "gamma;", "delta"))
-CONFIG = gs.ProfileConfig(length=40, windows=1, queries=5, budgets=(1, 4, 16))
+LENGTH = 40
+CONFIG = gs.ProfileConfig(length=LENGTH, windows=1, queries=5, budgets=(1, 4, 16))
 KINDS = ("llama", "mistral", "gemma2")
 
 
@@ -38,7 +40,7 @@ class Oracle:
     def __init__(self, model):
         self.model = model.double()
         self.layers = attention_layers(model)
-        self.ids = gs.token_windows(tiny_tokenizer(), TEXT, CONFIG.length, 1)
+        self.ids = gs.token_windows(tiny_tokenizer(), TEXT, LENGTH, 1)
         self.inputs = {}
         self.added = {}
         self.nll = self.loss()
@@ -46,16 +48,16 @@ class Oracle:
 
     def attend(self, layer, n_keep, tail="drop"):
         query, key, value, scaling, softcap = self.inputs[layer]
-        mask = causal_mask(CONFIG.length, CONFIG.length)
+        mask = causal_mask(LENGTH, LENGTH)
         if self.layers[layer].window:
-            rows = torch.arange(CONFIG.length)
+            rows = torch.arange(LENGTH)
             mask = mask & (rows[:, None] - rows[None] < self.layers[layer].window)
         budgets = [n_keep] * query.shape[1]
         arguments = {"tail": tail, "scaling": scaling, "mask": mask, "softcap": softcap}
         return reference_attention(query, key, value, budgets, **arguments).output
 
     def error(self, layer, n_keep, tail):
-        return (self.attend(layer, n_keep, tail) - self.attend(layer, CONFIG.length))[0]
+        return (self.attend(layer, n_keep, tail) - self.attend(layer, LENGTH))[0]
 
     def loss(self):
         """The summed loss, through this attention; `added` (layer -> tensor) moves a layer's output."""
@@ -63,7 +65,7 @@ class Oracle:
         def handler(layer):
             def attention(module, query, key, value, attention_mask, **kwargs):
                 self.inputs.setdefault(layer, (query, key, value, kwargs["scaling"], kwargs.get("softcap")))
-                return self.attend(layer, CONFIG.length) + self.added.get(layer, 0.0)
+                return self.attend(layer, LENGTH) + self.added.get(layer, 0.0)
 
             return attention
 
@@ -94,7 +96,7 @@ class Oracle:
         """Half the difference of the loss when z of one head at one query moves by plus and minus `direction`."""
         losses = []
         for sign in (1, -1):
-            moved = torch.zeros(1, 6, CONFIG.length, 8, dtype=torch.float64)
+            moved = torch.zeros(1, 6, LENGTH, 8, dtype=torch.float64)
             moved[0, head, query] = sign * direction
             # The inputs of the layers above move too.
             self.inputs, kept = {}, self.inputs
@@ -108,12 +110,12 @@ class Oracle:
 def measured(request):
     profile = profile_of(model_of(request.param))
     oracle = Oracle(model_of(request.param))
-    assert profile.nll == pytest.approx(oracle.nll / (CONFIG.length - 1), rel=1e-5)
+    assert profile.nll == pytest.approx(oracle.nll / (LENGTH - 1), rel=1e-5)
     return profile, oracle
 
 
 def positions():
-    return sample_positions(CONFIG.length, CONFIG.queries, torch.Generator().manual_seed(CONFIG.seed)).tolist()
+    return sample_positions(LENGTH, CONFIG.queries, window_generator(CONFIG.seed, LENGTH, 0)).tolist()
 
 
 def test_fisher_is_the_squared_gradient_times_the_error(measured):
@@ -132,7 +134,7 @@ def test_to_first_order_the_loss_moves_as_the_gradient_says(measured):
     for layer, head, tail, column in [(0, 0, "drop", 1), (0, 5, "renormalize", 0), (1, 3, "centroid", 1)]:
         error = oracle.error(layer, profile.budgets[column], tail)[head]
         for query in positions():
-            moved = 20 * oracle.move(layer, head, query, error[query] / 20)
+            moved = 50 * oracle.move(layer, head, query, error[query] / 50)
             expected = (oracle.gradients[layer][head, query] @ error[query]).item()
             assert moved == pytest.approx(expected, rel=0.01, abs=1e-6)
 
@@ -140,7 +142,7 @@ def test_to_first_order_the_loss_moves_as_the_gradient_says(measured):
 def test_output_error_is_what_the_projection_makes_of_the_error(measured):
     profile, oracle = measured
     for layer in range(2):
-        dense = oracle.attend(layer, CONFIG.length)
+        dense = oracle.attend(layer, LENGTH)
         matrix = oracle.layers[layer].module.o_proj.weight.view(48, 6, 8)
         norm = torch.einsum("rhd,bhqd->hqr", matrix, dense).square().sum(-1)[:, positions()].mean(-1)
         assert torch.allclose(profile.mean("output_norm")[layer], norm, rtol=1e-3)
@@ -148,17 +150,17 @@ def test_output_error_is_what_the_projection_makes_of_the_error(measured):
             for column, budget in enumerate(profile.budgets):
                 error = torch.einsum("rhd,hqd->hqr", matrix, oracle.error(layer, budget, tail))
                 expected = error.square().sum(-1)[:, positions()].mean(-1)
-                found = profile.mean("output_error")[TAILS.index(tail), layer, :, column]
+                found = profile.mean("output_error")[0, TAILS.index(tail), layer, :, column]
                 assert torch.allclose(found, expected, rtol=1e-3, atol=1e-7 * norm.max().item())
 
 
 def test_windows_limit_what_a_layer_can_miss():
     profile = profile_of(model_of("gemma2"))
-    assert profile.limits == (WINDOW, CONFIG.length)
+    assert profile.limits == (WINDOW, LENGTH)
     full = profile.budgets.index(WINDOW)
-    assert profile.mean("fisher")[:, 0, :, full].abs().max() == 0
-    assert profile.mean("fisher")[:, 1, :, full].min() > 0
-    assert torch.allclose(profile.mean("mass")[0, :, full], torch.ones(6, dtype=torch.float64), atol=1e-5)
+    assert profile.mean("fisher")[0, :, 0, :, full].abs().max() == 0
+    assert profile.mean("fisher")[0, :, 1, :, full].min() > 0
+    assert torch.allclose(profile.kept_mass()[0, :, full], torch.ones(6, dtype=torch.float64), atol=1e-5)
 
 
 def test_same_seed_same_bytes(tmp_path, saved):
@@ -182,11 +184,11 @@ def test_round_trip_through_a_file(tmp_path, saved):
 def test_several_windows_and_bounded_statistics():
     profile = profile_of(model_of(), windows=3)
     assert profile.windows == 3
-    for name in ("mass", "precision", "recall", "f1", "random_f1"):
+    for name in ("mass", "precision", "recall", "f1"):
         values = profile.mean(name)[~profile.mean(name).isnan()]
         assert 0 <= values.min() <= values.max() <= 1 + 1e-5
     assert (profile.mean("mass").diff(dim=-1) >= -1e-6).all()
-    assert (profile.mean("f1")[..., 0] == 1).all()
+    assert (profile.geometry("f1")[..., 0] == 1).all()
 
 
 def test_profiling_leaves_the_model_as_it_was():
@@ -240,8 +242,8 @@ def test_a_loss_that_is_not_finite():
 
 
 def test_gradients_that_overflow(monkeypatch):
-    exact = torch.autograd.grad
-    monkeypatch.setattr(torch.autograd, "grad", lambda *arguments: [g / 0 for g in exact(*arguments)])
+    exact = capture.loss_and_slope
+    monkeypatch.setattr(capture, "loss_and_slope", lambda *rest: (exact(*rest)[0], exact(*rest)[1] / 0))
     with pytest.raises(gs.GeosparseError, match=r"gradients of the model's loss overflow in torch\.float32"):
         profile_of(model_of())
 
@@ -306,18 +308,22 @@ def test_flipped_bytes_load_or_are_refused(tmp_path, saved):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"schema": "geosparse.profile/2"}, "its schema is not geosparse.profile/1"),
-        ({"tails": ["drop"]}, "its tails are not known"),
+        ({"schema": "geosparse.profile/1"}, "its schema is not geosparse.profile/2"),
+        ({"dimensions": {"tails": ["drop"]}}, "its tails, rankings or distances are not known"),
         ({"extra": 1}, "its metadata is not complete"),
-        ({"nll": "low"}, "nll is not a number"),
-        ({"length": 0}, "length and queries are whole numbers"),
+        ({"nlls": ["low"]}, "nlls is not a list of numbers"),
+        ({"nlls": [1.0, 2.0]}, "lengths and nlls are not of the same number"),
+        ({"lengths": [0]}, "lengths is not a list of whole numbers"),
+        ({"lengths": [40, 20], "nlls": [1.0, 2.0]}, "lengths do not ascend"),
+        ({"queries": 0}, "queries is not a whole number"),
+        ({"selectors": ["none"]}, "its selectors are not known"),
+        ({"selectors": [[]]}, "no selectors"),
         ({"budgets": [4, 1, 16]}, "budgets do not ascend"),
         ({"budgets": []}, "budgets do not ascend"),
         ({"budgets": [1, 4]}, "has the shape"),
         ({"limits": [40]}, "limits do not fit the layers"),
         ({"limits": [40, 0]}, "limits is not a list of whole numbers"),
-        ({"calibration": {"windows": 2}}, "has the shape"),
-        ({"calibration": {}}, "the number of windows is not a whole number"),
+        ({"calibration": []}, "calibration is not an object"),
         ({"config": []}, "config is not an object"),
         ({"model": {}}, "the model's identity is not complete"),
     ],
@@ -330,7 +336,7 @@ def test_metadata_that_does_not_fit(tmp_path, saved, monkeypatch, change, reason
     assert reason in damaged(saved, tmp_path / "p.safetensors", (tmp_path / "p.safetensors").read_bytes())
 
 
-@pytest.mark.parametrize("name", ["mass", "output_error", "output_norm", "fisher"])
+@pytest.mark.parametrize("name", ["mass", "output_error", "output_norm", "fisher", "entropy"])
 def test_measurements_that_are_not_numbers_are_refused(saved, name):
     profile = gs.Profile.load(saved)
     arrays = {key: array.clone() for key, array in profile.arrays.items()}
@@ -348,3 +354,82 @@ def test_files_that_are_no_profiles(tmp_path, saved):
     for path in (tmp_path / "none.safetensors", tmp_path):
         with pytest.raises(gs.GeosparseError, match="Cannot read"):
             gs.Profile.load(path)
+
+
+LENGTHS = (20, 40, 80)
+
+
+@pytest.fixture(scope="module")
+def several():
+    changes = {"length": None, "lengths": LENGTHS, "windows": 4, "selectors": ("topn", "sink_recent")}
+    return profile_of(model_of(), **changes)
+
+
+def test_several_lengths_in_one_profile(several):
+    assert several.lengths == (20, 20, 20, 20, 40, 40, 80, 80)
+    assert (several.length, several.windows, several.distinct_lengths) == (80, 8, LENGTHS)
+    for length in LENGTHS:
+        part = several.at(length)
+        assert part.distinct_lengths == (length,)
+        assert part.limits == (length, length)
+        assert part.arrays["mass"].shape[0] == part.windows == part.calibration["windows"]
+    assert torch.equal(several.fisher("drop"), several.at(80).fisher("drop"))
+    with pytest.raises(gs.GeosparseError, match=r"No windows of 30 tokens in the profile, only of 20, 40, 80: ask"):
+        several.at(30)
+
+
+def test_one_length_of_several_is_what_it_is_alone(several):
+    alone = profile_of(model_of(), lengths=(20,), length=None, windows=4)
+    for name, array in alone.arrays.items():
+        part = several.at(20).arrays[name]
+        part = part[:, :1] if "selectors" in ARRAYS[name] else part
+        assert torch.equal(part.nan_to_num(-7.0), array.nan_to_num(-7.0))
+    assert several.at(20).nlls == alone.nlls
+
+
+def test_a_window_shorter_than_the_budget_keeps_everything():
+    profile = profile_of(
+        model_of(), length=None, lengths=(20, 80), budgets=(4, 16, 32), selectors=("topn", "sink_recent")
+    )
+    short = profile.at(20)
+    for selector in short.selectors:
+        for tail in TAILS:
+            assert short.fisher(tail, selector)[..., 2].abs().max() == 0
+            assert short.relative_output_error(tail, selector)[..., 2].abs().max() == 0
+            assert short.fisher(tail, selector)[..., 1].max() > 0
+        assert (short.kept_mass(selector)[..., 2] - 1).abs().max() < 1e-5
+    for name in ("precision", "recall", "f1", "margin", "inversions"):
+        assert short.geometry(name)[..., 2].isnan().all()
+        assert not short.geometry(name, place="final")[..., 1].isnan().any()
+
+
+def test_selectors_are_measured_beside_one_another(several):
+    assert (several.kept_mass("topn") >= several.kept_mass("sink_recent") - 1e-6).all()
+    assert torch.equal(several.fisher("drop", "topn"), several.fisher("drop"))
+    assert not torch.equal(several.fisher("drop", "sink_recent"), several.fisher("drop"))
+    with pytest.raises(gs.GeosparseError, match="no selector 'paged', but topn, sink_recent"):
+        several.fisher("drop", "paged")
+    for wrong, known in (("f2", "f1"), ("inverse", "inversions")):
+        with pytest.raises(gs.GeosparseError, match=f"knows no '{wrong}': did you mean '{known}'"):
+            several.geometry(wrong)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"lengths": ()}, "lengths must ascend"),
+        ({"lengths": (40, 20)}, "lengths must ascend"),
+        ({"selectors": ()}, "one or more different names"),
+        ({"selectors": ("topn", "topn")}, "one or more different names"),
+        ({"selectors": ("top",)}, "Unknown selector 'top': did you mean 'topn'"),
+    ],
+)
+def test_configurations_that_say_nothing(changes, reason):
+    with pytest.raises(gs.GeosparseError, match=reason):
+        gs.ProfileConfig(**changes)
+
+
+def test_longer_windows_are_fewer_but_hold_as_many_tokens():
+    config = gs.ProfileConfig(lengths=(512, 1024, 2048, 4096), windows=8)
+    assert [config.windows_of(length) for length in config.lengths] == [8, 4, 2, 2]
+    assert gs.ProfileConfig(windows=1).windows_of(1024) == 1

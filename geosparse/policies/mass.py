@@ -14,5 +14,5 @@ def mass(profile: Profile, tail: PlanTail, total: int, seed: int) -> torch.Tenso
 
     The weight of a learned sink, which no token has, counts as missing at every N below the limit.
     """
-    missing = (1.0 - profile.mean("mass")).clamp_min(0.0)
+    missing = (1.0 - profile.kept_mass()).clamp_min(0.0)
     return spend(complete(missing, profile), total)

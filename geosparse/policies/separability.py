@@ -30,7 +30,7 @@ def operating_point(profile: Profile) -> tuple[torch.Tensor, torch.Tensor]:
     N* is the measured N >= 2 of largest F - F_random (mean over windows), the smallest of equals. Budgets at which it
     is NaN (no query sees more than N tokens) do not count; a head without any other has N* = 2 and excess 0.
     """
-    excess = (profile.arrays["f1"].double() - profile.arrays["random_f1"].double()).nanmean(0)
+    excess = profile.excess_f1().nanmean(0)
     columns = [column for column, budget in enumerate(profile.budgets) if budget >= FIRST]
     if not columns:
         shape = excess.shape[:2]

@@ -1,0 +1,265 @@
+"""What the attention calls of one window leave behind: queries, keys, values, and where asked the loss gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .architecture import AttentionLayer, Terms, attention_layers, dense_attention, read_terms
+from .attention import split_mask
+from .errors import GeosparseError
+from .interception import intercepted
+from .ops import Span, Visibility
+from .ops.chunked import attention_scores, attention_weights
+
+# Rows of logits whose loss is computed at once.
+LOSS_ROWS = 256
+# Windows of more tokens are run with each decoder layer computed again in the backward pass, not kept from the forward.
+KEPT_TOKENS = 4096
+
+
+@dataclass
+class Call:
+    """What one attention call leaves behind.
+
+    Attributes:
+        query: `[1, Hq, Q, D]`, at the positions that were asked for.
+        key: `[1, Hkv, L, D]`.
+        value: `[1, Hkv, L, Dv]`.
+        seen: `[Q, L]` bool.
+        bias: `[1, 1, Q, L]` added to the logits, or None.
+        terms: Scaling, soft cap and learned sink.
+    """
+
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    seen: torch.Tensor
+    bias: torch.Tensor | None
+    terms: Terms
+
+
+@dataclass
+class Rows:
+    """Some queries of some heads, with everything that they see; keys that none of them sees are cut away.
+
+    Attributes:
+        query: `[Hq, Q, D]`.
+        key: `[Hkv, L, D]`.
+        value: `[Hkv, L, Dv]` fp32.
+        scores: `[Hq, Q, L]` fp32 logits, -inf where not visible.
+        alpha: `[Hq, Q, L]` fp32 attention weights, 0 where not visible.
+        seen: `[Q, L]` bool.
+        start: The position of the first key.
+    """
+
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    scores: torch.Tensor
+    alpha: torch.Tensor
+    seen: torch.Tensor
+    start: int
+
+
+@dataclass
+class LayerRows:
+    """One layer of `walk_layers`: `rows` of all its heads at `positions`."""
+
+    index: int
+    layer: AttentionLayer
+    positions: torch.Tensor
+    rows: Rows
+
+
+def rows_of(call: Call, kv_heads: slice = slice(None), queries: slice = slice(None)) -> Rows:
+    """Scores and weights of some queries of the query heads that `kv_heads` serve, and the keys they see."""
+    groups = call.query.shape[1] // call.key.shape[1]
+    start, stop, _ = kv_heads.indices(call.key.shape[1])
+    heads = slice(start * groups, stop * groups)
+    columns = call.seen[queries].any(0).nonzero()
+    first, end = (int(columns[0]), int(columns[-1]) + 1) if len(columns) else (0, 1)
+    seen = call.seen[queries, first:end]
+    query, key = call.query[:, heads, queries], call.key[:, start:stop, first:end]
+    bias = None if call.bias is None else call.bias[:, :, queries, first:end]
+    scores = attention_scores(query, key, call.terms.scaling, seen, bias, call.terms.softcap)
+    sink = None if call.terms.sink is None else call.terms.sink[heads]
+    alpha = attention_weights(scores, seen, sink)[0]
+    value = call.value[0, start:stop, first:end].float()
+    return Rows(query[0], key[0], value, scores[0], alpha[0], seen, first)
+
+
+class Recorder:
+    """Serves dense attention and keeps the `Call` of every module; one instance per window."""
+
+    def __init__(self, positions: torch.Tensor, slopes: torch.Tensor | None = None) -> None:
+        """Args: `[Q]` positions of the queries to keep; where to keep the gradient at the output, if at all."""
+        self.positions = positions
+        self.slopes = slopes
+        self.calls: dict[torch.nn.Module, Call] = {}
+        self.gradients: dict[torch.nn.Module, torch.Tensor] = {}
+
+    def __call__(
+        self,
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: Visibility | None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        terms = read_terms(module, query, kwargs)
+        output = dense_attention(query, key, value, attention_mask, terms)
+        if module in self.calls:
+            return output
+        if self.slopes is not None:
+            places = self.slopes.to(output.device)
+
+            def keep(gradient: torch.Tensor) -> None:
+                self.gradients[module] = gradient[0, :, places].float()
+
+            output.register_hook(keep)  # type: ignore[no-untyped-call]
+        mask, bias = split_mask(attention_mask, key.shape[2])
+        positions = self.positions.to(query.device)
+        if isinstance(mask, torch.Tensor):
+            seen = mask[0, 0].expand(query.shape[2], -1)[positions]
+        else:
+            seen = (mask or Span()).rows(positions, query.shape[2], key.shape[2])[0, 0]
+        self.calls[module] = Call(
+            query=query.detach()[:, :, positions],
+            key=key.detach(),
+            value=value.detach(),
+            seen=seen,
+            bias=None if bias is None else bias.expand(-1, -1, query.shape[2], -1)[:, :, positions],
+            terms=terms,
+        )
+        return output
+
+
+def walk_layers(model: Any, window: torch.Tensor, positions: torch.Tensor | Sequence[int]) -> Iterator[LayerRows]:
+    """The attention rows of one window, layer by layer, from one forward pass.
+
+    Args:
+        model: A transformers causal language model; it is not changed.
+        window: `[L]` token ids.
+        positions: `[Q]` query positions, ascending, from 0 to L - 1.
+
+    Yields:
+        Per layer the rows of all heads at `positions`, scored when they are asked for, forgotten when the next are.
+    """
+    positions = torch.as_tensor(positions, dtype=torch.int64)
+    layers = attention_layers(model)
+    recorder = Recorder(positions)
+    ids = window[None].to(model.get_input_embeddings().weight.device)
+    with intercepted(model, {layer.module: recorder for layer in layers}), torch.no_grad():
+        model(ids, use_cache=False, logits_to_keep=1)
+    for index, layer in enumerate(layers):
+        yield LayerRows(index, layer, positions, rows_of(recorder.calls.pop(layer.module)))
+
+
+def forward_backward(
+    model: Any, layers: Sequence[AttentionLayer], window: torch.Tensor, positions: torch.Tensor, slopes: torch.Tensor
+) -> tuple[float, list[Call], list[torch.Tensor]]:
+    """One forward and one backward pass over a window.
+
+    Args:
+        model: A causal language model.
+        layers: Its attention layers.
+        window: `[L]` token ids.
+        positions: `[Q]` positions of the queries to keep.
+        slopes: `[P]` positions at which the gradient is kept.
+
+    Returns:
+        The window's summed loss, the attention calls in layer order, and dLoss/dz `[Hq, P, Dv]` fp32 of each.
+
+    Raises:
+        GeosparseError: Loss or gradients are not finite.
+    """
+    recorder = Recorder(positions, slopes)
+    ids = window[None].to(model.get_input_embeddings().weight.device)
+    handlers = {layer.module: recorder for layer in layers}
+    recomputed = _recomputed(model) if len(window) > KEPT_TOKENS else nullcontext()
+    with intercepted(model, handlers), recomputed, _inputs_that_need_grad(model) as inputs:
+        logits = model(ids, use_cache=False).logits
+        loss, slope = loss_and_slope(logits.detach()[0], ids[0].to(logits.device))
+        if not torch.isfinite(torch.tensor(loss)):
+            raise GeosparseError(
+                f"The model's loss on the calibration text is {loss}: its weights or its dtype, {model.dtype}, "
+                "overflow; use a sound checkpoint in float32."
+            )
+        torch.autograd.backward([logits], [slope[None]], inputs=inputs)
+    gradients = [recorder.gradients[layer.module] for layer in layers]
+    if not all(bool(torch.isfinite(gradient).all()) for gradient in gradients):
+        raise GeosparseError(f"The gradients of the model's loss overflow in {model.dtype}; profile in float32.")
+    return loss, [recorder.calls[layer.module] for layer in layers], gradients
+
+
+def loss_and_slope(logits: torch.Tensor, ids: torch.Tensor) -> tuple[float, torch.Tensor]:
+    """The summed cross-entropy of the next tokens, nats, and its gradient, in chunks of rows.
+
+    Args:
+        logits: `[L, V]`.
+        ids: `[L]`.
+
+    Returns:
+        The loss and dLoss/dlogits `[L, V]` in the dtype of `logits`.
+    """
+    slope = torch.zeros_like(logits)
+    total = torch.zeros((), dtype=torch.float64, device=logits.device)
+    last = len(ids) - 1
+    for start in range(0, last, LOSS_ROWS):
+        rows = slice(start, min(start + LOSS_ROWS, last))
+        target = ids[rows.start + 1 : rows.stop + 1, None]
+        logs = logits[rows].float().log_softmax(-1)
+        total -= logs.gather(-1, target).double().sum()
+        slope[rows] = logs.exp_().scatter_add_(-1, target, torch.full_like(target, -1, dtype=logs.dtype))
+    return total.item(), slope
+
+
+@contextmanager
+def _inputs_that_need_grad(model: Any) -> Iterator[list[torch.Tensor]]:
+    """Inside, the embedded input asks for a gradient and the parameters do not; yields the list that it appears in."""
+    inputs: list[torch.Tensor] = []
+
+    def ask(module: torch.nn.Module, arguments: Any, output: torch.Tensor) -> torch.Tensor:
+        output = output.detach().requires_grad_(True)
+        inputs.append(output)
+        return output
+
+    hook = model.get_input_embeddings().register_forward_hook(ask)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        with torch.enable_grad():
+            yield inputs
+    finally:
+        hook.remove()
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def _recomputed(model: Any) -> Iterator[None]:
+    """Inside, decoder layers keep their inputs only; the same numbers, for a third more time in far less memory."""
+    from functools import partial
+
+    from torch.utils.checkpoint import checkpoint
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    before = [layer.__dict__.get("forward") for layer in layers]
+    for layer in layers:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+    try:
+        yield
+    finally:
+        for layer, forward in zip(layers, before, strict=True):
+            if forward is None:
+                del layer.forward
+            else:
+                layer.forward = forward

@@ -1,0 +1,67 @@
+"""Windows that are done, kept on disk until all are: a run that was stopped goes on, and processes share the work."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .artifact import dump_json, write_atomic
+from .profile import ARRAYS
+
+Window = tuple[dict[str, torch.Tensor], float]  # the arrays of one window, and its mean loss
+
+LONGEST_WAIT = timedelta(days=7)
+
+
+class Parts:
+    """A folder with one file per finished window of one run; files of any other run in it do not count."""
+
+    def __init__(self, folder: Path, run: dict[str, Any]) -> None:
+        """Args: the folder, made when the first window is saved; everything that decides the numbers, as JSON."""
+        self.folder = folder
+        self.key = hashlib.sha256(dump_json(run).encode()).hexdigest()
+
+    def _path(self, index: int) -> Path:
+        return self.folder / f"window-{index:05d}.safetensors"
+
+    def load(self, index: int) -> Window | None:
+        """The window, or None where it is not there, not whole or of another run."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self._path(index), framework="pt") as file:
+                header = file.metadata() or {}
+                if header.get("run") != self.key:
+                    return None
+                return {name: file.get_tensor(name) for name in ARRAYS}, float.fromhex(header["nll"])
+        except (OSError, SafetensorError):
+            return None
+
+    def save(self, index: int, window: Window) -> None:
+        """Write one window, atomically."""
+        from safetensors.torch import save
+
+        arrays, nll = window
+        blob = save({name: array.contiguous() for name, array in arrays.items()}, {"run": self.key, "nll": nll.hex()})
+        write_atomic(self._path(index), lambda temporary: temporary.write_bytes(blob))
+
+
+def process_rank() -> tuple[int, int]:
+    """This process's place among those that a launcher (`accelerate launch`, `torchrun`) started, and their number."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def wait_for_all() -> None:
+    """Return when every process of the launcher has come here."""
+    if process_rank()[1] == 1:
+        return
+    from torch import distributed
+
+    if not distributed.is_initialized():
+        distributed.init_process_group("gloo", timeout=LONGEST_WAIT)
+    distributed.barrier(distributed.new_group(backend="gloo", timeout=LONGEST_WAIT))
