@@ -49,7 +49,16 @@ def attend_compiled(
     span = mask if isinstance(mask, Span) else Span(())
     stored = mask if isinstance(mask, torch.Tensor) else None
     return attend(
-        query, key, value, stored, terms.sink, list(span.first), span.window or 0, terms.scaling, terms.softcap or 0.0, number
+        query,
+        key,
+        value,
+        stored,
+        terms.sink,
+        list(span.first),
+        span.window or 0,
+        terms.scaling,
+        terms.softcap or 0.0,
+        number,
     )
 
 
@@ -66,7 +75,7 @@ def attend(
     softcap: float,
     number: int,
 ) -> torch.Tensor:
-    """The operator: a Span arrives as `first` and `window` (0 for none), plain causality as neither mask nor `first`."""
+    """The operator: a Span arrives as `first` and `window` (0: none), plain causality as neither mask nor `first`."""
     seen: Visibility | None = Span(tuple(first), window or None) if first else mask
     return _servers[number].serve(query, key, value, seen, Terms(scaling, softcap or None, sink)).contiguous()
 
