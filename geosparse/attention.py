@@ -56,14 +56,22 @@ class SparseAttention:
     """Serves one attention layer: keeps N tokens in each head at every query, and counts them."""
 
     def __init__(
-        self, layer: int, rules: LayerRules, receipt: Receipt, path: str = "auto", prefill: str = "exact"
+        self,
+        layer: int,
+        rules: LayerRules,
+        receipt: Receipt,
+        path: str = "auto",
+        prefill: str = "exact",
+        dense_below: int = 0,
     ) -> None:
-        """Args: the layer's place in the plan, its rules, where to count, the ops path, the prefill mode."""
+        """Args: the layer's place in the plan, its rules, where to count, the ops path, the prefill mode, and the
+        context below which single queries are served densely because that is faster."""
         self.layer = layer
         self.rules = rules
         self.receipt = receipt
         self.path = path
         self.prefill = prefill
+        self.dense_below = dense_below
         self._n_keep = tuple(rules.budgets.n_keep.tolist())
         self._growth = None if rules.budgets.growth is None else tuple(rules.budgets.growth.tolist())
         self._indexed = needs_index(rules.selectors)
@@ -100,6 +108,9 @@ class SparseAttention:
         visible = visible_rows(Span() if mask is None else mask, batch, queries, keys, query.device)
         if self.prefill == "dense" and queries > 1:
             self.receipt.count_dense(self.layer, visible, "prefill is dense")
+            return dense_attention(query, key, value, attention_mask, terms)
+        if queries == 1 and keys < self.dense_below:
+            self.receipt.count_dense(self.layer, visible, f"below {self.dense_below} tokens that is faster here")
             return dense_attention(query, key, value, attention_mask, terms)
         path = best_path(query, key, value, bias) if self.path == "auto" else self.path
         result = PATHS[path](

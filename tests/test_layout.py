@@ -28,7 +28,7 @@ LAYERS = [
     {"identity", "selectors"},
     {"plan", "parts", "profile", "receipt"},
     {"curves", "compiled", "cache", "figures"},
-    {"attention"},
+    {"attention", "breakeven"},
     {"policies"},
     {"planner"},
     {"page", "comparison"},
