@@ -67,12 +67,22 @@ class Rows:
 
 @dataclass
 class LayerRows:
-    """One layer of `walk_layers`: `rows` of all its heads at `positions`."""
+    """One layer of `walk_layers`: its place, and the rows of its heads at `positions`."""
 
     index: int
     layer: AttentionLayer
     positions: torch.Tensor
-    rows: Rows
+    call: Call
+
+    @property
+    def rows(self) -> Rows:
+        """Of all heads at once."""
+        return rows_of(self.call)
+
+    def groups(self) -> Iterator[Rows]:
+        """Of the query heads of one KV head after the other."""
+        for kv_head in range(self.call.key.shape[1]):
+            yield rows_of(self.call, slice(kv_head, kv_head + 1))
 
 
 def rows_of(call: Call, kv_heads: slice = slice(None), queries: slice = slice(None)) -> Rows:
@@ -156,7 +166,7 @@ def walk_layers(model: Any, window: torch.Tensor, positions: torch.Tensor | Sequ
     with intercepted(model, {layer.module: recorder for layer in layers}), torch.no_grad():
         model(ids, use_cache=False, logits_to_keep=1)
     for index, layer in enumerate(layers):
-        yield LayerRows(index, layer, positions, rows_of(recorder.calls.pop(layer.module)))
+        yield LayerRows(index, layer, positions, recorder.calls.pop(layer.module))
 
 
 def forward_backward(
