@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
+from .dense import chunked_dense
 from .errors import GeosparseError
 from .interception import Handler, intercepted
-from .ops import causal_mask, reference_attention
+from .ops import causal_mask
 
 PROBE_TOKENS = 8
 
@@ -86,19 +87,7 @@ def dense_attention(
         return torch.nn.functional.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, is_causal=causal, scale=terms.scaling, enable_gqa=grouped
         )
-    is_bool = mask is not None and mask.dtype == torch.bool
-    result = reference_attention(
-        query,
-        key,
-        value,
-        [keys] * query.shape[1],
-        tail="drop",
-        mask=mask if is_bool else None,
-        bias=None if is_bool else mask,
-        dtype=torch.float32,
-        **vars(terms),
-    )
-    return result.output.to(query.dtype)
+    return chunked_dense(query, key, value, mask, **vars(terms))
 
 
 class _Probe:

@@ -17,7 +17,7 @@ LAYERS = [
     {"errors"},
     {"artifact", "provenance", "progress", "statistics"},
     {"ops"},
-    {"geometry", "selectors", "interception", "text", "weights"},
+    {"geometry", "selectors", "interception", "dense", "text", "weights"},
     {"architecture", "models"},
     {"identity"},
     {"plan", "parts", "profile", "receipt"},
