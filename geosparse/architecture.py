@@ -44,7 +44,7 @@ class AttentionLayer:
         """The output projection `[hidden, Hq * Dv]` in fp32, whatever class it is: its action on the unit vectors."""
         weight = next(self.projection.parameters())
         width = self.heads * self.value_dim
-        unit = torch.eye(width, dtype=weight.dtype, device=weight.device)
+        unit = torch.eye(width, dtype=weight.dtype, device=device_of(weight))
         with torch.no_grad():
             bias = self.projection(torch.zeros_like(unit[:1]))
             matrix: torch.Tensor = (self.projection(unit) - bias).float().T
@@ -88,6 +88,16 @@ def dense_attention(
             query, key, value, attn_mask=mask, is_causal=causal, scale=terms.scaling, enable_gqa=grouped
         )
     return chunked_dense(query, key, value, mask, **vars(terms))
+
+
+def device_of(weight: torch.Tensor) -> torch.device:
+    """Where a module's input goes; the CPU for a weight that a `device_map` keeps elsewhere until it is used."""
+    return torch.device("cpu") if weight.is_meta else weight.device
+
+
+def input_device(model: Any) -> torch.device:
+    """Where the token ids of `model` go."""
+    return device_of(model.get_input_embeddings().weight)
 
 
 class _Probe:
@@ -158,7 +168,7 @@ def _discover(model: Any) -> tuple[AttentionLayer, ...]:
     modules = dict.fromkeys(model.modules())
     handlers: dict[torch.nn.Module, Handler] = dict.fromkeys(modules, probe)
     hooks = [module.register_forward_pre_hook(probe.before_module) for module in modules]
-    device = model.get_input_embeddings().weight.device
+    device = input_device(model)
     training = model.training
     try:
         with intercepted(model, handlers), torch.no_grad():

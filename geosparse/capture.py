@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .architecture import AttentionLayer, Terms, attention_layers, dense_attention, read_terms
+from .architecture import AttentionLayer, Terms, attention_layers, dense_attention, input_device, read_terms
 from .attention import split_mask
 from .errors import GeosparseError
 from .interception import intercepted
@@ -162,7 +162,7 @@ def walk_layers(model: Any, window: torch.Tensor, positions: torch.Tensor | Sequ
     positions = torch.as_tensor(positions, dtype=torch.int64)
     layers = attention_layers(model)
     recorder = Recorder(positions)
-    ids = window[None].to(model.get_input_embeddings().weight.device)
+    ids = window[None].to(input_device(model))
     with intercepted(model, {layer.module: recorder for layer in layers}), torch.no_grad():
         model(ids, use_cache=False, logits_to_keep=1)
     for index, layer in enumerate(layers):
@@ -188,7 +188,7 @@ def forward_backward(
         GeosparseError: Loss or gradients are not finite.
     """
     recorder = Recorder(positions, slopes)
-    ids = window[None].to(model.get_input_embeddings().weight.device)
+    ids = window[None].to(input_device(model))
     handlers = {layer.module: recorder for layer in layers}
     recomputed = _recomputed(model) if len(window) > KEPT_TOKENS else nullcontext()
     with intercepted(model, handlers), recomputed, _inputs_that_need_grad(model) as inputs:

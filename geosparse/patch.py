@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .architecture import PROBE_TOKENS, attention_layers
+from .architecture import PROBE_TOKENS, attention_layers, input_device
 from .attention import SparseAttention
 from .errors import GeosparseError
 from .interception import Handler, install, installed, uninstall
@@ -107,7 +107,7 @@ def _check_dense_budget(model: Any) -> None:
     if model in _trusted:
         return
     embedding = model.get_input_embeddings().weight
-    tokens = torch.arange(PROBE_TOKENS, device=embedding.device)[None] % embedding.shape[0]
+    tokens = torch.arange(PROBE_TOKENS, device=input_device(model))[None] % embedding.shape[0]
     layers = attention_layers(model)
     unlimited = torch.full((len(layers), layers[0].heads), PROBE_TOKENS, dtype=torch.int64)
     receipt = Receipt(unlimited, [layer.name for layer in layers])
