@@ -15,7 +15,8 @@ import torch
 from .dense import chunked_dense
 from .errors import GeosparseError
 from .interception import Handler, intercepted
-from .ops import causal_mask
+from .ops import Span, Visibility
+from .ops.span import chunk_of
 
 PROBE_TOKENS = 8
 
@@ -74,19 +75,33 @@ def read_terms(module: torch.nn.Module, query: torch.Tensor, kwargs: dict[str, A
     return Terms(query.shape[-1] ** -0.5 if scaling is None else scaling, kwargs.get("softcap"), kwargs.get("s_aux"))
 
 
+# Rows of a dense attention whose mask has to be stored: its memory is this times the keys.
+DENSE_ROWS = 1024
+
+
 def dense_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, terms: Terms
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Visibility | None, terms: Terms
 ) -> torch.Tensor:
     """Dense attention `[B, Hq, T, Dv]`: SDPA, or the definition where a soft cap or learned sink rules SDPA out."""
     queries, keys = query.shape[2], key.shape[2]
+    if mask is None and (queries == 1 or queries == keys) and terms.softcap is None and terms.sink is None:
+        return _sdpa(query, key, value, None, terms, causal=queries > 1)
+    if isinstance(mask, torch.Tensor):
+        return _dense_rows(query, key, value, mask, terms)
+    parts = []
+    for start in range(0, queries, DENSE_ROWS):
+        stop = min(start + DENSE_ROWS, queries)
+        seen, first, end = chunk_of(mask or Span(), start, stop, queries, keys, query.device)
+        rows = query[:, :, start:stop]
+        parts.append(_dense_rows(rows, key[:, :, first:end], value[:, :, first:end], seen, terms))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+
+def _dense_rows(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, terms: Terms
+) -> torch.Tensor:
     if terms.softcap is None and terms.sink is None:
-        causal = mask is None and queries == keys > 1
-        if mask is None and not causal:
-            mask = causal_mask(queries, keys, query.device)
-        grouped = query.shape[1] != key.shape[1]
-        return torch.nn.functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, is_causal=causal, scale=terms.scaling, enable_gqa=grouped
-        )
+        return _sdpa(query, key, value, mask, terms)
     return chunked_dense(query, key, value, mask, **vars(terms))
 
 
@@ -98,6 +113,20 @@ def device_of(weight: torch.Tensor) -> torch.device:
 def input_device(model: Any) -> torch.device:
     """Where the token ids of `model` go."""
     return device_of(model.get_input_embeddings().weight)
+
+
+def _sdpa(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    terms: Terms,
+    causal: bool = False,
+) -> torch.Tensor:
+    grouped = query.shape[1] != key.shape[1]
+    return torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=causal, scale=terms.scaling, enable_gqa=grouped
+    )
 
 
 class _Probe:
@@ -113,7 +142,7 @@ class _Probe:
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        attention_mask: torch.Tensor | None,
+        attention_mask: Visibility | None,
         **kwargs: Any,
     ) -> torch.Tensor:
         terms = read_terms(module, query, kwargs)

@@ -2,26 +2,72 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from .architecture import read_terms
+from .architecture import dense_attention, read_terms
 from .errors import GeosparseError
-from .ops import PATHS, Tails, best_path
+from .ops import (
+    PATHS,
+    Budgets,
+    Selectors,
+    Span,
+    Tails,
+    Visibility,
+    best_path,
+    budgets_of_row,
+    needs_index,
+    span_of,
+    visible_rows,
+)
+from .ops.types import per_head
 from .receipt import Receipt
 
 
-class SparseAttention:
-    """Serves one attention layer: keeps `n_keep[h]` tokens in head h at every query, and counts them."""
+@dataclass(frozen=True)
+class LayerRules:
+    """What a plan says of one layer.
 
-    def __init__(self, layer: int, n_keep: list[int], tail: Tails, receipt: Receipt, path: str = "auto") -> None:
-        """Args: the layer's place in the plan, `Hq` budgets, the tail or `Hq` tails, where to count, the ops path."""
+    Attributes:
+        budgets: Of the `Hq` query heads.
+        tails: One for all heads, or one per head.
+        selectors: Likewise.
+        share_kv: The heads of one KV group select together.
+        window: The layer's sliding window. Pages do not slide, so its selectors that read an index are exact there.
+    """
+
+    budgets: Budgets
+    tails: Tails
+    selectors: Selectors = "topn"
+    share_kv: bool = False
+    window: int | None = None
+
+    @property
+    def exact(self) -> Selectors:
+        """The selectors without an index: top-N in the place of those that read one."""
+        words = per_head(self.selectors, len(self.budgets.n_keep))
+        return ["topn" if needs_index(word) else word for word in words]
+
+
+class SparseAttention:
+    """Serves one attention layer: keeps N tokens in each head at every query, and counts them."""
+
+    def __init__(
+        self, layer: int, rules: LayerRules, receipt: Receipt, path: str = "auto", prefill: str = "exact"
+    ) -> None:
+        """Args: the layer's place in the plan, its rules, where to count, the ops path, the prefill mode."""
         self.layer = layer
-        self.n_keep = n_keep
-        self.tail = tail
+        self.rules = rules
         self.receipt = receipt
         self.path = path
+        self.prefill = prefill
+        self._n_keep = tuple(rules.budgets.n_keep.tolist())
+        self._growth = None if rules.budgets.growth is None else tuple(rules.budgets.growth.tolist())
+        self._indexed = needs_index(rules.selectors)
+        if self._indexed and rules.window is not None:
+            receipt.note(layer, "topn", f"a sliding window of {rules.window} tokens has no pages")
 
     def __call__(
         self,
@@ -29,35 +75,58 @@ class SparseAttention:
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        attention_mask: torch.Tensor | None,
+        attention_mask: Visibility | None,
         **kwargs: Any,
     ) -> torch.Tensor:
         """Sparse attention `[B, Hq, T, Dv]` of `query` `[B, Hq, T, D]` over `key`, `value` `[B, Hkv, S, D]`."""
         terms = read_terms(module, query, kwargs)
-        mask, bias = split_mask(attention_mask, key.shape[2])
+        (batch, _, queries, _), keys = query.shape, key.shape[2]
+        mask, bias = split_mask(attention_mask, keys)
+        visible = visible_rows(Span() if mask is None else mask, batch, queries, keys, query.device)
+        if self.prefill == "dense" and queries > 1:
+            self.receipt.count_dense(self.layer, visible, "prefill is dense")
+            return dense_attention(query, key, value, attention_mask, terms)
         path = best_path(query, key, value, bias) if self.path == "auto" else self.path
         result = PATHS[path](
             query,
             key,
             value,
-            self.n_keep,
-            tail=self.tail,
+            self._budgets(mask, visible, keys),
+            tail=self.rules.tails,
+            selector=self._selectors(mask),
+            share_kv=self.rules.share_kv,
             mask=mask,
             bias=bias,
             **vars(terms),
         )
-        self.receipt.count(self.layer, visible_rows(mask, query, key), result.kept)
+        self.receipt.count(self.layer, visible, result.kept)
         return result.output
 
+    def _budgets(self, mask: Visibility | None, visible: torch.Tensor, keys: int) -> tuple[int, ...] | torch.Tensor:
+        """N of every head, and of every query where it grows with what the query sees."""
+        if self._growth is None:
+            return self._n_keep
+        if mask is None and visible.shape[-1] == 1:
+            return budgets_of_row(self._n_keep, self._growth, self.rules.budgets.reference, keys)
+        return self.rules.budgets.at(visible).movedim(0, 1)
 
-def split_mask(attention_mask: torch.Tensor | None, keys: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """A mask as given by transformers -> (bool `[B, 1, T, S]` or None, additive bias or None).
+    def _selectors(self, mask: Visibility | None) -> Selectors:
+        """The plan's selectors; exact ones where there is no fixed first token from which pages could count."""
+        if not self._indexed or (self.rules.window is None and not isinstance(mask, torch.Tensor)):
+            return self.rules.selectors
+        if self.rules.window is None:
+            self.receipt.note(self.layer, "topn", "its mask is not a causal one with padding on the left")
+        return self.rules.exact
+
+
+def split_mask(attention_mask: Visibility | None, keys: int) -> tuple[Visibility | None, torch.Tensor | None]:
+    """A mask as given by transformers -> (a Span, bool `[B, 1, T, S]` or None, and an additive bias or None).
 
     Raises:
         GeosparseError: The mask differs between heads, or does not cover the keys.
     """
-    if attention_mask is None:
-        return None, None
+    if attention_mask is None or isinstance(attention_mask, Span):
+        return attention_mask, None
     if attention_mask.dim() != 4 or attention_mask.shape[-1] < keys:
         raise GeosparseError(f"Expected an attention mask [B, 1, T, {keys}], found {list(attention_mask.shape)}.")
     attention_mask = attention_mask[..., :keys]
@@ -69,12 +138,6 @@ def split_mask(attention_mask: torch.Tensor | None, keys: int) -> tuple[torch.Te
         bias = bias if bool(bias.any()) else None
     if mask.shape[1] != 1:
         raise GeosparseError("A mask that differs between heads is not supported with sparse attention.")
+    if mask.shape[2] == 1:
+        return span_of(mask) or mask, bias
     return mask, bias
-
-
-def visible_rows(mask: torch.Tensor | None, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-    """How many tokens each query sees, `[B, T]`."""
-    batch, queries, keys = query.shape[0], query.shape[2], key.shape[2]
-    if mask is None:
-        return torch.arange(keys - queries + 1, keys + 1, device=query.device).expand(batch, queries)
-    return mask[:, 0].sum(-1).expand(batch, queries)

@@ -7,13 +7,14 @@ memory is bounded anyway.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from .ops import remember_value_sum
+from .ops import IndexSlot, remember_index, remember_value_sum
 
 # Room to spare, as a fraction: each token is copied about 1 / SPARE times in all, and memory is at most 1 + SPARE.
 SPARE = 0.125
@@ -39,6 +40,8 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
         self._value_buffer: torch.Tensor | None = None
         self._summed: torch.Tensor | None = None  # the `values` that `_value_sum` is of
         self._value_sum: torch.Tensor | None = None  # [B, Hkv, Dv] fp64
+        self._indexed: torch.Tensor | None = None  # the `keys` that the index is of
+        self.slot = IndexSlot()
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -46,7 +49,11 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
         """Append `[B, Hkv, T, D]` and return all keys and values, views of the buffers."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        if self.keys is not self._indexed:
+            self.slot.index = None
         self._key_buffer, self.keys = _append(self._key_buffer, self.keys, key_states)
+        self._indexed = self.keys
+        remember_index(self.keys, self.slot)
         untouched = self.values is self._summed
         self._value_buffer, self.values = _append(self._value_buffer, self.values, value_states)
         if untouched and self._value_sum is not None:
@@ -57,9 +64,37 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
         remember_value_sum(self.values, self._value_sum)
         return self.keys, self.values
 
+    def crop(self, tokens_to_remove: int) -> None:
+        """Take tokens from the end, as many as transformers' layer says, and the pages that reach into them."""
+        self._change_index(lambda: super(GrowingLayer, self).crop(tokens_to_remove), None)
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        """Let batch row i become row `beam_idx[i]` was, index and all."""
+        self._change_index(lambda: super(GrowingLayer, self).reorder_cache(beam_idx), beam_idx)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep the batch rows `indices`, index and all."""
+        self._change_index(lambda: super(GrowingLayer, self).batch_select_indices(indices), indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every batch row, index and all."""
+        rows = torch.arange(len(self.keys)).repeat_interleave(repeats) if self.get_seq_length() else None
+        self._change_index(lambda: super(GrowingLayer, self).batch_repeat_interleave(repeats), rows)
+
+    def _change_index(self, change: Callable[[], None], rows: torch.Tensor | None) -> None:
+        """Let `change` replace the keys and the index follow: cut to their length, with the batch rows `rows`."""
+        index = self.slot.index if self.keys is self._indexed else None
+        change()
+        if index is not None:
+            index.truncate(self.get_seq_length())
+            if rows is not None:
+                index.take(rows)
+        self.slot.index, self._indexed = index, self.keys
+
     def reset(self) -> None:
         """Forget all tokens and give the memory back."""
-        self._key_buffer = self._value_buffer = self._summed = self._value_sum = None
+        self._key_buffer = self._value_buffer = self._summed = self._value_sum = self._indexed = None
+        self.slot = IndexSlot()
         super().reset()
 
 

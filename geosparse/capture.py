@@ -13,7 +13,8 @@ from .architecture import AttentionLayer, Terms, attention_layers, dense_attenti
 from .attention import split_mask
 from .errors import GeosparseError
 from .interception import intercepted
-from .ops.chunked import attention_scores, attention_weights, key_range
+from .ops import Span, Visibility
+from .ops.chunked import attention_scores, attention_weights
 
 # Rows of logits whose loss is computed at once.
 LOSS_ROWS = 256
@@ -90,7 +91,8 @@ def rows_of(call: Call, kv_heads: slice = slice(None), queries: slice = slice(No
     groups = call.query.shape[1] // call.key.shape[1]
     start, stop, _ = kv_heads.indices(call.key.shape[1])
     heads = slice(start * groups, stop * groups)
-    first, end = key_range(call.seen[queries])
+    columns = call.seen[queries].any(0).nonzero()
+    first, end = (int(columns[0]), int(columns[-1]) + 1) if len(columns) else (0, 1)
     seen = call.seen[queries, first:end]
     query, key = call.query[:, heads, queries], call.key[:, start:stop, first:end]
     bias = None if call.bias is None else call.bias[:, :, queries, first:end]
@@ -117,7 +119,7 @@ class Recorder:
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        attention_mask: torch.Tensor | None,
+        attention_mask: Visibility | None,
         **kwargs: Any,
     ) -> torch.Tensor:
         terms = read_terms(module, query, kwargs)
@@ -133,10 +135,10 @@ class Recorder:
             output.register_hook(keep)  # type: ignore[no-untyped-call]
         mask, bias = split_mask(attention_mask, key.shape[2])
         positions = self.positions.to(query.device)
-        if mask is None:
-            seen = torch.arange(key.shape[2], device=query.device) <= positions[:, None]
-        else:
+        if isinstance(mask, torch.Tensor):
             seen = mask[0, 0].expand(query.shape[2], -1)[positions]
+        else:
+            seen = (mask or Span()).rows(positions, query.shape[2], key.shape[2])[0, 0]
         self.calls[module] = Call(
             query=query.detach()[:, :, positions],
             key=key.detach(),

@@ -204,11 +204,15 @@ def tail_errors(
 ) -> TailErrors:
     """`kept_errors` where the N first tokens of a complete `order` are kept, for each N in `budgets`."""
     rank = rank_of(order)
-    return kept_errors(alpha, value, (rank < budget for budget in budgets), seen)
+    return kept_errors(alpha, value, ((rank < budget, None) for budget in budgets), seen)
 
 
 def kept_errors(
-    alpha: torch.Tensor, value: torch.Tensor, keeps: Iterable[torch.Tensor], seen: torch.Tensor
+    alpha: torch.Tensor,
+    value: torch.Tensor,
+    keeps: Iterable[tuple[torch.Tensor, torch.Tensor | None]],
+    seen: torch.Tensor,
+    scores: torch.Tensor | None = None,
 ) -> TailErrors:
     """What each tail gets wrong when only some tokens are kept: sparse minus dense head output.
 
@@ -219,23 +223,33 @@ def kept_errors(
     Args:
         alpha: `[..., Q, L]`.
         value: `[..., L, D]`.
-        keeps: Per budget the kept tokens, bool `[..., Q, L]`.
+        keeps: Per budget the kept tokens, bool `[..., Q, L]`, and the logits `[..., Q, L]` that the others are believed
+            to have, -inf where not visible (the kept mass then is the believed one), or None for the true ones.
         seen: `[..., Q, L]` bool, or broadcastable to it.
+        scores: `[..., Q, L]` true logits, -inf where not visible; needed beside believed ones.
     """
     dense = alpha @ value
     weight = seen.to(alpha.dtype)
     visible = weight.sum(-1)
     mean = (weight / visible.unsqueeze(-1).clamp_min(1.0)) @ value
-    masses, kept, whole = [], [], []
-    for keep in keeps:
+    masses, kept, whole, sinks = [], [], [], []
+    lost = 1 - alpha.sum(-1)
+    for keep, estimate in keeps:
         selected = alpha * keep
+        ratio = torch.ones_like(lost)
+        if estimate is not None:
+            assert scores is not None
+            # exp(logit) summed over all, as it is and as it is believed to be.
+            believed = torch.where(keep, scores, estimate).logsumexp(-1)
+            ratio = (1 / (lost + (1 - lost) * (believed - scores.logsumexp(-1)).exp())).nan_to_num(1.0)
+            selected = selected * ratio.unsqueeze(-1)
+        sinks.append(lost * ratio)
         masses.append(selected.sum(-1))
         kept.append(selected @ value)
         whole.append((keep & seen).sum(-1) >= visible)
-    mass, total = torch.stack(masses, -1), torch.stack(kept, -2)
-    everything = alpha.sum(-1, keepdim=True)
-    missing = (everything - mass).clamp_min(0.0).unsqueeze(-1)
-    certain = (mass + (1 - everything)).clamp_min(torch.finfo(alpha.dtype).tiny).unsqueeze(-1)
+    mass, total, sink = torch.stack(masses, -1), torch.stack(kept, -2), torch.stack(sinks, -1)
+    missing = (1 - sink - mass).clamp_min(0.0).unsqueeze(-1)
+    certain = (mass + sink).clamp_min(torch.finfo(alpha.dtype).tiny).unsqueeze(-1)
     dense, mean = dense.unsqueeze(-2), mean.unsqueeze(-2)
     complete = torch.stack(whole, -1).unsqueeze(-1)
     errors: dict[Tail, torch.Tensor] = {

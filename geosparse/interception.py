@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 
 from .errors import GeosparseError
+from .ops import Span, Visibility
 
 NAME = "geosparse"
 ATTRIBUTE = "_geosparse_handler"
@@ -28,7 +29,7 @@ class Handler(Protocol):
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        attention_mask: torch.Tensor | None,
+        attention_mask: Visibility | None,
         **kwargs: Any,
     ) -> torch.Tensor:
         """Attention of `query` `[B, Hq, T, D]` over `[B, Hkv, S, D]`: returns `[B, Hq, T, Dv]`."""
@@ -39,7 +40,7 @@ def _attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    attention_mask: Visibility | None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     handler: Handler | None = getattr(module, ATTRIBUTE, None)
@@ -51,15 +52,82 @@ def _attention(
     return output.transpose(1, 2).contiguous(), None
 
 
-def _mask(*, q_length: int, kv_length: int, q_offset: int | torch.Tensor = 0, **kwargs: Any) -> torch.Tensor | None:
-    """transformers' boolean mask, or None where plain causality with the last query at the last key says it all."""
+def _mask(
+    *,
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int | torch.Tensor = 0,
+    kv_offset: int = 0,
+    attention_mask: torch.Tensor | None = None,
+    mask_function: Any = None,
+    **kwargs: Any,
+) -> Span | torch.Tensor | None:
+    """What the queries see: None for plain causality with the last query at the last key, a Span where causality,
+    padding and a window say it all, else transformers' boolean mask."""
     from transformers import AttentionMaskInterface
 
-    aligned = not isinstance(q_offset, torch.Tensor) and q_offset + q_length == kv_length
+    aligned = not isinstance(q_offset, torch.Tensor) and q_offset + q_length == kv_offset + kv_length
+    if aligned:
+        span = _described(mask_function, attention_mask, batch_size, kv_length, kv_offset)
+        if span is not None:
+            window = span.window if span.window is not None and span.window < kv_length else None
+            span = Span(span.first, window)
+            return None if span.is_causal else span
     kwargs["allow_is_causal_skip"] = aligned and kwargs.get("allow_is_causal_skip", True)
     kwargs.pop("dtype", None)
-    mask = AttentionMaskInterface()["sdpa"](q_length=q_length, kv_length=kv_length, q_offset=q_offset, **kwargs)
+    mask = AttentionMaskInterface()["sdpa"](
+        batch_size=batch_size,
+        q_length=q_length,
+        kv_length=kv_length,
+        q_offset=q_offset,
+        kv_offset=kv_offset,
+        attention_mask=attention_mask,
+        mask_function=mask_function,
+        **kwargs,
+    )
     return None if mask is None else mask.bool()
+
+
+def _described(mask_function: Any, padding: torch.Tensor | None, batch: int, keys: int, kv_offset: int) -> Span | None:
+    """The Span of transformers' mask function and 2D padding; None where either is another than those known here."""
+    window = _window_of(mask_function)
+    if window == 0:
+        return None
+    first = (0,)
+    if padding is not None:
+        if padding.dim() != 2 or padding.shape[0] != batch or padding.shape[1] < kv_offset + keys:
+            return None
+        seen = padding[:, kv_offset : kv_offset + keys].bool()
+        starts = keys - seen.sum(-1)
+        if not bool((seen == (torch.arange(keys, device=seen.device) >= starts[:, None])).all()):
+            return None
+        first = tuple(starts.tolist())
+    return Span(first, window)
+
+
+def _window_of(mask_function: Any) -> int | None:
+    """None for plain causality, the window of transformers' sliding window, 0 for any other mask function."""
+    from transformers import masking_utils
+
+    causal = masking_utils.causal_mask_function
+    if mask_function is causal:
+        return None
+    parts = _closed_over(mask_function, "and_masks")
+    if parts is None or len(parts.get("mask_functions", ())) != 2 or causal not in parts["mask_functions"]:
+        return 0
+    other = next(part for part in parts["mask_functions"] if part is not causal)
+    window = (_closed_over(other, "sliding_window_overlay") or {}).get("sliding_window")
+    return window if isinstance(window, int) and window > 0 else 0
+
+
+def _closed_over(function: Any, maker: str) -> dict[str, Any] | None:
+    """The variables that a function made by transformers' `maker` closes over; None for any other function."""
+    code = getattr(function, "__code__", None)
+    known = getattr(function, "__module__", "") == "transformers.masking_utils"
+    if code is None or not known or not function.__qualname__.startswith(f"{maker}.<locals>."):
+        return None
+    return dict(zip(code.co_freevars, (cell.cell_contents for cell in function.__closure__ or ()), strict=True))
 
 
 def _configs(model: Any) -> list[Any]:

@@ -8,9 +8,10 @@ import torch
 
 from .capture import Call, Rows, rows_of
 from .geometry import DISTANCES, contribution_score, kept_errors, selection_order, separations
-from .ops import TAILS
+from .ops import TAILS, needs_index
+from .ops.index import index_of
 from .profile import METRICS
-from .selectors import Scored, keep_masks
+from .selectors import Scored, selections
 
 # Elements of one temporary tensor: a handful of them are alive at once, and should stay in the cache.
 BLOCK = 1 << 18
@@ -65,17 +66,20 @@ def _errors(
     """Mass, entropy, output error and (g . e)^2 of the heads of one KV head, as means over the sampled queries."""
     sampled = gradient.shape[1]
     chunks: list[Arrays] = []
+    # Pages start at the first visible token: where that moves with the query there are none.
+    paged = needs_index(list(selectors)) and bool(call.seen[:, 0].all())  # type: ignore[arg-type]
+    index = index_of(call.key[:, kv_head : kv_head + 1], (0,)) if paged else None
     for queries in _chunks(sampled, gradient.shape[0], call.key.shape[2]):
         rows = rows_of(call, slice(kv_head, kv_head + 1), queries)
         result = {
             "output_norm": weigh(rows.alpha @ rows.value, gram),
             "entropy": torch.special.entr(rows.alpha).sum(-1),
         }
-        scored = Scored(rows.query, rows.key, rows.scores, rows.seen)
+        scored = Scored(rows.query, rows.key, rows.scores, rows.seen, call.terms, index)
         slope = gradient[:, queries].unsqueeze(-2)
         named: dict[str, list[torch.Tensor]] = {"mass": [], "output_error": [], "fisher": []}
         for selector in selectors:
-            errors = kept_errors(rows.alpha, rows.value, keep_masks(selector, scored, budgets), rows.seen)
+            errors = kept_errors(rows.alpha, rows.value, selections(selector, scored, budgets), rows.seen, rows.scores)
             named["mass"].append(errors.mass)
             named["output_error"].append(torch.stack([weigh(errors.error[tail], gram) for tail in TAILS]))
             named["fisher"].append(torch.stack([(errors.error[tail] * slope).sum(-1).square() for tail in TAILS]))

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import torch
 
 from .architecture import PROBE_TOKENS, attention_layers, input_device
-from .attention import SparseAttention
-from .errors import GeosparseError
+from .attention import LayerRules, SparseAttention
+from .errors import GeosparseError, did_you_mean
 from .interception import Handler, install, installed, uninstall
+from .ops import Budgets
 from .plan import Plan
 from .receipt import Receipt
 
@@ -28,12 +29,18 @@ class _Patch(NamedTuple):
 RECORD = "_geosparse_patch"
 
 
-def sparsify_(model: Any, plan: Plan) -> Receipt:
+# How several queries at once are served: "exact", each as a decode step would be, or "dense", all of them densely.
+PREFILLS = ("exact", "dense")
+
+
+def sparsify_(model: Any, plan: Plan, prefill: str = "exact") -> Receipt:
     """Make `model` attend sparsely by `plan`, in place, until `restore_(model)`.
 
     Args:
         model: A transformers causal language model.
         plan: A plan for this model.
+        prefill: How several queries at once are served: "exact", every query selects as it would in a decode step,
+            or "dense", without selection (the receipt says so); single queries always follow the plan.
 
     Returns:
         The receipt, counting from here on.
@@ -44,12 +51,14 @@ def sparsify_(model: Any, plan: Plan) -> Receipt:
     """
     if installed(model):
         raise GeosparseError("The model is already sparsified: call geosparse.restore_(model) first.")
+    if prefill not in PREFILLS:
+        raise GeosparseError(f"Unknown prefill mode {prefill!r}: {did_you_mean(prefill, PREFILLS)}")
     plan.check(model)
     layers = attention_layers(model)
     _check_dense_budget(model)
-    receipt = Receipt(plan.n_keep, [layer.name for layer in layers])
+    receipt = Receipt(plan.budgets, [layer.name for layer in layers])
     handlers: dict[torch.nn.Module, Handler] = {
-        layer.module: SparseAttention(index, plan.n_keep[index].tolist(), plan.tails_of(index), receipt)
+        layer.module: SparseAttention(index, rules_of(plan, index, layer.window), receipt, prefill=prefill)
         for index, layer in enumerate(layers)
     }
     from .cache import provide_cache
@@ -58,6 +67,11 @@ def sparsify_(model: Any, plan: Plan) -> Receipt:
     hook = model.register_forward_pre_hook(provide_cache, with_kwargs=True)
     model.__dict__[RECORD] = _Patch(before, list(handlers), receipt, hook)
     return receipt
+
+
+def rules_of(plan: Plan, layer: int, window: int | None = None) -> LayerRules:
+    """What `plan` says of one layer; `window`: the layer's sliding window."""
+    return LayerRules(plan.budgets.of(layer), plan.tails_of(layer), plan.selectors_of(layer), plan.share_kv, window)
 
 
 def restore_(model: Any) -> None:
@@ -74,7 +88,7 @@ def restore_(model: Any) -> None:
 
 
 @contextmanager
-def sparsified(model: Any, plan: Plan) -> Iterator[Receipt]:
+def sparsified(model: Any, plan: Plan, prefill: str = "exact") -> Iterator[Receipt]:
     """`sparsify_` for the length of a block; on a normal exit the receipt is checked against the plan.
 
     Yields:
@@ -84,7 +98,7 @@ def sparsified(model: Any, plan: Plan) -> Iterator[Receipt]:
         GeosparseError: As `sparsify_`; or a planned layer was not reached, a count differs from the plan, or the
             attention implementation was changed inside the block.
     """
-    receipt = sparsify_(model, plan)
+    receipt = sparsify_(model, plan, prefill)
     try:
         yield receipt
         if not installed(model):
@@ -109,10 +123,10 @@ def _check_dense_budget(model: Any) -> None:
     embedding = model.get_input_embeddings().weight
     tokens = torch.arange(PROBE_TOKENS, device=input_device(model))[None] % embedding.shape[0]
     layers = attention_layers(model)
-    unlimited = torch.full((len(layers), layers[0].heads), PROBE_TOKENS, dtype=torch.int64)
+    unlimited = Budgets(torch.full((len(layers), layers[0].heads), PROBE_TOKENS, dtype=torch.int64))
     receipt = Receipt(unlimited, [layer.name for layer in layers])
     handlers: dict[torch.nn.Module, Handler] = {
-        layer.module: SparseAttention(index, unlimited[index].tolist(), "drop", receipt)
+        layer.module: SparseAttention(index, LayerRules(unlimited.of(index), "drop"), receipt)
         for index, layer in enumerate(layers)
     }
     with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -11,12 +12,17 @@ import torch
 from .artifact import MAX_COUNT, damaged, is_count, read_json, require, write_json
 from .errors import GeosparseError, did_you_mean
 from .identity import ModelIdentity, identify, parse_identity
-from .ops import TAILS, Tail, Tails
+from .ops import SELECTORS, TAILS, Budgets, Selector, Selectors, Tail, Tails, check_selector
+from .ops.selectors import SHARING
+from .ops.types import per_head
 from .provenance import versions
 
 SCHEMA = "geosparse.plan/1"
 BEST: Literal["best"] = "best"
 PlanTail = Tail | Literal["best"]
+MAX_GROWTH = 4.0
+# Written only where they say something; a file without them is an older plan.
+OPTIONAL = {"head_tails", "head_selectors", "growth", "share_kv", "selector"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +30,7 @@ class Plan:
     """Per-head budgets for one model.
 
     Attributes:
-        n_keep: `[layers, Hq]` int64, tokens kept per query head, at `reference_length`.
+        n_keep: `[layers, Hq]` int64, tokens kept per query head at up to `reference_length` visible tokens.
         tail: What stands for the discarded tokens: "drop", "renormalize" or "centroid"; "best" when heads differ.
         head_tails: `[layers, Hq]` int64 places in `ops.TAILS`, where `tail` is "best"; else None.
         reference_length: Context length, tokens, at which the budgets were chosen.
@@ -34,6 +40,11 @@ class Plan:
         calibration: Hash, windows and length of the text behind the profile; empty for a plan without one.
         predicted: What the planner expects, e.g. `{"damage": ...}`; empty for a plan without a profile.
         provenance: Versions of the libraries that made it.
+        selector: How the tokens are found, a word of `ops.SELECTORS`; where heads differ, that of most.
+        head_selectors: `[layers, Hq]` int64 places in `ops.SELECTORS`, where heads differ; else None.
+        growth: `[layers, Hq]` fp64 exponents: beyond `reference_length` visible tokens v a head keeps
+            n_keep * (v / reference_length)^growth; None: n_keep at every length.
+        share_kv: The query heads of one KV group select the same tokens; their budgets are then equal.
     """
 
     n_keep: torch.Tensor
@@ -46,16 +57,19 @@ class Plan:
     predicted: dict[str, float] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=versions)
     head_tails: torch.Tensor | None = None
+    selector: Selector = "topn"
+    head_selectors: torch.Tensor | None = None
+    growth: torch.Tensor | None = None
+    share_kv: bool = False
 
     def __post_init__(self) -> None:
         """Check everything that does not need the model."""
         check_tail(self.tail)
         shape = (self.model.layers, self.model.heads)
         require((self.tail == BEST) == (self.head_tails is not None), f"head_tails go with the tail {BEST!r} only.")
-        if self.head_tails is not None:
-            known = tuple(self.head_tails.shape) == shape and self.head_tails.dtype == torch.int64
-            require(known and int(self.head_tails.min()) >= 0, "head_tails do not fit the heads.")
-            require(int(self.head_tails.max()) < len(TAILS), "head_tails do not fit the heads.")
+        require(_are_places(self.head_tails, shape, len(TAILS)), "head_tails do not fit the heads.")
+        check_selector(self.selector)
+        require(_are_places(self.head_selectors, shape, len(SELECTORS)), "head_selectors do not fit the heads.")
         if tuple(self.n_keep.shape) != shape or self.n_keep.dtype != torch.int64:
             raise GeosparseError(f"A plan for this model needs whole numbers [layers, heads] = {list(shape)}.")
         if int(self.n_keep.min()) < 1 or int(self.n_keep.max()) > MAX_COUNT:
@@ -63,9 +77,45 @@ class Plan:
             raise GeosparseError(f"Every head keeps from 1 to {MAX_COUNT} tokens, found budgets of {found}.")
         if self.reference_length < 1:
             raise GeosparseError(f"The reference length is at least 1 token, found {self.reference_length}.")
+        if self.growth is not None:
+            sound = tuple(self.growth.shape) == shape and self.growth.dtype == torch.float64
+            sound = sound and bool(((self.growth >= 0) & (self.growth <= MAX_GROWTH)).all())
+            require(sound, f"growth holds one exponent from 0 to {MAX_GROWTH:g} per head.")
+        self._check_pairs()
+
+    def _check_pairs(self) -> None:
+        """Refuse a tail without the mass that it needs, and heads that cannot share."""
+        for layer in range(self.model.layers):
+            selectors = per_head(self.selectors_of(layer), self.model.heads)
+            tails = per_head(self.tails_of(layer), self.model.heads)
+            for head, (selector, tail) in enumerate(zip(selectors, tails, strict=True)):
+                if selector == "sink_recent" and tail != "renormalize":
+                    raise GeosparseError(
+                        f"Layer {layer}, head {head}: the selector sink_recent scores nothing, so that the mass of the "
+                        f"rest is not known; it goes with the tail 'renormalize', found {tail!r}."
+                    )
+            if self.share_kv and not SHARING.issuperset(selectors):
+                raise GeosparseError(f"share_kv goes with the selectors {' and '.join(sorted(SHARING))} only.")
+        if self.share_kv:
+            groups = self.n_keep.view(self.model.layers, self.model.kv_heads, -1)
+            words = self._selector_places().view(groups.shape)
+            same = (groups == groups[..., :1]).all() and (words == words[..., :1]).all()
+            require(bool(same), "share_kv needs equal budgets and selectors within each KV group.")
+
+    def _selector_places(self) -> torch.Tensor:
+        if self.head_selectors is not None:
+            return self.head_selectors
+        return torch.full_like(self.n_keep, SELECTORS.index(self.selector))
 
     @classmethod
-    def uniform(cls, model: Any, n_keep: int, tail: Tail = "renormalize", reference_length: int | None = None) -> Plan:
+    def uniform(
+        cls,
+        model: Any,
+        n_keep: int,
+        tail: Tail = "renormalize",
+        reference_length: int | None = None,
+        selector: Selector = "topn",
+    ) -> Plan:
         """The same budget for every head: the baseline of every table.
 
         Args:
@@ -73,19 +123,43 @@ class Plan:
             n_keep: Tokens kept per head.
             tail: What stands for the rest.
             reference_length: Recorded only; by default the longest context of the model.
+            selector: How the tokens are found.
         """
         if isinstance(n_keep, bool) or not 1 <= n_keep <= MAX_COUNT or not float(n_keep).is_integer():
             raise GeosparseError(f"n_keep is a whole number of tokens >= 1, found {n_keep}.")
         identity = identify(model)
         longest = getattr(model.config.get_text_config(), "max_position_embeddings", None) or n_keep
         budgets = torch.full((identity.layers, identity.heads), int(n_keep), dtype=torch.int64)
-        return cls(budgets, tail, int(reference_length or longest), "uniform", {"mean_keep": float(n_keep)}, identity)
+        return cls(
+            budgets,
+            tail,
+            int(reference_length or longest),
+            "uniform",
+            {"mean_keep": float(n_keep)},
+            identity,
+            selector=selector,
+        )
 
     def tails_of(self, layer: int) -> Tails:
         """The tail of a layer's heads, as the attention paths take it."""
         if self.head_tails is None:
             return cast(Tail, self.tail)
         return [TAILS[place] for place in self.head_tails[layer].tolist()]
+
+    def selectors_of(self, layer: int) -> Selectors:
+        """The selector of a layer's heads, as the attention paths take it."""
+        if self.head_selectors is None:
+            return self.selector
+        return [SELECTORS[place] for place in self.head_selectors[layer].tolist()]
+
+    @property
+    def budgets(self) -> Budgets:
+        """N of every head at any number of visible tokens."""
+        return Budgets(self.n_keep, self.growth, self.reference_length)
+
+    def at(self, length: int) -> torch.Tensor:
+        """Tokens kept `[layers, Hq]` int64 by a query that sees `length` tokens."""
+        return self.budgets.at(torch.tensor(length)).clamp_max(length)
 
     @property
     def mean_keep(self) -> float:
@@ -105,11 +179,12 @@ class Plan:
         """The plan as a JSON object."""
         data = {item.name: getattr(self, item.name) for item in fields(self)}
         data |= {"schema": SCHEMA, "n_keep": self.n_keep.tolist(), "model": self.model.to_json()}
-        if self.head_tails is None:
-            del data["head_tails"]
-        else:
-            data["head_tails"] = [[TAILS[place] for place in row] for row in self.head_tails.tolist()]
-        return data
+        tables = (("head_tails", self.head_tails, TAILS), ("head_selectors", self.head_selectors, SELECTORS))
+        for key, places, words in tables:
+            data[key] = None if places is None else [[words[place] for place in row] for row in places.tolist()]
+        data["growth"] = None if self.growth is None else self.growth.tolist()
+        defaults = {"head_tails": None, "head_selectors": None, "growth": None, "share_kv": False, "selector": "topn"}
+        return {key: value for key, value in data.items() if key not in defaults or value != defaults[key]}
 
     def save(self, path: Path | str) -> Path:
         """Write the plan as JSON, atomically."""
@@ -138,16 +213,30 @@ class Plan:
         known = {item.name for item in fields(cls)}
         for key in data.keys() - known - {"schema"}:
             raise GeosparseError(f"the key {key!r} is not known.")
-        for key in sorted(known - data.keys() - {"head_tails"}):
+        for key in sorted(known - data.keys() - OPTIONAL):
             raise GeosparseError(f"the key {key!r} is missing.")
         identity = parse_identity(data["model"])
         for key, kind in (("calibration", dict), ("predicted", dict), ("provenance", dict), ("budget", dict)):
             require(isinstance(data[key], kind), f"{key} is not an object.")
         require(isinstance(data["policy"], str) and isinstance(data["tail"], str), "policy and tail are words.")
         require(is_count(data["reference_length"]), "reference_length is not a whole number >= 1.")
-        values = {key: data[key] for key in known - {"model", "n_keep", "head_tails"}}
-        values["head_tails"] = _parse_tails(data["head_tails"], identity) if "head_tails" in data else None
+        require(isinstance(data.get("selector", "topn"), str), "selector is not a word.")
+        require(isinstance(data.get("share_kv", False), bool), "share_kv is neither true nor false.")
+        values = {key: data[key] for key in known & data.keys() - {"model", "n_keep"}}
+        for key, words in (("head_tails", TAILS), ("head_selectors", SELECTORS)):
+            if key in data:
+                values[key] = _parse_words(data[key], identity, words, key)
+        if "growth" in data:
+            values["growth"] = _parse_growth(data["growth"], identity)
         return cls(n_keep=_parse_budgets(data["n_keep"], identity), model=identity, **values)
+
+
+def _are_places(table: torch.Tensor | None, shape: tuple[int, int], words: int) -> bool:
+    """Whether `table` is None or holds a place among `words` for each head."""
+    if table is None:
+        return True
+    known = tuple(table.shape) == shape and table.dtype == torch.int64
+    return known and int(table.min()) >= 0 and int(table.max()) < words
 
 
 def check_tail(tail: str) -> None:
@@ -161,10 +250,17 @@ def _is_table(rows: Any, identity: ModelIdentity) -> bool:
     return shaped and all(isinstance(row, list) and len(row) == identity.heads for row in rows)
 
 
-def _parse_tails(rows: Any, identity: ModelIdentity) -> torch.Tensor:
-    require(_is_table(rows, identity), "head_tails is misshapen.")
-    require(all(word in TAILS for row in rows for word in row), "head_tails holds an unknown tail.")
-    return torch.tensor([[TAILS.index(word) for word in row] for row in rows], dtype=torch.int64)
+def _parse_words(rows: Any, identity: ModelIdentity, words: Sequence[str], key: str) -> torch.Tensor:
+    require(_is_table(rows, identity), f"{key} is misshapen.")
+    require(all(word in words for row in rows for word in row), f"{key} holds an unknown word.")
+    return torch.tensor([[words.index(word) for word in row] for row in rows], dtype=torch.int64)
+
+
+def _parse_growth(rows: Any, identity: ModelIdentity) -> torch.Tensor:
+    require(_is_table(rows, identity), "growth is misshapen.")
+    numbers = all(isinstance(power, int | float) and not isinstance(power, bool) for row in rows for power in row)
+    require(numbers, "growth holds something that is not a number.")
+    return torch.tensor(rows, dtype=torch.float64)
 
 
 def _parse_budgets(rows: Any, identity: ModelIdentity) -> torch.Tensor:

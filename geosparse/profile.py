@@ -12,9 +12,8 @@ from .artifact import damaged, dump_json, is_count, os_errors_as, parse_json, re
 from .errors import GeosparseError, did_you_mean
 from .geometry import DISTANCES
 from .identity import ModelIdentity, parse_identity
-from .ops import TAILS
+from .ops import SELECTORS, TAILS
 from .provenance import versions
-from .selectors import SELECTORS
 
 SCHEMA = "geosparse.profile/2"
 MAX_FILE = 8 << 30
@@ -267,7 +266,7 @@ def _parse_metadata(header: dict[str, str] | None) -> dict[str, Any]:
     require(isinstance(nlls, list) and all(isinstance(nll, float) for nll in nlls), "nlls is not a list of numbers.")
     names = data["selectors"]
     require(isinstance(names, list) and bool(names) and all(isinstance(name, str) for name in names), "no selectors.")
-    require(len(set(names)) == len(names) and set(names) <= SELECTORS.keys(), "its selectors are not known.")
+    require(len(set(names)) == len(names) and set(names) <= set(SELECTORS), "its selectors are not known.")
     identity = parse_identity(data["model"])
     require(len(data["limits"]) == identity.layers, "limits do not fit the layers.")
     lists = {key: tuple(data[key]) for key in ("budgets", "limits", "lengths", "nlls", "selectors")}

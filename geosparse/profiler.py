@@ -17,11 +17,11 @@ from .capture import LayerRows, Rows, forward_backward, walk_layers
 from .errors import GeosparseError
 from .identity import identify
 from .measures import layer_arrays
+from .ops import check_selector
 from .parts import Parts, Window, process_rank, wait_for_all
 from .profile import ARRAYS, Profile
 from .progress import steps
 from .provenance import versions
-from .selectors import check_selector
 from .text import text_sha256, token_windows
 
 __all__ = [
@@ -56,7 +56,7 @@ class ProfileConfig:
         lengths: Tokens per window, ascending.
         geometry_queries: How many of the sampled positions serve the geometry, evenly spaced among them; the final
             position always does. The errors are measured at all of them.
-        selectors: Names in `SELECTORS` whose mass and errors are measured.
+        selectors: Words of `ops.SELECTORS` whose mass and errors are measured.
     """
 
     length: int | None = None

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .errors import GeosparseError
+from .ops import Budgets
 
 # Counts wait in memory, on the device, until there are so many calls or query rows.
 MAX_PENDING = 8192
@@ -19,16 +20,17 @@ MAX_PENDING_ROWS = 1 << 20
 class _Count(NamedTuple):
     layer: int
     rows: torch.Tensor
-    kept: torch.Tensor
+    kept: torch.Tensor | None  # None: everything visible was, on purpose
 
 
 class Receipt:
     """Totals per layer and query head since the model was sparsified (or since `reset`)."""
 
-    def __init__(self, n_keep: torch.Tensor, names: list[str]) -> None:
+    def __init__(self, budgets: Budgets, names: list[str]) -> None:
         """Args: the plan's budgets `[layers, Hq]` and the layers' names."""
-        self._n_keep = n_keep
+        self._budgets = budgets
         self._names = names
+        self._notes: dict[tuple[int, str, str], None] = {}
         self._lock = threading.Lock()
         self._paused = False
         self.reset()
@@ -38,7 +40,7 @@ class Receipt:
         with self._lock:
             self._pending: list[_Count] = []
             self._pending_rows = 0
-            self._totals = torch.zeros(4, *self._n_keep.shape, dtype=torch.int64)
+            self._totals = torch.zeros(4, *self._budgets.n_keep.shape, dtype=torch.int64)
 
     def count(self, layer: int, visible_rows: torch.Tensor, kept: torch.Tensor) -> None:
         """Add one attention call; nothing is read back from the device before somebody looks.
@@ -48,10 +50,33 @@ class Receipt:
             visible_rows: `[B, T]` tokens each query sees.
             kept: `[Hq]` tokens kept, summed over batch and queries.
         """
+        self._add(_Count(layer, visible_rows, kept))
+
+    def count_dense(self, layer: int, visible_rows: torch.Tensor, why: str) -> None:
+        """Add one attention call that was dense on purpose: it keeps all that is visible, and the receipt says so."""
+        self.note(layer, "dense", why)
+        self._add(_Count(layer, visible_rows, None))
+
+    def note(self, layer: int, served: str, why: str) -> None:
+        """Say once that a layer was served otherwise than its plan says, and why."""
+        with self._lock:
+            self._notes.setdefault((layer, served, why))
+
+    @property
+    def notes(self) -> list[str]:
+        """Where layers were served otherwise than their plan says: "layers 0-2, 4: topn, because ..."."""
+        reasons: dict[tuple[str, str], list[int]] = {}
+        with self._lock:
+            for layer, served, why in self._notes:
+                reasons.setdefault((served, why), []).append(layer)
+        return [f"layers {_ranges(layers)}: {served}, because {why}" for (served, why), layers in reasons.items()]
+
+    def _add(self, count: _Count) -> None:
+        visible_rows = count.rows
         with self._lock:
             if self._paused:
                 return
-            self._pending.append(_Count(layer, visible_rows, kept))
+            self._pending.append(count)
             self._pending_rows += visible_rows.numel()
             if self._pending_rows > MAX_PENDING_ROWS or len(self._pending) > MAX_PENDING:
                 self._settle()
@@ -70,14 +95,18 @@ class Receipt:
 
     def _settle(self) -> None:
         """Add what is pending to the totals; the lock is held."""
-        for layer in {count.layer for count in self._pending}:
-            counts = [count for count in self._pending if count.layer == layer]
+        for layer, dense in {(count.layer, count.kept is None) for count in self._pending}:
+            counts = [count for count in self._pending if count.layer == layer and (count.kept is None) == dense]
             rows, times = torch.unique(torch.cat([count.rows.flatten() for count in counts]), return_counts=True)
             rows, times = rows.cpu(), times.cpu()
             self._totals[0, layer] += times[rows > 0].sum()
             self._totals[1, layer] += (rows * times).sum()
-            self._totals[2, layer] += torch.stack([count.kept for count in counts]).sum(0).cpu()
-            self._totals[3, layer] += (torch.minimum(rows, self._n_keep[layer][:, None]) * times).sum(-1)
+            if dense:
+                self._totals[2:, layer] += (rows * times).sum()
+                continue
+            kept = [count.kept for count in counts if count.kept is not None]
+            self._totals[2, layer] += torch.stack(kept).sum(0).cpu()
+            self._totals[3, layer] += (torch.minimum(rows, self._budgets.of(layer).at(rows)) * times).sum(-1)
         self._pending = []
         self._pending_rows = 0
 
@@ -103,7 +132,7 @@ class Receipt:
 
     @property
     def planned(self) -> torch.Tensor:
-        """`[layers, Hq]` int64, tokens the plan says: the sum over queries of min(n_keep, visible)."""
+        """`[layers, Hq]` int64, tokens the plan says: min(N, visible) per query, or all where dense on purpose."""
         return self._total(3)
 
     @property
@@ -150,3 +179,14 @@ class Receipt:
     def __repr__(self) -> str:
         """One line: how much was kept."""
         return f"Receipt(queries={int(self.queries[:, 0].max())}, density={self.density:.4f})"
+
+
+def _ranges(numbers: list[int]) -> str:
+    """ "0-2, 4" for [0, 1, 2, 4]."""
+    parts: list[list[int]] = []
+    for number in sorted(numbers):
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ", ".join(f"{part[0]}-{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)

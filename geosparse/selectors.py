@@ -1,16 +1,22 @@
-"""Selectors: rules that say which N tokens a query keeps. What the profiler measures, one entry of `SELECTORS` each."""
+"""Selectors as the profiler measures them: which N tokens each keeps, and what it believes the others weigh.
+
+The rules themselves are those of `ops.selectors`; here one ranking serves all budgets where a rule allows it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 
-from .errors import GeosparseError, did_you_mean
+from .architecture import Terms
 from .geometry import rank_of, selection_order
-
-SINK_TOKENS = 4
+from .ops.chunked import logit_of
+from .ops.index import KeyIndex
+from .ops.selectors import CHOOSE, Sight, sink_count
+from .ops.types import check_selector
 
 
 @dataclass(frozen=True)
@@ -22,47 +28,89 @@ class Scored:
         key: `[Hkv, L, D]`.
         scores: `[Hq, Q, L]` fp32 logits, -inf where a token is not visible.
         seen: `[Q, L]` bool.
+        terms: Of the logits.
+        index: Of `key`; None where the first visible token moves with the query, so that there are no pages: selectors
+            that read an index are then exact.
     """
 
     query: torch.Tensor
     key: torch.Tensor
     scores: torch.Tensor
     seen: torch.Tensor
+    terms: Terms = field(default_factory=lambda: Terms(1.0, None, None))
+    index: KeyIndex | None = None
+
+    def sight(self, budget: int) -> Sight:
+        """The same for `ops.selectors`, at one N."""
+        assert self.index is not None
+        return Sight(
+            query=self.query[None].float(),
+            scores=self.scores[None],
+            seen=self.seen[None, None],
+            budgets=torch.full((1, len(self.query), 1), budget, device=self.scores.device),
+            finish=logit_of(self.terms.scaling, self.terms.softcap),
+            scaling=self.terms.scaling,
+            index=self.index,
+            coded=self.index.decoded(self.key.shape[1], self.key.shape[2]),
+        )
 
 
-Selector = Callable[[Scored, Sequence[int]], Iterator[torch.Tensor]]
+class Selected(NamedTuple):
+    """The kept tokens, bool `[Hq, Q, L]`, and the believed logits of the others `[Hq, Q, L]` (None: the exact ones)."""
+
+    keep: torch.Tensor
+    estimate: torch.Tensor | None = None
 
 
-def topn(rows: Scored, budgets: Sequence[int]) -> Iterator[torch.Tensor]:
+def topn(rows: Scored, budgets: Sequence[int]) -> Iterator[Selected]:
     """The N tokens of largest attention weight, ties to the smaller index."""
     rank = rank_of(selection_order(rows.scores, rows.seen))
-    return (rows.seen & (rank < budget) for budget in budgets)
+    return (Selected(rows.seen & (rank < budget)) for budget in budgets)
 
 
-def sink_recent(rows: Scored, budgets: Sequence[int]) -> Iterator[torch.Tensor]:
-    """The first min(4, N // 2) visible tokens and the most recent ones, N in all; looks at no score."""
+def lowbit(rows: Scored, budgets: Sequence[int]) -> Iterator[Selected]:
+    """The N tokens of largest logit as the index codes the keys."""
+    coarse = rows.sight(1).coarse[0]
+    rank = rank_of(selection_order(coarse, rows.seen))
+    return (Selected(rows.seen & (rank < budget), coarse) for budget in budgets)
+
+
+def sink_recent(rows: Scored, budgets: Sequence[int]) -> Iterator[Selected]:
+    """The first few visible tokens and the most recent ones, N in all; looks at no score."""
     place = rows.seen.cumsum(-1)
     visible = place[..., -1:]
     for budget in budgets:
-        sinks = min(SINK_TOKENS, budget // 2)
+        sinks = int(sink_count(torch.tensor(budget)))
         keep = rows.seen & ((place <= sinks) | (place > visible - (budget - sinks)))
-        yield keep.expand(rows.scores.shape)
+        yield Selected(keep.expand(rows.scores.shape))
 
 
-SELECTORS: dict[str, Selector] = {"topn": topn, "sink_recent": sink_recent}
+def _each_budget(name: str) -> Callable[[Scored, Sequence[int]], Iterator[Selected]]:
+    """A selector whose candidates change with N: asked once per budget."""
+
+    def select(rows: Scored, budgets: Sequence[int]) -> Iterator[Selected]:
+        for budget in budgets:
+            choice = CHOOSE[name](rows.sight(budget))  # type: ignore[index]
+            yield Selected(choice.keep[0] > 0, choice.estimate[0])
+
+    return select
 
 
-def keep_masks(selector: str, rows: Scored, budgets: Sequence[int]) -> Iterator[torch.Tensor]:
-    """For each N in `budgets` the tokens that `selector` keeps, bool `[Hq, Q, L]`.
+SELECT: dict[str, Callable[[Scored, Sequence[int]], Iterator[Selected]]] = {
+    "topn": topn,
+    "lowbit": lowbit,
+    "paged": _each_budget("paged"),
+    "paged+lowbit": _each_budget("paged+lowbit"),
+    "sink_recent": sink_recent,
+}
+
+
+def selections(selector: str, rows: Scored, budgets: Sequence[int]) -> Iterator[Selected]:
+    """For each N in `budgets` what `selector` keeps.
 
     Raises:
         GeosparseError: No selector has that name.
     """
     check_selector(selector)
-    return SELECTORS[selector](rows, budgets)
-
-
-def check_selector(selector: str) -> None:
-    """Raise GeosparseError unless `selector` is a name in `SELECTORS`."""
-    if selector not in SELECTORS:
-        raise GeosparseError(f"Unknown selector {selector!r}: {did_you_mean(selector, SELECTORS)}")
+    reads_index = selector not in ("topn", "sink_recent")
+    return SELECT["topn" if reads_index and rows.index is None else selector](rows, budgets)

@@ -74,7 +74,7 @@ def test_the_sum_of_values_does_not_drift():
             layer.crop(-5)
             whole = [torch.cat(whole[:-1], dim=-2)[..., :-5, :], new[1]]
         _, values = layer.update(*new)
-        assert (value_sum_of(values) - torch.cat(whole, dim=-2).double().sum(-2)).abs().max() <= 1e-9
+        assert (value_sum_of(values, (0,)) - torch.cat(whole, dim=-2).double().sum(-2)).abs().max() <= 1e-9
 
 
 def test_unfilled_room_is_never_read():

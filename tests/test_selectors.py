@@ -4,7 +4,9 @@ import pytest
 import torch
 
 import geosparse as gs
-from geosparse.selectors import SELECTORS, Scored, keep_masks
+from geosparse.ops import SELECTORS
+from geosparse.ops.index import index_of
+from geosparse.selectors import Scored, selections
 
 LENGTH = 30
 BUDGETS = (1, 2, 3, 7, 8, 29, 30, 64)
@@ -14,7 +16,9 @@ def scored(seen):
     generator = torch.Generator().manual_seed(0)
     scores = torch.randn(3, len(seen), LENGTH, generator=generator).masked_fill(~seen, -torch.inf)
     scores[:, :, ::3] = torch.where(seen[:, ::3], 0.5, -torch.inf)
-    return Scored(torch.zeros(3, len(seen), 4), torch.zeros(1, LENGTH, 4), scores, seen)
+    key = torch.randn(1, LENGTH, 4, generator=generator)
+    index = index_of(key[None], (0,)) if seen[:, 0].all() else None
+    return Scored(torch.randn(3, len(seen), 4, generator=generator), key, scores, seen, index=index)
 
 
 @pytest.fixture(params=["causal", "window"])
@@ -27,7 +31,7 @@ def rows(request):
 @pytest.mark.parametrize("name", SELECTORS)
 def test_every_selector_keeps_n_visible_tokens(rows, name):
     visible = rows.seen.sum(-1)
-    kept = list(keep_masks(name, rows, BUDGETS))
+    kept = [selected.keep for selected in selections(name, rows, BUDGETS)]
     assert len(kept) == len(BUDGETS)
     for budget, keep in zip(BUDGETS, kept, strict=True):
         assert keep.shape == rows.scores.shape
@@ -37,7 +41,7 @@ def test_every_selector_keeps_n_visible_tokens(rows, name):
 
 
 def test_topn_keeps_the_highest_scores_and_breaks_ties_to_the_left(rows):
-    for budget, keep in zip(BUDGETS, keep_masks("topn", rows, BUDGETS), strict=True):
+    for budget, (keep, _) in zip(BUDGETS, selections("topn", rows, BUDGETS), strict=True):
         for head in range(3):
             for query, row in enumerate(rows.scores[head].tolist()):
                 best = sorted((place for place in range(LENGTH) if rows.seen[query, place]), key=lambda i: (-row[i], i))
@@ -45,7 +49,7 @@ def test_topn_keeps_the_highest_scores_and_breaks_ties_to_the_left(rows):
 
 
 def test_sink_recent_keeps_both_ends(rows):
-    for budget, keep in zip(BUDGETS, keep_masks("sink_recent", rows, BUDGETS), strict=True):
+    for budget, (keep, _) in zip(BUDGETS, selections("sink_recent", rows, BUDGETS), strict=True):
         sinks = min(4, budget // 2)
         for query in range(len(rows.seen)):
             places = rows.seen[query].nonzero().flatten().tolist()
@@ -55,4 +59,4 @@ def test_sink_recent_keeps_both_ends(rows):
 
 def test_unknown_selector(rows):
     with pytest.raises(gs.GeosparseError, match="Unknown selector 'top': did you mean 'topn'"):
-        keep_masks("top", rows, BUDGETS)
+        selections("top", rows, BUDGETS)

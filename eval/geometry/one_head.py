@@ -64,8 +64,9 @@ class _OneHeadSparse:
         return output
 
 
-def _row(tensor: torch.Tensor | None, row: int) -> torch.Tensor | None:
-    return None if tensor is None else tensor[row : row + 1] if len(tensor) > 1 else tensor
+def _row(tensor: Any, row: int) -> Any:
+    """One row of a batch; what all rows share (a description of a mask, one mask, none) as it is."""
+    return tensor[row : row + 1] if isinstance(tensor, torch.Tensor) and len(tensor) > 1 else tensor
 
 
 def _dense(

@@ -6,11 +6,15 @@ from collections.abc import Callable
 
 import torch
 
+from .budget import Budgets, budgets_of_row
 from .chunked import chunked_attention
 from .cpu import cpu_attention, remember_value_sum, supports
-from .reference import causal_mask, reference_attention
+from .index import PAGE, IndexSlot, KeyIndex, remember_index
+from .reference import reference_attention
 from .select import top_n
-from .types import TAILS, Attended, Tail, Tails
+from .selectors import needs_index
+from .span import Span, Visibility, causal_mask, dense_mask, span_of, visible_rows
+from .types import INDEXED, SELECTORS, TAILS, Attended, Selector, Selectors, Tail, Tails, check_selector
 
 # Name -> attention path; all take the arguments of `reference_attention`.
 PATHS: dict[str, Callable[..., Attended]] = {
@@ -26,16 +30,33 @@ def best_path(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias:
 
 
 __all__ = [
+    "INDEXED",
+    "PAGE",
     "PATHS",
+    "SELECTORS",
     "TAILS",
     "Attended",
+    "Budgets",
+    "IndexSlot",
+    "KeyIndex",
+    "Selector",
+    "Selectors",
+    "Span",
     "Tail",
     "Tails",
+    "Visibility",
     "best_path",
+    "budgets_of_row",
     "causal_mask",
+    "check_selector",
     "chunked_attention",
     "cpu_attention",
+    "dense_mask",
+    "needs_index",
     "reference_attention",
+    "remember_index",
     "remember_value_sum",
+    "span_of",
     "top_n",
+    "visible_rows",
 ]

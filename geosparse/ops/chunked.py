@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import torch
 
-from .reference import causal_mask
-from .select import top_n
-from .types import Attended, Tails, tail_flags
+from .index import index_of
+from .selectors import Choice, Sight, choose, needs_index, reads_codes
+from .span import Span, Visibility, chunk_of, page_starts
+from .types import Attended, Keep, Selectors, Tails, keep_tensor, tail_flags
 
 # Scores of one chunk, bytes; a handful of tensors of this size are alive at once.
 CHUNK_BYTES = 8 << 20
@@ -21,21 +22,17 @@ def chunk_rows(batch: int, heads: int, keys: int) -> int:
     return max(1, min(MAX_CHUNK, CHUNK_BYTES // (4 * batch * heads * keys)))
 
 
-def key_range(seen: torch.Tensor) -> tuple[int, int]:
-    """The first key that any query of `seen` `[..., S]` sees, and the one behind the last: few in a sliding window."""
-    columns = seen.flatten(0, -2).any(0).nonzero()
-    return (int(columns[0]), int(columns[-1]) + 1) if len(columns) else (0, 1)
-
-
 def chunked_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    n_keep: Sequence[int],
+    n_keep: Keep,
     *,
     tail: Tails,
     scaling: float,
-    mask: torch.Tensor | None = None,
+    selector: Selectors = "topn",
+    share_kv: bool = False,
+    mask: Visibility | None = None,
     bias: torch.Tensor | None = None,
     softcap: float | None = None,
     sink: torch.Tensor | None = None,
@@ -47,24 +44,34 @@ def chunked_attention(
     """
     batch, heads, queries, _ = query.shape
     keys = key.shape[2]
+    visibility = Span() if mask is None else mask
+    index = coded = None
+    if needs_index(selector):
+        index = index_of(key, page_starts(visibility, batch))
+        coded = index.decoded(keys, key.shape[-1]) if reads_codes(selector) else None
     output = query.new_empty(batch, heads, queries, value.shape[-1])
     kept = torch.zeros(heads, dtype=torch.int64, device=query.device)
+    budgets = keep_tensor(n_keep, query.device)
     rows = chunk_rows(batch, heads, keys)
     key, value = key.float(), value.float()
+    finish = logit_of(scaling, softcap)
     for start in range(0, queries, rows):
         stop = min(start + rows, queries)
-        if mask is None:
-            first, end = 0, keys - queries + stop
-            seen = causal_mask(stop - start, end, query.device)
-        else:
-            first, end = key_range(mask[:, :, start:stop])
-            seen = mask[:, :, start:stop, first:end]
+        seen, first, end = chunk_of(visibility, start, stop, queries, keys, query.device)
         chunk_bias = None if bias is None else bias[:, :, start:stop, first:end]
-        scores = attention_scores(query[:, :, start:stop], key[:, :, first:end], scaling, seen, chunk_bias, softcap)
-        keep, count = top_n(scores, n_keep)
-        output[:, :, start:stop] = _attend(scores, keep, value[:, :, first:end], seen, tail, sink)
-        kept += count.long().sum((0, 2))
+        asked = query[:, :, start:stop].float()
+        scores = attention_scores(asked, key[:, :, first:end], scaling, seen, chunk_bias, softcap)
+        part = budgets if budgets.shape[-1] == 1 else budgets[..., start:stop]
+        sight = Sight(asked, scores, seen, part, finish, scaling, first, index, coded)
+        choice = choose(sight, selector, key.shape[1], share_kv)
+        output[:, :, start:stop] = _attend(scores, choice, value[:, :, first:end], seen, tail, sink)
+        kept += choice.kept.long().sum((0, 2))
     return Attended(output, kept)
+
+
+def logit_of(scaling: float, softcap: float | None) -> Callable[[torch.Tensor], torch.Tensor]:
+    """From the dot product of query and key to the logit."""
+    return lambda dots: dots * scaling if softcap is None else softcap * torch.tanh(dots * (scaling / softcap))
 
 
 def attention_scores(
@@ -88,7 +95,7 @@ def attention_scores(
 
 def _attend(
     scores: torch.Tensor,
-    keep: torch.Tensor,
+    choice: Choice,
     value: torch.Tensor,
     seen: torch.Tensor,
     tail: Tails,
@@ -96,8 +103,9 @@ def _attend(
 ) -> torch.Tensor:
     """The kept tokens' weighted values plus the tail, `[B, Hq, T, Dv]` in fp32."""
     batch, heads, queries, keys = scores.shape
-    weight, lost = attention_weights(scores, seen, sink)
-    weight = weight.mul_(keep)
+    known = scores if choice.estimate is scores else torch.where(choice.keep > 0, scores, choice.estimate)
+    weight, lost = attention_weights(known, seen, sink)
+    weight = weight.mul_(choice.keep)
     mass = weight.sum(-1, keepdim=True)
     grouped = weight.view(batch, value.shape[1], -1, keys)
     output = (grouped @ value).view(batch, heads, queries, -1)

@@ -15,55 +15,79 @@ struct bf16 {
   uint16_t bits;
 };
 
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define GS_X86
+#include <immintrin.h>
+#endif
+
 enum Tail { DROP = 0, RENORMALIZE = 1, CENTROID = 2 };
+enum Selector { TOPN = 0, LOWBIT = 1, PAGED = 2, PAGED_LOWBIT = 3, SINK_RECENT = 4 };
+constexpr long SINKS = 4;       // ops/selectors/sink_recent.py
+constexpr long OVERSAMPLE = 4;  // ops/selectors/paged_lowbit.py
 
 // Mirrored by the ctypes structures in __init__.py: 8-byte fields only. Strides in elements, mask in bytes.
 struct DecodeCall {
   const void *q, *k, *v;
-  void* out;               // [B, Hq, Dv], contiguous
-  const int64_t* n_keep;   // [Hq]
-  const int64_t* tails;    // [Hq], of enum Tail
-  const uint8_t* mask;     // [B, S] or null
-  const double* value_sum; // [B, Hkv, Dv], over visible tokens, or null: summed here when the tail needs it
-  const float* sink;       // [Hq] or null
-  int64_t* kept;           // [B, Hq]
+  void* out;                 // [B, Hq, Dv], contiguous
+  const int64_t* n_keep;     // [B or 1, Hq]
+  const int64_t* tails;      // [Hq], of enum Tail
+  const int64_t* selectors;  // [Hq], of enum Selector
+  const int64_t* first;      // [B], the first visible key, or null: 0
+  const uint8_t* mask;       // [B, S] or null; only without `first` and index
+  const double* value_sum;   // [B, Hkv, Dv], over visible tokens, or null: summed here when the tail needs it
+  const float* sink;         // [Hq] or null
+  const uint16_t *low, *high;  // [B, Hkv, P, width] fp16, or null: no selector reads the index
+  const uint8_t* codes;      // [B, Hkv, P, width * bits / 8 * 16]
+  int64_t* kept;             // [B, Hq]
   int64_t batch, heads, kv_heads, keys, dim, value_dim;
-  int64_t q_batch, q_head, k_batch, k_head, k_row, v_batch, v_head, v_row, mask_batch;
+  int64_t q_batch, q_head, k_batch, k_head, k_row, v_batch, v_head, v_row, mask_batch, n_batch;
+  int64_t bound_batch, bound_head, code_batch, code_head, width, bits;
   int64_t dtype, threads;
   double scaling, softcap;
 };
 
 struct WeighCall {
-  float* scores;          // [B, Hq, T, S], contiguous; becomes weights where v is null
-  const float* v;         // [B, Hkv, S, Dv], or null: the caller multiplies
-  float* out;             // [B, Hq, T, Dv], where v is given
-  float* missing;         // [B, Hq, T], mass left for the centroid
-  int64_t* kept;          // [B, Hq, T]
-  const int64_t* n_keep;  // [Hq]
-  const int64_t* tails;   // [Hq], of enum Tail
-  const uint8_t* mask;    // [B, T, S] by strides, or null: causal, the last query at the last key
-  const float* sink;      // [Hq] or null
-  int64_t batch, heads, kv_heads, queries, keys, value_dim;
-  int64_t v_batch, v_head, v_row, out_batch, out_head, mask_batch, mask_row, threads;
+  float* scores;             // [B, Hq, T, S], contiguous, coded ones for LOWBIT; becomes weights where v is null
+  const float *q, *k;        // [B, Hq, T, D], [B, Hkv, S, D]: read for LOWBIT and SINK_RECENT, else null
+  const float* v;            // [B, Hkv, S, Dv], or null: the caller multiplies
+  float* out;                // [B, Hq, T, Dv], where v is given
+  float* missing;            // [B, Hq, T], mass left for the centroid
+  int64_t* kept;             // [B, Hq, T]
+  const int64_t* n_keep;     // [B, Hq, T] by strides
+  const int64_t* tails;      // [Hq], of enum Tail
+  const int64_t* selectors;  // [Hq], TOPN, LOWBIT or SINK_RECENT
+  const int64_t* first;      // [B], the first visible key, where there is no mask
+  const uint8_t* mask;       // [B, T, S] by strides, or null: causal, the last query at the last key
+  const float* sink;         // [Hq] or null
+  int64_t batch, heads, kv_heads, queries, keys, dim, value_dim;
+  int64_t q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, out_batch, out_head;
+  int64_t mask_batch, mask_row, n_batch, n_head, n_row, window, threads;
+  double scaling, softcap;
 };
 
+#define GS_KERNELS "all.inc"
+#define GS_LEVEL 0
 namespace plain {
-#include "kernels.inc"
+#include GS_KERNELS
 }
+#undef GS_LEVEL
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define GS_X86
+#ifdef GS_X86
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c,bmi2")
+#define GS_LEVEL 1
 namespace avx2 {
-#include "kernels.inc"
+#include GS_KERNELS
 }
+#undef GS_LEVEL
 #pragma GCC pop_options
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c,bmi2,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
+#define GS_LEVEL 2
 namespace avx512 {
-#include "kernels.inc"
+#include GS_KERNELS
 }
+#undef GS_LEVEL
 #pragma GCC pop_options
 #endif
 
@@ -82,7 +106,7 @@ static int chosen_isa = best_isa();
 
 extern "C" {
 
-int64_t gs_abi() { return 3; }
+int64_t gs_abi() { return 4; }
 
 // 0 plain, 1 AVX2, 2 AVX-512.
 int64_t gs_isa() { return chosen_isa; }

@@ -1,0 +1,190 @@
+"""Many queries: matrix products for the scores, one kernel for everything between them and the output."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+
+from ..chunked import chunk_rows, visible_mean
+from ..index import KeyIndex
+from ..span import Span, Visibility, chunk_of
+from ..types import SELECTORS, TAILS, Attended
+from .decode import pointer, unit_rows
+from .library import WeighCall, library
+
+LOWBIT = SELECTORS.index("lowbit")
+TOPN = SELECTORS.index("topn")
+
+
+def prefill(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    budgets: torch.Tensor,
+    tails: torch.Tensor,
+    selectors: torch.Tensor,
+    scaling: float,
+    mask: Visibility,
+    softcap: float | None,
+    sink: torch.Tensor | None,
+    index: KeyIndex | None,
+) -> Attended:
+    """`cpu_attention` for several queries per row; the selectors are topn, lowbit and sink_recent.
+
+    Args:
+        query: `[B, Hq, T, D]`; key, value: `[B, Hkv, S, D]`.
+        budgets: int64 `[B or 1, Hq, T or 1]`; tails, selectors: int64 `[Hq]`, the kernels' enums.
+        scaling: Factor on the logits.
+        mask: Which keys are visible.
+        softcap: Of the logits.
+        sink: fp32 `[Hq]`.
+        index: Of the keys, where a selector reads it.
+    """
+    batch, heads, queries, dim = query.shape
+    keys, kv_heads = key.shape[2], key.shape[1]
+    key, value = unit_rows(key.float()), unit_rows(value.float())
+    output = value.new_empty(batch, heads, queries, value.shape[-1])
+    kept = torch.zeros(heads, dtype=torch.int64)
+    centred = bool((tails == TAILS.index("centroid")).any())
+    means = _span_means(value, mask, queries) if centred and isinstance(mask, Span) else None
+    coded = (selectors == LOWBIT).nonzero().flatten()
+    # Coded keys of all heads where all are coded, so that there is one product.
+    scored = index.decoded(keys, dim) if index is not None and len(coded) == heads else key
+    coarse = index.decoded(keys, dim) if index is not None and 0 < len(coded) < heads else None
+    rows = chunk_rows(batch, heads, keys)
+    buffer = value.new_empty(batch * heads * min(rows, queries) * keys)
+    # Adding up one kept row of values costs about four times what a matrix product spends on any row.
+    most = budgets.amax(-1).clamp_max(keys).sum() // budgets.shape[0]
+    gather = 4 * int(most) < heads * keys
+    for start in range(0, queries, rows):
+        stop = min(start + rows, queries)
+        if isinstance(mask, Span):
+            seen, (first, end) = None, mask.key_range(start, stop, queries, keys)
+        else:
+            part, first, end = chunk_of(mask, start, stop, queries, keys, query.device)
+            seen = part[:, 0].expand(batch, -1, -1)
+        asked = query[:, :, start:stop].float()
+        grouped = (asked * scaling).reshape(batch, kv_heads, -1, dim)
+        scores = buffer[: batch * heads * (stop - start) * (end - first)].view(batch, kv_heads, -1, end - first)
+        shaped = scores.view(batch, heads, stop - start, end - first)
+        torch.matmul(grouped, scored[:, :, first:end].transpose(-1, -2), out=scores)
+        if coarse is not None:
+            other = (grouped @ coarse[:, :, first:end].transpose(-1, -2)).view(shaped.shape)
+            shaped[:, coded] = other[:, coded]
+        if softcap is not None:
+            scores.div_(softcap).tanh_().mul_(softcap)
+        result = output[:, :, start:stop]
+        seen_value = value[:, :, first:end]
+        spans = mask if isinstance(mask, Span) else Span()
+        missing, count = _weigh(
+            shaped,
+            (asked, key[:, :, first:end]) if bool((selectors != TOPN).any()) else None,
+            seen_value if gather else None,
+            result,
+            budgets if budgets.shape[-1] == 1 else budgets[..., start:stop],
+            tails,
+            selectors,
+            Span(tuple(max(0, place - first) for place in spans.starts(batch)), spans.window),
+            seen,
+            sink,
+            scaling,
+            softcap,
+        )
+        if not gather:
+            result.copy_((scores @ seen_value).view(batch, heads, stop - start, -1))
+        if centred:
+            if means is not None:
+                centroid = means[:, :, start:stop]
+            else:
+                assert seen is not None
+                centroid = visible_mean(seen_value, seen[:, None])
+            result.addcmul_(missing.unsqueeze(-1), centroid.repeat_interleave(heads // kv_heads, dim=1))
+        kept += count.sum((0, 2))
+    return Attended(output.to(query.dtype), kept)
+
+
+def _weigh(
+    scores: torch.Tensor,
+    exact: tuple[torch.Tensor, torch.Tensor] | None,
+    value: torch.Tensor | None,
+    output: torch.Tensor,
+    budgets: torch.Tensor,
+    tails: torch.Tensor,
+    selectors: torch.Tensor,
+    span: Span,
+    seen: torch.Tensor | None,
+    sink: torch.Tensor | None,
+    scaling: float,
+    softcap: float | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores `[B, Hq, T, S]` -> `output` `[B, Hq, T, Dv]`, or without `value` attention weights in place of the scores.
+
+    Returns:
+        The mass that is left to the centroid and the tokens kept, `[B, Hq, T]`.
+    """
+    batch, heads, queries, keys = scores.shape
+    missing = torch.empty(batch, heads, queries)
+    kept = torch.empty(batch, heads, queries, dtype=torch.int64)
+    first = torch.tensor(span.starts(batch))
+    if seen is not None and seen.stride(-1) != 1:
+        seen = seen.contiguous()
+    budgets = budgets.expand(batch, heads, queries)
+    rows = output if value is None else value
+    call = WeighCall(
+        scores=scores.data_ptr(),
+        v=pointer(value),
+        out=output.data_ptr(),
+        missing=missing.data_ptr(),
+        kept=kept.data_ptr(),
+        n_keep=budgets.data_ptr(),
+        tails=tails.data_ptr(),
+        selectors=selectors.data_ptr(),
+        first=first.data_ptr(),
+        mask=pointer(seen),
+        sink=pointer(sink),
+        batch=batch,
+        heads=heads,
+        kv_heads=rows.shape[1],
+        queries=queries,
+        keys=keys,
+        value_dim=rows.shape[-1],
+        v_batch=rows.stride(0),
+        v_head=rows.stride(1),
+        v_row=rows.stride(2),
+        out_batch=output.stride(0),
+        out_head=output.stride(1),
+        mask_batch=0 if seen is None else seen.stride(0),
+        mask_row=0 if seen is None else seen.stride(1),
+        n_batch=budgets.stride(0),
+        n_head=budgets.stride(1),
+        n_row=budgets.stride(2),
+        window=span.window or 0,
+        threads=torch.get_num_threads(),
+        scaling=scaling,
+        softcap=softcap or 0.0,
+    )
+    if exact is not None:
+        query, key = unit_rows(exact[0]), exact[1]
+        call.q, call.k, call.dim = query.data_ptr(), key.data_ptr(), query.shape[-1]
+        call.q_batch, call.q_head, call.q_row = query.stride()[:3]
+        call.k_batch, call.k_head, call.k_row = key.stride()[:3]
+        call.kv_heads = key.shape[1]
+    loaded = library()
+    assert loaded is not None
+    loaded.gs_weigh(ctypes.byref(call))
+    return missing, kept
+
+
+def _span_means(value: torch.Tensor, span: Span, queries: int) -> torch.Tensor:
+    """Mean of the values that each query sees, `[B, Hkv, T, Dv]`; summed in fp64, as the prefixes are long."""
+    batch, _, keys, _ = value.shape
+    total = torch.nn.functional.pad(value.double().cumsum(2), (0, 0, 1, 0))
+    stop = torch.arange(keys - queries + 1, keys + 1)
+    count = span.visible(batch, queries, keys)
+    if len(set(span.first)) == 1 and span.window is None:
+        sums = total[:, :, keys - queries + 1 :] - total[:, :, span.first[0] : span.first[0] + 1]
+    else:
+        start = (stop - count)[:, None, :, None].expand(-1, value.shape[1], -1, value.shape[-1])
+        sums = total[:, :, keys - queries + 1 :] - total.gather(2, start)
+    return (sums / count.clamp_min(1)[:, None, :, None]).masked_fill_((count == 0)[:, None, :, None], 0.0).float()
