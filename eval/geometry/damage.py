@@ -70,6 +70,14 @@ def over_heads(metric: torch.Tensor, damage: torch.Tensor) -> dict[str, Any]:
     return {"spearman": spearman(metric, damage), "interval": interval and list(interval)}
 
 
+def each_budget(metrics: dict[str, torch.Tensor], damage: torch.Tensor) -> dict[str, list[dict[str, Any]]]:
+    """`over_heads` of every metric `[H, budgets]` at each budget."""
+    return {
+        name: [over_heads(*columns) for columns in zip(metric.T, damage.T, strict=True)]
+        for name, metric in metrics.items()
+    }
+
+
 def along_n(metric: torch.Tensor, damage: torch.Tensor) -> dict[str, Any]:
     """The mean over heads of Spearman along N, of `[H, budgets]` both, with a bootstrap interval over heads."""
     each = torch.tensor([spearman(*pair) for pair in zip(metric, damage, strict=True)], dtype=torch.float64)
@@ -102,10 +110,9 @@ def study(model: Any, tokenizer: Any, texts: dict[str, Text], options: argparse.
                 "dense_nll": dense,
                 "damage": damage,
                 "share_of_worst_tenth": worst_share(damage),
-                "over_heads": {
-                    name: [over_heads(metric[:, column], damage[:, column]) for column in range(len(options.budgets))]
-                    for name, metric in metrics.items()
-                },
+                "over_heads": each_budget(metrics, damage),
+                # A sparse head may also lower the loss; a squared error knows how much, not which way.
+                "over_heads_absolute": each_budget(metrics, table.abs().mean(0)),
                 "along_n": {name: along_n(metric, damage) for name, metric in metrics.items() if name != "entropy"},
             }
         result["tails"][tail] = part
@@ -132,11 +139,12 @@ def describe(result: dict[str, Any]) -> str:
     for tail, part in result["tails"].items():
         for role, table in part.items():
             names = "".join(f"   N={budget:<18}" for budget in result["budgets"])
-            lines.append(f"{tail}, {role}: Spearman over {len(result['heads'])} heads with the measured damage")
-            lines.append(f"{'':<14}{names}   along N")
-            for name, cells in table["over_heads"].items():
-                row = "".join(f"  {_cell(cell):<20}" for cell in cells)
-                lines.append(f"{name:<14}{row}  {_cell(table['along_n'].get(name))}")
+            for kind, what in (("over_heads", "measured damage"), ("over_heads_absolute", "its absolute value")):
+                lines.append(f"{tail}, {role}: Spearman over {len(result['heads'])} heads with the {what}")
+                lines.append(f"{'':<14}{names}   along N")
+                for name, cells in table[kind].items():
+                    row = "".join(f"  {_cell(cell):<20}" for cell in cells)
+                    lines.append(f"{name:<14}{row}  {_cell(table['along_n'].get(name))}")
     return "\n".join(lines)
 
 
