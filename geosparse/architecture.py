@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 
+from .dense import chunked_dense
 from .errors import GeosparseError
 from .interception import Handler, intercepted
-from .ops import Span, Visibility, reference_attention
+from .ops import Span, Visibility
 from .ops.span import chunk_of
 
 PROBE_TOKENS = 8
@@ -45,7 +46,7 @@ class AttentionLayer:
         """The output projection `[hidden, Hq * Dv]` in fp32, whatever class it is: its action on the unit vectors."""
         weight = next(self.projection.parameters())
         width = self.heads * self.value_dim
-        unit = torch.eye(width, dtype=weight.dtype, device=weight.device)
+        unit = torch.eye(width, dtype=weight.dtype, device=device_of(weight))
         with torch.no_grad():
             bias = self.projection(torch.zeros_like(unit[:1]))
             matrix: torch.Tensor = (self.projection(unit) - bias).float().T
@@ -102,19 +103,17 @@ def _dense_rows(
 ) -> torch.Tensor:
     if terms.softcap is None and terms.sink is None:
         return _sdpa(query, key, value, mask, terms)
-    is_bool = mask.dtype == torch.bool
-    result = reference_attention(
-        query,
-        key,
-        value,
-        [key.shape[2]] * query.shape[1],
-        tail="drop",
-        mask=mask if is_bool else torch.ones_like(mask, dtype=torch.bool),
-        bias=None if is_bool else mask,
-        dtype=torch.float32,
-        **vars(terms),
-    )
-    return result.output.to(query.dtype)
+    return chunked_dense(query, key, value, mask, **vars(terms))
+
+
+def device_of(weight: torch.Tensor) -> torch.device:
+    """Where a module's input goes; the CPU for a weight that a `device_map` keeps elsewhere until it is used."""
+    return torch.device("cpu") if weight.is_meta else weight.device
+
+
+def input_device(model: Any) -> torch.device:
+    """Where the token ids of `model` go."""
+    return device_of(model.get_input_embeddings().weight)
 
 
 def _flash(query: torch.Tensor) -> Any:
@@ -221,7 +220,7 @@ def _discover(model: Any) -> tuple[AttentionLayer, ...]:
     modules = dict.fromkeys(model.modules())
     handlers: dict[torch.nn.Module, Handler] = dict.fromkeys(modules, probe)
     hooks = [module.register_forward_pre_hook(probe.before_module) for module in modules]
-    device = model.get_input_embeddings().weight.device
+    device = input_device(model)
     training = model.training
     try:
         with intercepted(model, handlers), torch.no_grad():

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from .architecture import PROBE_TOKENS, AttentionLayer, attention_layers
+from .architecture import PROBE_TOKENS, AttentionLayer, attention_layers, input_device
 from .attention import LayerRules, SparseAttention
 from .breakeven import Shape, break_even
 from .errors import GeosparseError, did_you_mean
@@ -147,7 +147,7 @@ def _check_dense_budget(model: Any) -> None:
     if model in _trusted:
         return
     embedding = model.get_input_embeddings().weight
-    tokens = torch.arange(PROBE_TOKENS, device=embedding.device)[None] % embedding.shape[0]
+    tokens = torch.arange(PROBE_TOKENS, device=input_device(model))[None] % embedding.shape[0]
     layers = attention_layers(model)
     unlimited = Budgets(torch.full((len(layers), layers[0].heads), PROBE_TOKENS, dtype=torch.int64))
     receipt = Receipt(unlimited, [layer.name for layer in layers])

@@ -19,7 +19,7 @@ LAYERS = [
     {"errors"},
     {"artifact", "provenance", "progress", "statistics"},
     {"ops"},
-    {"geometry", "interception", "sinks", "text", "weights"},
+    {"geometry", "interception", "dense", "sinks", "text", "weights"},
     {"moments", "regimes"},
     {"fits"},
     {"law"},
