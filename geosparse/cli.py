@@ -126,7 +126,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--prompt", required=True, help="text to continue; - reads standard input")
     add("--chat", action="store_true", help="put the prompt into the tokenizer's chat template")
     add("--max-new-tokens", type=int, default=128, help="at most so many tokens (128)")
-    add("--prefill", default="exact", help="the prompt: exact (each token by the plan, default) or dense")
+    add("--prefill", default="exact", help="the prompt: exact (each token by the plan, default), dense or block")
     add("--dense-below", type=_tokens_or_measured, default=0, help=DENSE_HELP)
 
     example = "smollm2-135m --plan plan.json --tasks niah_single_1 --metadata '{\"max_seq_lengths\":[1024]}' --limit 5"

@@ -31,8 +31,8 @@ class _Patch(NamedTuple):
 RECORD = "_geosparse_patch"
 
 
-# How several queries at once are served: "exact", each as a decode step would be, or "dense", all of them densely.
-PREFILLS = ("exact", "dense")
+# How several queries at once are served: each as a decode step would be, all of them densely, or in blocks.
+PREFILLS = ("exact", "dense", "block")
 
 
 def sparsify_(model: Any, plan: Plan, prefill: str = "exact", dense_below: int | Literal["measured"] = 0) -> Receipt:
@@ -42,7 +42,8 @@ def sparsify_(model: Any, plan: Plan, prefill: str = "exact", dense_below: int |
         model: A transformers causal language model.
         plan: A plan for this model.
         prefill: How several queries at once are served: "exact", every query selects as it would in a decode step,
-            or "dense", without selection (the receipt says so); single queries always follow the plan.
+            "dense", without selection, or "block", dense within blocks of keys chosen for blocks of queries (the
+            receipt says so); single queries always follow the plan.
         dense_below: Single queries that see fewer tokens are served densely (the receipt says so); "measured": where
             `geosparse doctor --calibrate` found that to be faster on this device.
 

@@ -27,7 +27,7 @@ LAYERS = [
     {"architecture", "models"},
     {"identity", "selectors"},
     {"plan", "parts", "profile", "receipt"},
-    {"curves", "compiled", "cache", "figures"},
+    {"block", "curves", "compiled", "cache", "figures"},
     {"attention", "breakeven"},
     {"policies"},
     {"planner"},
