@@ -21,7 +21,7 @@ import torch
 
 import geosparse as gs
 from geosparse.architecture import attention_layers
-from geosparse.artifact import dump_json, write_json
+from geosparse.artifact import write_json
 from geosparse.attention import SparseAttention
 from geosparse.interception import intercepted
 from geosparse.ops import SELECTORS
@@ -120,8 +120,8 @@ def compare(model: Any, plans: dict[str, gs.Plan], found: torch.Tensor, scored: 
             "bytes_per_step": layer_bytes(model, plan, found.shape[1]),
         }
     for name, row in table.items():
-        exact = table[f"topn/{name.split('/')[1]}"]
-        row["excess_over_topn"] = row["excess_nll"] / exact["excess_nll"] - 1 if exact["excess_nll"] else math.nan
+        exact = table.get(f"topn/{name.split('/')[1]}", {}).get("excess_nll")
+        row["excess_over_topn"] = row["excess_nll"] / exact - 1 if exact else None
     dense = torch.cat(losses["dense"])
     table["dense"] = {"nll": float(dense.mean()), "bytes_per_step": layer_bytes(model, None, found.shape[1])}
     return table
@@ -151,8 +151,9 @@ def describe(result: dict[str, Any]) -> str:
         for name, row in group["variants"].items():
             if name != "dense":
                 low, high = row["excess_nll_interval"] or (math.nan, math.nan)
+                more = "" if row["excess_over_topn"] is None else f"{row['excess_over_topn']:+.1%}"
                 lines.append(
-                    f"  {name:<24} {row['excess_nll']:+.5f} [{low:+.5f}, {high:+.5f}]  {row['excess_over_topn']:+7.1%} "
+                    f"  {name:<24} {row['excess_nll']:+.5f} [{low:+.5f}, {high:+.5f}]  {more:>7} "
                     f"error {row['output_error']:.4f}  {row['bytes_per_step'] / dense['bytes_per_step']:6.1%} of bytes"
                 )
     return "\n".join(lines)
@@ -170,7 +171,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--scored", type=int, default=512, help="tokens scored at the end of each window (512)")
     parser.add_argument("--mean-keep", type=int, default=64, help="N of every head (64)")
     parser.add_argument("--plan", type=Path, help="a plan to compare the selectors with, too")
-    parser.add_argument("--out", type=Path, help="folder for selectors.json")
+    parser.add_argument("--out", type=Path, help="folder for selectors-LENGTH.json")
     options = parser.parse_args(arguments)
     try:
         lengths = [int(part) for part in options.lengths.split(",")]
@@ -180,15 +181,15 @@ def main(arguments: list[str] | None = None) -> int:
         if options.plan is not None:
             plan = gs.Plan.load(options.plan)
             plans[f"{plan.policy} {plan.mean_keep:g}"] = plan
-        result = about(SCHEMA, options.model, options.text) | {"scored": options.scored, "tables": []}
         for length, count in zip(lengths, counts, strict=True):
+            result = about(SCHEMA, options.model, options.text) | {"scored": options.scored, "tables": []}
             found = windows(tokenizer, options.text, length, count)
             for budget, plan in plans.items():
                 table = compare(model, variants(plan), found, options.scored)
                 result["tables"].append({"budget": budget, "length": length, "windows": count, "variants": table})
                 if options.out is not None:
-                    write_json(options.out / "selectors.json", result)
-        print(dump_json(result) if options.out is None else describe(result))
+                    write_json(options.out / f"selectors-{length}.json", result)
+            print(describe(result))
     except gs.GeosparseError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
