@@ -38,6 +38,12 @@ def test_halves_round_up_whatever_the_last_bit_of_a_power():
         assert int(root) == seen
 
 
+def test_a_budget_beyond_every_context_stays_a_number():
+    budgets = Budgets(torch.tensor([2**31 - 1]), torch.tensor([4.0], dtype=torch.float64), 1)
+    assert budgets.at(torch.tensor([10**6])).tolist() == [[2**31]]
+    assert budgets_of_row((2**31 - 1,), (4.0,), 1, 10**6) == (2**31,)
+
+
 def test_without_growth_they_are_what_they_are():
     budgets = Budgets(torch.tensor([[1, 2], [3, 4]]))
     assert torch.equal(budgets.at(torch.tensor([5, 10**6])), budgets.n_keep[..., None].expand(2, 2, 2))
