@@ -14,7 +14,10 @@ from .errors import GeosparseError
 
 DEFAULT_MODEL = "smollm2-135m"
 MODEL_HELP = "folder, .gguf file, hub id owner/name, or alias: smollm2-135m (default), gemma3-270m"
-POLICY_HELP = "fisher (default), output_error, mass, separability, uniform, or a control: permuted, random"
+POLICY_HELP = (
+    "fisher (default), output_error, mass, separability, entropy, regime, uniform, or a control: permuted, random"
+)
+SELECTOR_HELP = "how tokens are found: topn (default), lowbit, paged, paged+lowbit, sink_recent, or auto (with --bytes)"
 TEXT_HELP = ".txt or .jsonl file, hf:owner/name[:split], or pydoc:calibration|planning|test (embedded)"
 DENSE_HELP = "decode densely below so many tokens, or where `doctor --calibrate` measured that to be faster: measured"
 
@@ -81,7 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--length", type=int, help="tokens per window (1024)")
     add("--lengths", type=_whole_numbers, help="several lengths instead, shortest first, e.g. 512,1024,2048,4096")
     add("--windows", type=int, default=4, help="windows of the shortest length, evenly spaced over the text (4)")
-    add("--selectors", type=_words, default=("topn",), help="selectors to measure: topn (default), sink_recent")
+    add("--selectors", type=_words, default=("topn",), help="selectors to measure: topn (default), lowbit, paged, ...")
     add("--queries", type=int, default=64, help="query positions sampled per window (64)")
     add("--seed", type=int, default=0, help="seed of the sampling (0)")
     add("--out", type=Path, required=True, help="profile to write, .safetensors")
@@ -93,7 +96,16 @@ def build_parser() -> argparse.ArgumentParser:
     add = _adder(commands, "plan", _plan, "choose how many tokens each head keeps", example)
     add("profile", type=Path, nargs="?", help="profile from `geosparse profile`")
     add("--mean-keep", type=float, help="tokens kept per head, on average")
-    add("--density", type=float, help="instead of --mean-keep: the same as a fraction of the profile's length")
+    add("--density", type=float, help="instead of --mean-keep: the same as a fraction of the length")
+    add("--bytes", type=float, help="instead of --mean-keep: bytes that a decode step reads of the cache, modelled")
+    add("--tolerance", type=float, help="instead: the smallest budget within this relative loss increase, e.g. 0.01")
+    add("--model", help=f"for --tolerance, the model to measure: {MODEL_HELP}")
+    add("--text", help=f"for --tolerance, text to search on (pydoc:planning): {TEXT_HELP}")
+    add("--verify-text", help="for --tolerance, text to verify on, used for nothing else (pydoc:test)")
+    add("--windows", type=int, help="for --tolerance, windows to search on, and twice as many to verify (8)")
+    add("--length", type=int, help="context to plan for, tokens (the longest of the profile)")
+    add("--selector", help=SELECTOR_HELP)
+    add("--share-kv", action="store_true", default=None, help="the heads of one KV group keep the same tokens")
     add("--policy", help=POLICY_HELP)
     add("--tail", help="what stands for the rest: centroid, renormalize, drop, or best (default): the best per head")
     add("--seed", type=int, help="seed of the controls (0)")
@@ -266,18 +278,66 @@ def _plan(options: argparse.Namespace) -> None:
     for name, given in (("PROFILE", options.profile), ("--out", options.out)):
         if given is None:
             raise GeosparseError(f"geosparse plan needs {name}: geosparse plan PROFILE --mean-keep 32 --out plan.json.")
-    chosen = {name: value for name in ("policy", "tail", "seed") if (value := getattr(options, name)) is not None}
-    plan = make_plan(Profile.load(options.profile), options.mean_keep, density=options.density, **chosen)
+    names = ("policy", "tail", "seed", "density", "length", "selector", "share_kv")
+    chosen = {name: value for name in names if (value := getattr(options, name)) is not None}
+    profile = Profile.load(options.profile)
+    if options.tolerance is None:
+        plan = make_plan(profile, options.mean_keep, bytes_read=options.bytes, **chosen)
+    else:
+        plan = _within_tolerance(options, profile, chosen)
     plan.save(options.out)
     data, text = describe_plan(plan)
     _show(options, data | {"out": str(options.out)}, f"{text}\nWrote {options.out}.")
+
+
+def _within_tolerance(options: argparse.Namespace, profile: Any, chosen: dict[str, Any]) -> Any:
+    from .models import load_model
+    from .planner import make_plan
+    from .text import load_texts, token_windows
+    from .tolerance import plan_within
+
+    if any(getattr(options, name) is not None for name in ("mean_keep", "density", "bytes")):
+        raise GeosparseError("--tolerance finds the budget itself: leave out --mean-keep, --density and --bytes.")
+    search, verify = (
+        load_texts(text) for text in (options.text or "pydoc:planning", options.verify_text or "pydoc:test")
+    )
+    if search == verify:
+        raise GeosparseError("--text and --verify-text are the same: verify on text that was not searched on.")
+    model, tokenizer = load_model(options.model or DEFAULT_MODEL)
+    profile.check(model)
+    length, count = options.length or profile.length, options.windows or 8
+    return plan_within(
+        model,
+        lambda mean_keep: make_plan(profile, mean_keep, **chosen),
+        options.tolerance,
+        token_windows(tokenizer, search, length, count),
+        token_windows(tokenizer, verify, length, 2 * count),
+        show_progress=True,
+        say=lambda line: print(line, file=sys.stderr),
+    )
 
 
 def _diff(options: argparse.Namespace) -> None:
     from .comparison import compare_plans, describe_comparison
     from .plan import Plan
 
-    for name in ("profile", "mean_keep", "density", "policy", "tail", "seed", "out"):
+    others = (
+        "density",
+        "bytes",
+        "tolerance",
+        "model",
+        "text",
+        "verify_text",
+        "windows",
+        "length",
+        "selector",
+        "share_kv",
+        "policy",
+        "tail",
+        "seed",
+        "out",
+    )
+    for name in ("profile", "mean_keep", *others):
         if getattr(options, name) is not None:
             flag = "a profile" if name == "profile" else f"--{name.replace('_', '-')}"
             raise GeosparseError(f"--diff compares two plans and makes none: leave out {flag}.")
