@@ -19,6 +19,7 @@ POLICY_HELP = (
 )
 SELECTOR_HELP = "how tokens are found: topn (default), lowbit, paged, paged+lowbit, sink_recent, or auto (with --bytes)"
 TEXT_HELP = ".txt or .jsonl file, hf:owner/name[:split], or pydoc:calibration|planning|test (embedded)"
+DENSE_HELP = "decode densely below so many tokens, or where `doctor --calibrate` measured that to be faster: measured"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -137,6 +138,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--prompt", required=True, help="text to continue; - reads standard input")
     add("--chat", action="store_true", help="put the prompt into the tokenizer's chat template")
     add("--max-new-tokens", type=int, default=128, help="at most so many tokens (128)")
+    add("--prefill", default="exact", help="the prompt: exact (each token by the plan, default), dense or block")
+    add("--dense-below", type=_tokens_or_measured, default=0, help=DENSE_HELP)
 
     example = "smollm2-135m --plan plan.json --tasks niah_single_1 --metadata '{\"max_seq_lengths\":[1024]}' --limit 5"
     add = _adder(commands, "lm-eval", _lm_eval, "lm-evaluation-harness, dense and sparse", example)
@@ -153,7 +156,14 @@ def build_parser() -> argparse.ArgumentParser:
     add("--new-tokens", type=int, default=32, help="decode steps to time (32)")
     add("--text", default="pydoc:test", help=TEXT_HELP)
 
-    _adder(commands, "doctor", _doctor, "what is installed, and whether sparse attention works here", "")
+    add = _adder(commands, "doctor", _doctor, "what is installed, and whether it works", "--calibrate smollm2-135m")
+    add(
+        "--calibrate",
+        metavar="MODEL",
+        help="measure from which context on sparse decoding of this model is faster here",
+    )
+    add("--dtype", default="float32", help="float32 (default), bfloat16, float16 or auto")
+    add("--device", help="where to measure, e.g. cuda (default: cpu)")
     return parser
 
 
@@ -187,6 +197,12 @@ def _whole_numbers(text: str) -> tuple[int, ...]:
         return tuple(int(word) for word in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(f"whole numbers with commas between them, found {text!r}") from None
+
+
+def _tokens_or_measured(text: str) -> int | str:
+    if text == "measured" or text.isdecimal():
+        return text if text == "measured" else int(text)
+    raise argparse.ArgumentTypeError(f"a whole number of tokens, or measured, found {text!r}")
 
 
 def _add_model(add: Any) -> None:
@@ -375,13 +391,19 @@ def _generate(options: argparse.Namespace) -> None:
     plan = _load_plan(options)
     model, tokenizer = _load(options)
     prompt = _read_prompt() if options.prompt == "-" else options.prompt
+    serving = {"prefill": options.prefill, "dense_below": options.dense_below}
     result = generate(
-        model, tokenizer, prompt, plan, options.max_new_tokens, chat=options.chat, stream=not options.json
+        model, tokenizer, prompt, plan, options.max_new_tokens, chat=options.chat, stream=not options.json, **serving
     )
     if options.json:
         _show(options, result, "")
     elif plan is not None:
-        print(f"[{result['new_tokens']} tokens, density {result['density']:.4f}]", file=sys.stderr)
+        print(
+            f"[{result['new_tokens']} tokens, density {result['density']:.4f}]",
+            *result["notes"],
+            sep="\n",
+            file=sys.stderr,
+        )
 
 
 def _read_prompt() -> str:
@@ -429,4 +451,16 @@ def _doctor(options: argparse.Namespace) -> None:
     from .doctor import examine
 
     data, text = examine()
+    if options.calibrate:
+        from .architecture import attention_layers
+        from .breakeven import NEVER, calibrate
+        from .patch import shape_of
+
+        options.model = options.calibrate
+        model, _ = _load(options)
+        shapes = {shape.key: shape for shape in (shape_of(model, layer) for layer in attention_layers(model))}
+        data["break_even"] = {key: calibrate(shape) for key, shape in shapes.items()}
+        for key, found in data["break_even"].items():
+            words = (f"{word} " + ("never" if n == NEVER else f"from {n} tokens") for word, n in found.items())
+            text += f"\nsparse decoding is no slower than dense on {key}: {', '.join(words)}"
     _show(options, data, text)

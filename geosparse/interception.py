@@ -55,20 +55,28 @@ def _attention(
 def _mask(
     *,
     batch_size: int,
-    q_length: int,
     kv_length: int,
+    q_length: int = 0,
     q_offset: int | torch.Tensor = 0,
     kv_offset: int = 0,
+    cache_position: torch.Tensor | None = None,
     attention_mask: torch.Tensor | None = None,
     mask_function: Any = None,
     **kwargs: Any,
 ) -> Span | torch.Tensor | None:
     """What the queries see: None for plain causality with the last query at the last key, a Span where causality,
     padding and a window say it all, else transformers' boolean mask."""
-    from transformers import AttentionMaskInterface
+    from transformers import AttentionMaskInterface, masking_utils
 
+    places: dict[str, Any] = {"q_length": q_length, "q_offset": q_offset}
+    if cache_position is not None:  # transformers 4: where the queries are, one by one
+        places = {"cache_position": cache_position}
+        q_length, q_offset = len(cache_position), int(cache_position[0])
     aligned = not isinstance(q_offset, torch.Tensor) and q_offset + q_length == kv_offset + kv_length
-    if aligned:
+    if torch.compiler.is_compiling():  # which cannot look into mask functions
+        if aligned and attention_mask is None and mask_function is masking_utils.causal_mask_function:
+            return None
+    elif aligned:
         span = _described(mask_function, attention_mask, batch_size, kv_length, kv_offset)
         if span is not None:
             window = span.window if span.window is not None and span.window < kv_length else None
@@ -78,12 +86,11 @@ def _mask(
     kwargs.pop("dtype", None)
     mask = AttentionMaskInterface()["sdpa"](
         batch_size=batch_size,
-        q_length=q_length,
         kv_length=kv_length,
-        q_offset=q_offset,
         kv_offset=kv_offset,
         attention_mask=attention_mask,
         mask_function=mask_function,
+        **places,
         **kwargs,
     )
     return None if mask is None else mask.bool()

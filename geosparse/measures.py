@@ -100,7 +100,7 @@ def _geometry(call: Call, kv_head: int, budgets: Sequence[int], queries: Sequenc
     for start in range(0, len(queries), rows_at_once):
         chosen = queries[start : start + rows_at_once]
         rows = rows_of(_at(call, chosen), slice(kv_head, kv_head + 1))
-        pieces.append(_metrics(rows, budgets, noise[:, chosen, rows.start : rows.start + rows.alpha.shape[-1]]))
+        pieces.append(metrics(rows, budgets, noise[:, chosen, rows.start : rows.start + rows.alpha.shape[-1]]))
     # [metrics, distances, rankings, heads, queries, budgets]
     table = torch.cat(pieces, dim=-2)
     random = table[:, :, 2:].nanmean(2, keepdim=True)
@@ -114,8 +114,9 @@ def _at(call: Call, queries: Sequence[int]) -> Call:
     return Call(call.query[:, :, queries], call.key, call.value, call.seen[queries], bias, call.terms)
 
 
-def _metrics(rows: Rows, budgets: Sequence[int], noise: torch.Tensor) -> torch.Tensor:
-    """`[metrics, distances, 2 + R, heads, Q, budgets]` by attention, by contribution, and by R rankings of `noise`."""
+def metrics(rows: Rows, budgets: Sequence[int], noise: torch.Tensor) -> torch.Tensor:
+    """`[metrics, distances, 2 + R, heads, Q, budgets]` by attention, by contribution, and by R rankings of `noise`
+    `[R, Q, L]`, for rows of the heads of one KV head."""
     heads, queries, keys = rows.alpha.shape
     most = min(max(budgets), keys)
     contribution = contribution_score(rows.alpha, rows.value)

@@ -278,6 +278,8 @@ def _parse_growth(rows: Any, identity: ModelIdentity) -> torch.Tensor:
     require(_is_table(rows, identity), "growth is misshapen.")
     numbers = all(isinstance(power, int | float) and not isinstance(power, bool) for row in rows for power in row)
     require(numbers, "growth holds something that is not a number.")
+    sound = all(0 <= power <= MAX_GROWTH for row in rows for power in row)
+    require(sound, f"growth holds one exponent from 0 to {MAX_GROWTH:g} per head.")
     return torch.tensor(rows, dtype=torch.float64)
 
 

@@ -35,9 +35,9 @@ def brute_force(alpha, value, order, n, distance="euclidean"):
     return precision, recall, f1, inner - outer, sum(far[j] <= far[i] for i in chosen for j in rest)
 
 
-def hold_against_brute_force(alpha, value, order, seen, budgets):
-    """Every metric at every query and budget, both distances."""
-    for distance in DISTANCES:
+def hold_against_brute_force(alpha, value, order, seen, budgets, distances=DISTANCES):
+    """Every metric at every query and budget."""
+    for distance in distances:
         result = separation(alpha, value, order, seen, budgets, distance)
         for query in range(len(alpha)):
             visible = int(seen[query].sum())

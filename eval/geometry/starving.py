@@ -11,6 +11,7 @@ import torch
 from geosparse.architecture import attention_layers, dense_attention, read_terms
 from geosparse.identity import identify
 from geosparse.interception import intercepted
+from geosparse.ops import Visibility
 from geosparse.patch import sparsified
 from geosparse.plan import Plan
 from geosparse.scoring import token_nll
@@ -62,7 +63,7 @@ class _Silencer:
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        attention_mask: torch.Tensor | None,
+        attention_mask: Visibility | None,
         **kwargs: Any,
     ) -> torch.Tensor:
         output = dense_attention(query, key, value, attention_mask, read_terms(module, query, kwargs))
