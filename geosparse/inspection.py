@@ -11,15 +11,20 @@ from .artifact import finite_or_none, os_errors_as
 from .ops import TAILS
 from .plan import Plan
 from .profile import METRICS, Profile
+from .regimes import REGIMES
 
 Described = tuple[dict[str, Any], str]
 
 
-def describe(path: Path) -> Described:
-    """A plan or profile, told apart by its first bytes: safetensors starts with a length, JSON never holds a zero."""
+def is_profile(path: Path) -> bool:
+    """Whether a file is a profile and not a plan: safetensors starts with a length, JSON never holds a zero."""
     with os_errors_as("read", path), path.open("rb") as file:
-        is_profile = b"\0" in file.read(8)
-    return describe_profile(Profile.load(path)) if is_profile else describe_plan(Plan.load(path))
+        return b"\0" in file.read(8)
+
+
+def describe(path: Path) -> Described:
+    """A plan or profile, told apart by its first bytes."""
+    return describe_profile(Profile.load(path)) if is_profile(path) else describe_plan(Plan.load(path))
 
 
 def describe_plan(plan: Plan) -> Described:
@@ -66,6 +71,7 @@ def describe_profile(profile: Profile) -> Described:
             row[f"fisher_{tail}"] = float(profile.fisher(tail)[..., column].sum())
         table.append(row)
     model = profile.model
+    regimes = _regime_shares(profile)
     data = {
         "model": model.to_json(),
         "length": profile.length,
@@ -76,6 +82,7 @@ def describe_profile(profile: Profile) -> Described:
         "nll": profile.nll,
         "budgets": table,
         "calibration": profile.calibration,
+        "regimes": regimes,
     }
     lines = [
         f"Profile of {model.name} ({model.architecture}, {model.layers} layers, {model.heads} query heads)",
@@ -91,7 +98,14 @@ def describe_profile(profile: Profile) -> Described:
             f"{row['fisher_centroid']:>27.4g}"
         )
     lines.append("  * F is 1 by definition at N = 1, for any rule")
+    lines.append("  regimes: " + ", ".join(f"{name} {share:.0%}" for name, share in regimes.items()))
     return data, "\n".join(lines)
+
+
+def _regime_shares(profile: Profile) -> dict[str, float]:
+    """The share of heads in each regime."""
+    label = profile.regimes().label
+    return {name: float((label == place).double().mean()) for place, name in enumerate(REGIMES)}
 
 
 def describe_score(result: dict[str, Any]) -> str:
