@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -115,6 +116,22 @@ def input_device(model: Any) -> torch.device:
     return device_of(model.get_input_embeddings().weight)
 
 
+def _flash(query: torch.Tensor) -> Any:
+    """flash-attn's function where it is installed and takes this query (half precision, CUDA, no gradient); or None."""
+    if not query.is_cuda or query.dtype not in (torch.float16, torch.bfloat16) or torch.is_grad_enabled():
+        return None
+    return _flash_function() if query.shape[-1] <= 256 else None
+
+
+@cache
+def _flash_function() -> Any:
+    try:
+        from flash_attn import flash_attn_func
+    except ImportError:
+        return None
+    return flash_attn_func
+
+
 def _sdpa(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -123,6 +140,12 @@ def _sdpa(
     terms: Terms,
     causal: bool = False,
 ) -> torch.Tensor:
+    if mask is None:
+        flash = _flash(query)
+        if flash is not None:
+            rows = (tensor.transpose(1, 2) for tensor in (query, key, value))
+            output: torch.Tensor = flash(*rows, softmax_scale=terms.scaling, causal=causal)
+            return output.transpose(1, 2)
     grouped = query.shape[1] != key.shape[1]
     return torch.nn.functional.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, is_causal=causal, scale=terms.scaling, enable_gqa=grouped

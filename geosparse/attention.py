@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from .architecture import dense_attention, read_terms
+from .architecture import Terms, dense_attention, read_terms
+from .compiled import attend_compiled, number_of
 from .errors import GeosparseError
 from .ops import (
     PATHS,
@@ -66,6 +67,7 @@ class SparseAttention:
         self._n_keep = tuple(rules.budgets.n_keep.tolist())
         self._growth = None if rules.budgets.growth is None else tuple(rules.budgets.growth.tolist())
         self._indexed = needs_index(rules.selectors)
+        self._number = number_of(self)
         if self._indexed and rules.window is not None:
             receipt.note(layer, "topn", f"a sliding window of {rules.window} tokens has no pages")
 
@@ -80,6 +82,19 @@ class SparseAttention:
     ) -> torch.Tensor:
         """Sparse attention `[B, Hq, T, Dv]` of `query` `[B, Hq, T, D]` over `key`, `value` `[B, Hkv, S, D]`."""
         terms = read_terms(module, query, kwargs)
+        if torch.compiler.is_compiling():
+            return attend_compiled(self._number, query, key, value, attention_mask, terms)
+        return self.serve(query, key, value, attention_mask, terms)
+
+    def serve(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: Visibility | None,
+        terms: Terms,
+    ) -> torch.Tensor:
+        """The same with the terms of the call read."""
         (batch, _, queries, _), keys = query.shape, key.shape[2]
         mask, bias = split_mask(attention_mask, keys)
         visible = visible_rows(Span() if mask is None else mask, batch, queries, keys, query.device)

@@ -10,7 +10,7 @@ import torch
 from geosparse.architecture import AttentionLayer, attention_layers, dense_attention, read_terms
 from geosparse.attention import split_mask
 from geosparse.interception import intercepted
-from geosparse.ops import causal_mask
+from geosparse.ops import Span, Visibility
 from geosparse.ops.chunked import attention_scores, attention_weights
 
 # Layer index, attention rows `[Hq, Q, L]`, values `[Hkv, L, Dv]`, seen `[Q, L]` bool.
@@ -47,16 +47,17 @@ class _Visitor:
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        attention_mask: torch.Tensor | None,
+        attention_mask: Visibility | None,
         **kwargs: Any,
     ) -> torch.Tensor:
         terms = read_terms(module, query, kwargs)
         mask, bias = split_mask(attention_mask, key.shape[2])
-        if mask is None:
-            mask = causal_mask(query.shape[2], key.shape[2], query.device)
         rows = self.positions.to(query.device)
-        seen = mask[0, 0, rows]
-        bias = None if bias is None else bias[:, :, rows]
+        if isinstance(mask, torch.Tensor):
+            seen = mask[0, 0].expand(query.shape[2], -1)[rows]
+        else:
+            seen = (mask or Span()).rows(rows, query.shape[2], key.shape[2])[0, 0]
+        bias = None if bias is None else bias.expand(-1, -1, query.shape[2], -1)[:, :, rows]
         scores = attention_scores(query[:, :, rows], key, terms.scaling, seen, bias, terms.softcap)
         alpha, _ = attention_weights(scores, seen, terms.sink)
         self.visit(self.index, alpha[0], value[0].float(), seen)
