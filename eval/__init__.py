@@ -1,0 +1,1 @@
+"""Studies and measurements on top of geosparse; never imported by it."""

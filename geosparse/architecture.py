@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 
+from .dense import chunked_dense
 from .errors import GeosparseError
 from .interception import Handler, intercepted
-from .ops import Span, Visibility, reference_attention
+from .ops import Span, Visibility
 from .ops.span import chunk_of
 
 PROBE_TOKENS = 8
@@ -44,7 +46,7 @@ class AttentionLayer:
         """The output projection `[hidden, Hq * Dv]` in fp32, whatever class it is: its action on the unit vectors."""
         weight = next(self.projection.parameters())
         width = self.heads * self.value_dim
-        unit = torch.eye(width, dtype=weight.dtype, device=weight.device)
+        unit = torch.eye(width, dtype=weight.dtype, device=device_of(weight))
         with torch.no_grad():
             bias = self.projection(torch.zeros_like(unit[:1]))
             matrix: torch.Tensor = (self.projection(unit) - bias).float().T
@@ -101,19 +103,33 @@ def _dense_rows(
 ) -> torch.Tensor:
     if terms.softcap is None and terms.sink is None:
         return _sdpa(query, key, value, mask, terms)
-    is_bool = mask.dtype == torch.bool
-    result = reference_attention(
-        query,
-        key,
-        value,
-        [key.shape[2]] * query.shape[1],
-        tail="drop",
-        mask=mask if is_bool else torch.ones_like(mask, dtype=torch.bool),
-        bias=None if is_bool else mask,
-        dtype=torch.float32,
-        **vars(terms),
-    )
-    return result.output.to(query.dtype)
+    return chunked_dense(query, key, value, mask, **vars(terms))
+
+
+def device_of(weight: torch.Tensor) -> torch.device:
+    """Where a module's input goes; the CPU for a weight that a `device_map` keeps elsewhere until it is used."""
+    return torch.device("cpu") if weight.is_meta else weight.device
+
+
+def input_device(model: Any) -> torch.device:
+    """Where the token ids of `model` go."""
+    return device_of(model.get_input_embeddings().weight)
+
+
+def _flash(query: torch.Tensor) -> Any:
+    """flash-attn's function where it is installed and takes this query (half precision, CUDA, no gradient); or None."""
+    if not query.is_cuda or query.dtype not in (torch.float16, torch.bfloat16) or torch.is_grad_enabled():
+        return None
+    return _flash_function() if query.shape[-1] <= 256 else None
+
+
+@cache
+def _flash_function() -> Any:
+    try:
+        from flash_attn import flash_attn_func
+    except ImportError:
+        return None
+    return flash_attn_func
 
 
 def _sdpa(
@@ -124,6 +140,12 @@ def _sdpa(
     terms: Terms,
     causal: bool = False,
 ) -> torch.Tensor:
+    if mask is None:
+        flash = _flash(query)
+        if flash is not None:
+            rows = (tensor.transpose(1, 2) for tensor in (query, key, value))
+            output: torch.Tensor = flash(*rows, softmax_scale=terms.scaling, causal=causal)
+            return output.transpose(1, 2)
     grouped = query.shape[1] != key.shape[1]
     return torch.nn.functional.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, is_causal=causal, scale=terms.scaling, enable_gqa=grouped
@@ -198,7 +220,7 @@ def _discover(model: Any) -> tuple[AttentionLayer, ...]:
     modules = dict.fromkeys(model.modules())
     handlers: dict[torch.nn.Module, Handler] = dict.fromkeys(modules, probe)
     hooks = [module.register_forward_pre_hook(probe.before_module) for module in modules]
-    device = model.get_input_embeddings().weight.device
+    device = input_device(model)
     training = model.training
     try:
         with intercepted(model, handlers), torch.no_grad():

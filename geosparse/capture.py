@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .architecture import AttentionLayer, Terms, attention_layers, dense_attention, read_terms
+from .architecture import AttentionLayer, Terms, attention_layers, dense_attention, input_device, read_terms
 from .attention import split_mask
 from .errors import GeosparseError
 from .interception import intercepted
@@ -68,12 +68,22 @@ class Rows:
 
 @dataclass
 class LayerRows:
-    """One layer of `walk_layers`: `rows` of all its heads at `positions`."""
+    """One layer of `walk_layers`: its place, and the rows of its heads at `positions`."""
 
     index: int
     layer: AttentionLayer
     positions: torch.Tensor
-    rows: Rows
+    call: Call
+
+    @property
+    def rows(self) -> Rows:
+        """Of all heads at once."""
+        return rows_of(self.call)
+
+    def groups(self) -> Iterator[Rows]:
+        """Of the query heads of one KV head after the other."""
+        for kv_head in range(self.call.key.shape[1]):
+            yield rows_of(self.call, slice(kv_head, kv_head + 1))
 
 
 def rows_of(call: Call, kv_heads: slice = slice(None), queries: slice = slice(None)) -> Rows:
@@ -154,11 +164,11 @@ def walk_layers(model: Any, window: torch.Tensor, positions: torch.Tensor | Sequ
     positions = torch.as_tensor(positions, dtype=torch.int64)
     layers = attention_layers(model)
     recorder = Recorder(positions)
-    ids = window[None].to(model.get_input_embeddings().weight.device)
+    ids = window[None].to(input_device(model))
     with intercepted(model, {layer.module: recorder for layer in layers}), torch.no_grad():
         model(ids, use_cache=False, logits_to_keep=1)
     for index, layer in enumerate(layers):
-        yield LayerRows(index, layer, positions, rows_of(recorder.calls.pop(layer.module)))
+        yield LayerRows(index, layer, positions, recorder.calls.pop(layer.module))
 
 
 def forward_backward(
@@ -180,7 +190,7 @@ def forward_backward(
         GeosparseError: Loss or gradients are not finite.
     """
     recorder = Recorder(positions, slopes)
-    ids = window[None].to(model.get_input_embeddings().weight.device)
+    ids = window[None].to(input_device(model))
     handlers = {layer.module: recorder for layer in layers}
     recomputed = _recomputed(model) if len(window) > KEPT_TOKENS else nullcontext()
     with intercepted(model, handlers), recomputed, _inputs_that_need_grad(model) as inputs:

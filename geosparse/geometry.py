@@ -135,9 +135,12 @@ def separations(
                 slack = step
             chosen = near.gather(-1, picked)
             near.scatter_(-1, picked, torch.inf)
-            inner, nearer = nearest_and_counts(near, chosen + slack)
+            outer = picked.gather(-1, chosen.argmax(-1, keepdim=True))
+            inner = near.argmin(-1, keepdim=True)
+            nearer = counts_within(near, chosen + slack)
             inversions = nearer.sum(-1)
-            margin = _gap(chosen.amax(-1), inner, length.squeeze(-1), distance)
+            rho_max, rho_min = (_distance(alpha, value, centre, token, distance) for token in (outer, inner))
+            margin = rho_min - rho_max
             column = _column(budget, nearer, inversions, margin)
             columns[distance].append(column.masked_fill(visible <= budget, torch.nan))
     return {distance: Separation(*torch.stack(columns[distance], dim=-1)) for distance in distances}
@@ -152,12 +155,16 @@ def _sum_of(alpha: torch.Tensor, value: torch.Tensor, picked: torch.Tensor) -> t
     return (alpha.gather(-1, picked).unsqueeze(-2) @ taken).squeeze(-2)
 
 
-def _gap(outer: torch.Tensor, inner: torch.Tensor, length: torch.Tensor, distance: Distance) -> torch.Tensor:
-    """rho_min - rho_max from what distances are compared by."""
+def _distance(
+    alpha: torch.Tensor, value: torch.Tensor, centre: torch.Tensor, token: torch.Tensor, distance: Distance
+) -> torch.Tensor:
+    """The distance `[..., Q]` of one token per query, `[..., Q, 1]`, from the centre, straight from the definition."""
+    offered = _sum_of(alpha, value, token)
+    far: torch.Tensor = torch.linalg.vector_norm(offered - centre, dim=-1)
     if distance == "cosine":
-        return inner - outer
-    shared = length.square()
-    return (inner + shared).clamp_min(0.0).sqrt() - (outer + shared).clamp_min(0.0).sqrt()
+        lengths = torch.linalg.vector_norm(offered, dim=-1) * torch.linalg.vector_norm(centre, dim=-1)
+        far = 1 - (offered * centre).sum(-1) / (lengths + COSINE_FLOOR)
+    return far
 
 
 def _column(budget: int, nearer: torch.Tensor, inversions: torch.Tensor, margin: torch.Tensor) -> torch.Tensor:
@@ -170,17 +177,15 @@ def _column(budget: int, nearer: torch.Tensor, inversions: torch.Tensor, margin:
     return torch.stack([precision, recall, f1, margin, inversions.to(margin.dtype)])
 
 
-def nearest_and_counts(rest: torch.Tensor, reach: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The least of `rest` `[..., L]`, `[...]`, and how many of them each of `reach` `[..., N]` covers, int64
-    `[..., N]`; `rest` may be sorted in place."""
+def counts_within(rest: torch.Tensor, reach: torch.Tensor) -> torch.Tensor:
+    """How many of `rest` `[..., L]` are at most each of `reach` `[..., N]`, int64 `[..., N]`; may sort `rest`."""
     if reach.shape[-1] <= FEW:
-        counts = [(rest <= reach[..., place, None]).sum(-1) for place in range(reach.shape[-1])]
-        return rest.amin(-1), torch.stack(counts, -1)
+        return torch.stack([(rest <= reach[..., place, None]).sum(-1) for place in range(reach.shape[-1])], -1)
     if rest.device.type == "cpu":
         _sort(rest.view(-1, rest.shape[-1]))
     else:
         rest = rest.sort(dim=-1).values
-    return rest[..., 0], torch.searchsorted(rest, reach, right=True)
+    return torch.searchsorted(rest, reach, right=True)
 
 
 def _sort(rows: torch.Tensor) -> None:
@@ -229,6 +234,8 @@ def kept_errors(
     mean = (weight / visible.unsqueeze(-1).clamp_min(1.0)) @ value
     masses, kept, whole, sinks = [], [], [], []
     lost = 1 - alpha.sum(-1)
+    # What a sum of L rounded weights may miss by itself is no sink, and may be more than all that is kept.
+    lost = torch.where(lost > alpha.shape[-1] * torch.finfo(alpha.dtype).eps, lost, 0.0)
     for keep, estimate in keeps:
         selected = alpha * keep
         ratio = torch.ones_like(lost)

@@ -61,13 +61,25 @@ def weight_fingerprint(model: Any) -> str:
     """A hash of evenly spaced weights of every parameter, rounded to bf16: the same in fp32, bf16 and fp16."""
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
-        flat = parameter.detach().reshape(-1)
+        flat = _at_hand(model, name, parameter).detach().reshape(-1)
         picks = torch.linspace(0, flat.numel() - 1, min(SAMPLES_PER_TENSOR, flat.numel()), dtype=torch.float64).long()
         sample = flat[picks.to(flat.device)].float().cpu()
         sample = torch.where(sample.abs() < SMALLEST, 0.0, sample).bfloat16()
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
         digest.update(sample.view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _at_hand(model: Any, name: str, parameter: torch.Tensor) -> torch.Tensor:
+    """The parameter, fetched where a `device_map` keeps it on disk or on another device until it is used."""
+    if not parameter.is_meta:
+        return parameter
+    from accelerate.utils import align_module_device
+
+    owner, _, last = name.rpartition(".")
+    with align_module_device(model.get_submodule(owner), "cpu"):
+        fetched: torch.Tensor = getattr(model.get_submodule(owner), last).detach().clone()
+    return fetched
 
 
 def parse_identity(data: Any) -> ModelIdentity:

@@ -66,14 +66,17 @@ def _mask(
 ) -> Span | torch.Tensor | None:
     """What the queries see: None for plain causality with the last query at the last key, a Span where causality,
     padding and a window say it all, else transformers' boolean mask."""
-    from transformers import AttentionMaskInterface
+    from transformers import AttentionMaskInterface, masking_utils
 
     places: dict[str, Any] = {"q_length": q_length, "q_offset": q_offset}
     if cache_position is not None:  # transformers 4: where the queries are, one by one
         places = {"cache_position": cache_position}
         q_length, q_offset = len(cache_position), int(cache_position[0])
     aligned = not isinstance(q_offset, torch.Tensor) and q_offset + q_length == kv_offset + kv_length
-    if aligned:
+    if torch.compiler.is_compiling():  # which cannot look into mask functions
+        if aligned and attention_mask is None and mask_function is masking_utils.causal_mask_function:
+            return None
+    elif aligned:
         span = _described(mask_function, attention_mask, batch_size, kv_length, kv_offset)
         if span is not None:
             window = span.window if span.window is not None and span.window < kv_length else None

@@ -11,6 +11,7 @@ from .geometry import DISTANCES, contribution_score, kept_errors, selection_orde
 from .ops import TAILS, needs_index
 from .ops.index import index_of
 from .profile import METRICS
+from .regimes import signatures
 from .selectors import Scored, selections
 
 # Elements of one temporary tensor: a handful of them are alive at once, and should stay in the cache.
@@ -44,6 +45,8 @@ def layer_arrays(
     for kv_head in range(call.key.shape[1]):
         heads = slice(kv_head * groups, (kv_head + 1) * groups)
         part = _errors(call, kv_head, gradient[heads], gram[heads], budgets, selectors)
+        rows = rows_of(call, slice(kv_head, kv_head + 1), slice(gradient.shape[1]))
+        part["signatures"] = signatures(rows.alpha, rows.value, rows.seen, None)
         parts.append(part | _geometry(call, kv_head, budgets, [*geometry_queries, call.query.shape[2] - 1], noise))
     axis = {name: -1 if name in ("output_norm", "entropy") else -2 for name in parts[0]}
     return {name: torch.cat([part[name] for part in parts], axis[name]).cpu() for name in parts[0]}
@@ -97,7 +100,7 @@ def _geometry(call: Call, kv_head: int, budgets: Sequence[int], queries: Sequenc
     for start in range(0, len(queries), rows_at_once):
         chosen = queries[start : start + rows_at_once]
         rows = rows_of(_at(call, chosen), slice(kv_head, kv_head + 1))
-        pieces.append(_metrics(rows, budgets, noise[:, chosen, rows.start : rows.start + rows.alpha.shape[-1]]))
+        pieces.append(metrics(rows, budgets, noise[:, chosen, rows.start : rows.start + rows.alpha.shape[-1]]))
     # [metrics, distances, rankings, heads, queries, budgets]
     table = torch.cat(pieces, dim=-2)
     random = table[:, :, 2:].nanmean(2, keepdim=True)
@@ -111,8 +114,9 @@ def _at(call: Call, queries: Sequence[int]) -> Call:
     return Call(call.query[:, :, queries], call.key, call.value, call.seen[queries], bias, call.terms)
 
 
-def _metrics(rows: Rows, budgets: Sequence[int], noise: torch.Tensor) -> torch.Tensor:
-    """`[metrics, distances, 2 + R, heads, Q, budgets]` by attention, by contribution, and by R rankings of `noise`."""
+def metrics(rows: Rows, budgets: Sequence[int], noise: torch.Tensor) -> torch.Tensor:
+    """`[metrics, distances, 2 + R, heads, Q, budgets]` by attention, by contribution, and by R rankings of `noise`
+    `[R, Q, L]`, for rows of the heads of one KV head."""
     heads, queries, keys = rows.alpha.shape
     most = min(max(budgets), keys)
     contribution = contribution_score(rows.alpha, rows.value)

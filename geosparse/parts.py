@@ -15,6 +15,13 @@ from .profile import ARRAYS
 
 Window = tuple[dict[str, torch.Tensor], float]  # the arrays of one window, and its mean loss
 
+# Where launchers say which process this is, and of how many.
+LAUNCHERS = (
+    ("RANK", "WORLD_SIZE"),
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+    ("PMI_RANK", "PMI_SIZE"),
+    ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE"),
+)
 LONGEST_WAIT = timedelta(days=7)
 
 
@@ -52,16 +59,21 @@ class Parts:
 
 
 def process_rank() -> tuple[int, int]:
-    """This process's place among those that a launcher (`accelerate launch`, `torchrun`) started, and their number."""
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    """This process's place among those that a launcher (`accelerate launch`, `torchrun`, `mpirun`) started, and their
+    number."""
+    for rank, size in LAUNCHERS:
+        if rank in os.environ and size in os.environ:
+            return int(os.environ[rank]), int(os.environ[size])
+    return 0, 1
 
 
 def wait_for_all() -> None:
     """Return when every process of the launcher has come here."""
-    if process_rank()[1] == 1:
+    rank, processes = process_rank()
+    if processes == 1:
         return
     from torch import distributed
 
     if not distributed.is_initialized():
-        distributed.init_process_group("gloo", timeout=LONGEST_WAIT)
+        distributed.init_process_group("gloo", rank=rank, world_size=processes, timeout=LONGEST_WAIT)
     distributed.barrier(distributed.new_group(backend="gloo", timeout=LONGEST_WAIT))

@@ -22,7 +22,7 @@ BEST: Literal["best"] = "best"
 PlanTail = Tail | Literal["best"]
 MAX_GROWTH = 4.0
 # Written only where they say something; a file without them is an older plan.
-OPTIONAL = {"head_tails", "head_selectors", "growth", "share_kv", "selector"}
+OPTIONAL = {"head_tails", "head_selectors", "growth", "share_kv", "selector", "verified"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +45,8 @@ class Plan:
         growth: `[layers, Hq]` fp64 exponents: beyond `reference_length` visible tokens v a head keeps
             n_keep * (v / reference_length)^growth; None: n_keep at every length.
         share_kv: The query heads of one KV group select the same tokens; their budgets are then equal.
+        verified: What was measured on text that the plan was not made from (`geosparse.tolerance`); empty for a plan
+            that was not verified.
     """
 
     n_keep: torch.Tensor
@@ -61,6 +63,7 @@ class Plan:
     head_selectors: torch.Tensor | None = None
     growth: torch.Tensor | None = None
     share_kv: bool = False
+    verified: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check everything that does not need the model."""
@@ -98,11 +101,13 @@ class Plan:
                 raise GeosparseError(f"share_kv goes with the selectors {' and '.join(sorted(SHARING))} only.")
         if self.share_kv:
             groups = self.n_keep.view(self.model.layers, self.model.kv_heads, -1)
-            words = self._selector_places().view(groups.shape)
+            words = self.selector_places.view(groups.shape)
             same = (groups == groups[..., :1]).all() and (words == words[..., :1]).all()
             require(bool(same), "share_kv needs equal budgets and selectors within each KV group.")
 
-    def _selector_places(self) -> torch.Tensor:
+    @property
+    def selector_places(self) -> torch.Tensor:
+        """The selector of every head, `[layers, Hq]` int64 places in `ops.SELECTORS`."""
         if self.head_selectors is not None:
             return self.head_selectors
         return torch.full_like(self.n_keep, SELECTORS.index(self.selector))
@@ -184,6 +189,7 @@ class Plan:
             data[key] = None if places is None else [[words[place] for place in row] for row in places.tolist()]
         data["growth"] = None if self.growth is None else self.growth.tolist()
         defaults = {"head_tails": None, "head_selectors": None, "growth": None, "share_kv": False, "selector": "topn"}
+        defaults |= {"verified": {}}
         return {key: value for key, value in data.items() if key not in defaults or value != defaults[key]}
 
     def save(self, path: Path | str) -> Path:
@@ -218,6 +224,7 @@ class Plan:
         identity = parse_identity(data["model"])
         for key, kind in (("calibration", dict), ("predicted", dict), ("provenance", dict), ("budget", dict)):
             require(isinstance(data[key], kind), f"{key} is not an object.")
+        require(isinstance(data.get("verified", {}), dict), "verified is not an object.")
         require(isinstance(data["policy"], str) and isinstance(data["tail"], str), "policy and tail are words.")
         require(is_count(data["reference_length"]), "reference_length is not a whole number >= 1.")
         require(isinstance(data.get("selector", "topn"), str), "selector is not a word.")

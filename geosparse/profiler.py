@@ -66,7 +66,7 @@ class ProfileConfig:
     random_sets: int = 8
     seed: int = 0
     lengths: tuple[int, ...] = (1024,)
-    geometry_queries: int = 16
+    geometry_queries: int = 12
     selectors: tuple[str, ...] = ("topn",)
 
     def __post_init__(self) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .architecture import check_context
+from .architecture import check_context, input_device
 from .artifact import finite_or_none
 from .errors import GeosparseError
 from .patch import sparsified
@@ -34,7 +34,7 @@ def token_nll(model: Any, windows: torch.Tensor, what: str = "score", show_progr
         GeosparseError: The loss is not finite.
     """
     check_context(model, windows.shape[1], "give a smaller --length")
-    device = model.get_input_embeddings().weight.device
+    device = input_device(model)
     rows = []
     with torch.no_grad():
         for window in track(windows, what, show_progress):

@@ -1,10 +1,14 @@
-"""Intervals for paired differences: few windows, so Student's t, exactly."""
+"""Intervals: Student's t for paired differences over few windows, the bootstrap over documents for anything else."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from statistics import fmean, stdev
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 def student_cdf(t: float, freedom: int) -> float:
@@ -38,3 +42,33 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, 
         return None
     half = student_quantile(0.5 + level / 2, len(values) - 1) * stdev(values) / math.sqrt(len(values))
     return fmean(values) - half, fmean(values) + half
+
+
+def bootstrap_interval(
+    values: torch.Tensor, level: float = 0.95, seed: int = 0, resamples: int = 2000
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """The percentile interval of the mean over documents, by resampling whole documents with replacement.
+
+    Args:
+        values: `[documents, ...]`, one row per window or document; NaNs are left out of every mean.
+        level: Of the interval.
+        seed: Of the resampling.
+        resamples: How often to resample.
+
+    Returns:
+        Lower and upper ends `[...]` fp64; None where there are fewer than two documents.
+    """
+    import torch
+
+    if len(values) < 2:
+        return None
+    generator = torch.Generator().manual_seed(seed)
+    picks = torch.randint(len(values), (resamples, len(values)), generator=generator)
+    counts = torch.zeros(resamples, len(values), dtype=torch.float64)
+    counts.scatter_add_(1, picks, torch.ones_like(picks).double())
+    flat = values.double().flatten(1)
+    known = torch.isfinite(flat)
+    means = (counts @ flat.masked_fill(~known, 0.0)) / (counts @ known.double())
+    edges = torch.tensor([0.5 - level / 2, 0.5 + level / 2], dtype=torch.float64)
+    low, high = means.nanquantile(edges, dim=0)
+    return low.view(values.shape[1:]), high.view(values.shape[1:])

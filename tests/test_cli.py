@@ -260,6 +260,10 @@ BAD = [
     ("plan p.safetensors --out {}/q --mean-keep 4 --seed -1", "seed is a whole number from 0"),
     ("plan p.safetensors --out {}/q --mean-keep 4 --policy fishr", "Unknown policy 'fishr': did you mean 'fisher'?"),
     ("plan p.safetensors --out {}/q --mean-keep 4 --tail drops", "Unknown tail 'drops': did you mean 'drop'?"),
+    ("profile model --text book.txt --out {}/p --length 64 --lengths 32,64", "--length is one length and --lengths"),
+    ("profile model --text book.txt --out {}/p --lengths 64,32", "lengths must ascend, found [64, 32]"),
+    ("profile model --text book.txt --out {}/p --lengths 64,many", "argument --lengths: whole numbers with commas"),
+    ("profile model --text book.txt --out {}/p --selectors top", "Unknown selector 'top': did you mean 'topn'"),
     # Artifacts.
     ("plan plan.json --out {}/q --mean-keep 4", "plan.json is not a profile, or it is damaged"),
     ("plan none --out {}/q --mean-keep 4", "Cannot read none: No such file or directory"),

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from geosparse.geometry import (
     DISTANCES,
     contribution_score,
+    kept_errors,
     random_order,
     rank_of,
     selection_order,
@@ -34,9 +35,9 @@ def brute_force(alpha, value, order, n, distance="euclidean"):
     return precision, recall, f1, inner - outer, sum(far[j] <= far[i] for i in chosen for j in rest)
 
 
-def hold_against_brute_force(alpha, value, order, seen, budgets):
-    """Every metric at every query and budget, both distances."""
-    for distance in DISTANCES:
+def hold_against_brute_force(alpha, value, order, seen, budgets, distances=DISTANCES):
+    """Every metric at every query and budget."""
+    for distance in distances:
         result = separation(alpha, value, order, seen, budgets, distance)
         for query in range(len(alpha)):
             visible = int(seen[query].sum())
@@ -164,3 +165,17 @@ def test_tail_errors_are_the_identities():
             assert torch.allclose(result.error[tail][:, column], -(1 - mass) * vector, atol=1e-12)
         assert torch.allclose(result.mass[:, column], mass[:, 0])
     assert all(error[:, 3].abs().max() == 0 for error in result.error.values())
+
+
+def test_a_set_that_holds_next_to_no_mass_is_renormalised_without_overflow():
+    """Weights of 1e-9 beside a sum that rounds to more or less than 1: no sink is read into the rounding."""
+    generator = torch.Generator().manual_seed(0)
+    scores = 4 * torch.randn(64, 1000, generator=generator)
+    scores[:, -1] = -20.0
+    alpha, value = scores.softmax(-1), torch.randn(1000, 8, generator=generator)
+    seen = torch.ones(64, 1000, dtype=torch.bool)
+    keep = torch.zeros_like(seen)
+    keep[:, -1] = True
+    errors = kept_errors(alpha, value, [(keep, None)], seen)
+    expected = value[-1] - alpha @ value
+    assert torch.allclose(errors.error["renormalize"][:, 0], expected, atol=1e-4)

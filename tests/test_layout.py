@@ -5,28 +5,36 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "geosparse"
+STUDIES = ROOT / "eval"
 
 # Lower layers first; a module may import from its own layer and those before it.
 LAYERS = [
     {"errors"},
     {"artifact", "provenance", "progress", "statistics"},
     {"ops"},
-    {"geometry", "interception", "text", "weights"},
+    {"geometry", "interception", "dense", "sinks", "text", "weights"},
+    {"moments", "regimes"},
+    {"fits"},
+    {"law"},
+    {"envelopes"},
     {"architecture", "models"},
     {"identity", "selectors"},
     {"plan", "parts", "profile", "receipt"},
-    {"curves", "attention", "cache", "figures"},
-    {"policies"},
+    {"block", "curves", "compiled", "cache", "figures", "traffic"},
+    {"attention", "breakeven", "choices", "byte_budget"},
+    {"growth", "policies"},
     {"planner"},
     {"page", "comparison"},
     {"capture", "measures", "profiler", "patch", "report", "plan_page"},
     {"scoring", "inspection", "doctor"},
+    {"tolerance"},
     {"bench", "generate", "integrations"},
     {"demo"},
     {"cli"},
@@ -86,6 +94,24 @@ def test_heavy_libraries_are_imported_when_used(path):
         assert not {name for level, name in imported(path, everywhere=False) if level == 1} & SUBCLASSES
 
 
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_the_package_never_imports_the_studies(path):
+    assert "eval" not in {name for level, name in imported(path, everywhere=True) if level == 0}
+
+
+@pytest.mark.parametrize("path", sorted(STUDIES.rglob("*.py")), ids=lambda path: str(path.relative_to(STUDIES)))
+def test_the_studies_import_heavy_libraries_when_used_and_nothing_of_the_tests(path):
+    eager = {name for level, name in imported(path, everywhere=False) if level == 0}
+    assert not eager & HEAVY
+    assert "tests" not in {name for level, name in imported(path, everywhere=True) if level == 0}
+
+
+def test_the_studies_are_not_in_the_wheel():
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        found = tomllib.load(file)["tool"]["setuptools"]["packages"]["find"]["include"]
+    assert found == ["geosparse", "geosparse.*"]
+
+
 def test_importing_the_package_imports_nothing_heavy():
     code = "import sys, geosparse; print(sorted({'torch', 'transformers', 'matplotlib', 'lm_eval'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
@@ -98,7 +124,8 @@ def test_readme_file_map_is_true():
     assert len(listed) == len(set(listed))
     missing = [name for name in listed if not (ROOT / name).exists()]
     assert not missing
-    present = {str(path.relative_to(ROOT)) for path in modules() if path.stat().st_size}
+    both = [*modules(), *STUDIES.rglob("*.py")]
+    present = {str(path.relative_to(ROOT)) for path in both if path.stat().st_size}
     covered = {name for name in present if any(name == entry or name.startswith(entry) for entry in listed)}
     assert present == covered
 

@@ -13,7 +13,7 @@ from geosparse.ops import TAILS, causal_mask, reference_attention
 from geosparse.profile import ARRAYS
 from geosparse.profiler import sample_positions, window_generator
 
-from .tiny import VOCABULARY, WINDOW, tiny_model, tiny_tokenizer
+from .tiny import VOCABULARY, WINDOW, save_tiny, tiny_model, tiny_tokenizer
 
 TEXT = " ".join(f"{word}{number}" for number in range(40) for word in ("alpha", "Beta", "gamma;", "delta"))
 LENGTH = 40
@@ -308,7 +308,7 @@ def test_flipped_bytes_load_or_are_refused(tmp_path, saved):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"schema": "geosparse.profile/1"}, "its schema is not geosparse.profile/2"),
+        ({"schema": "geosparse.profile/1"}, "its schema is not geosparse.profile/3"),
         ({"dimensions": {"tails": ["drop"]}}, "its tails, rankings or distances are not known"),
         ({"extra": 1}, "its metadata is not complete"),
         ({"nlls": ["low"]}, "nlls is not a list of numbers"),
@@ -433,3 +433,17 @@ def test_longer_windows_are_fewer_but_hold_as_many_tokens():
     config = gs.ProfileConfig(lengths=(512, 1024, 2048, 4096), windows=8)
     assert [config.windows_of(length) for length in config.lengths] == [8, 4, 2, 2]
     assert gs.ProfileConfig(windows=1).windows_of(1024) == 1
+
+
+def test_a_model_spread_by_a_device_map_gives_the_same_numbers(tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    folder = save_tiny(tmp_path / "model")
+    names = ("model.embed_tokens", "model.layers.0", "model.norm", "model.rotary_emb", "lm_head")
+    places = dict.fromkeys(names, "cpu") | {"model.layers.1": "disk"}
+    spread = AutoModelForCausalLM.from_pretrained(folder, device_map=places, offload_folder=tmp_path / "disk")
+    assert any(parameter.is_meta for parameter in spread.parameters())
+    whole, apart = profile_of(AutoModelForCausalLM.from_pretrained(folder)), profile_of(spread)
+    assert apart.model == whole.model
+    for name, array in whole.arrays.items():
+        assert torch.equal(apart.arrays[name].nan_to_num(-7.0), array.nan_to_num(-7.0))

@@ -3,10 +3,11 @@
 import math
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from geosparse.statistics import mean_interval, student_cdf, student_quantile
+from geosparse.statistics import bootstrap_interval, mean_interval, student_cdf, student_quantile
 
 # Two-sided 95 % and 99 %, from the tables in any textbook.
 PUBLISHED = {
@@ -51,3 +52,22 @@ def test_one_value_has_no_interval():
     assert mean_interval([]) is None
     assert mean_interval([1.0]) is None
     assert mean_interval([1.0, 1.0]) == (1.0, 1.0)
+
+
+def test_the_bootstrap_over_documents_covers_their_mean():
+    generator = torch.Generator().manual_seed(0)
+    hits = 0
+    for _ in range(200):
+        low, high = bootstrap_interval(torch.randn(30, 2, generator=generator).double() + 1.0)
+        hits += int(((low < 1) & (high > 1)).sum())
+    # 400 intervals of 95 %; the percentile bootstrap of 30 documents is a little narrow.
+    assert 0.88 <= hits / 400 <= 0.98
+
+
+def test_the_bootstrap_resamples_whole_documents_and_leaves_nan_out():
+    values = torch.tensor([[0.0, 5.0], [1.0, math.nan], [2.0, 5.0]])
+    low, high = bootstrap_interval(values)
+    assert (low[1], high[1]) == (5.0, 5.0)
+    assert 0 <= low[0] < 1 < high[0] <= 2
+    assert bootstrap_interval(values[:1]) is None
+    assert torch.equal(bootstrap_interval(values, seed=3)[0], bootstrap_interval(values, seed=3)[0])

@@ -40,6 +40,9 @@ class Span:
 
     def visible(self, batch: int, queries: int, keys: int, device: torch.device | str = "cpu") -> torch.Tensor:
         """How many keys each query sees, `[B, T]` int64."""
+        if queries == 1 and len(set(self.first)) == 1:
+            count = max(0, keys - self.first[0])
+            return torch.full((batch, 1), count if self.window is None else min(count, self.window), device=device)
         places = torch.arange(keys - queries, keys, device=device)
         if len(set(self.first)) == 1:
             rows = (places + 1 - self.first[0]).clamp_min_(0)[None]

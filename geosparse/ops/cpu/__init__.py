@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 
@@ -51,10 +53,10 @@ def cpu_attention(
     several queries get their scores and outputs from matrix products and everything between from a kernel. Pages with
     several queries, and shared selections, stay with the torch path.
     """
-    heads, queries = query.shape[1:3]
-    words = tuple(per_head(selector, heads))
+    queries = query.shape[2]
+    rules = _rules(query.shape[1], _hashable(tail), _hashable(selector))
     visibility = Span() if mask is None else mask
-    if share_kv or (queries > 1 and not {"paged", "paged+lowbit"}.isdisjoint(words)) or _blind_tail(words, tail):
+    if share_kv or rules.blind or (queries > 1 and rules.paged):
         return chunked_attention(
             query,
             key,
@@ -68,40 +70,49 @@ def cpu_attention(
             softcap=softcap,
             sink=sink,
         )
-    index = None
-    if needs_index(words):
-        index = index_of(key, page_starts(visibility, query.shape[0]))
-    budgets = keep_tensor(n_keep, "cpu") if isinstance(n_keep, torch.Tensor) else _budgets(tuple(n_keep))
-    tails, selectors = _tails(tuple(per_head(tail, heads))), _selectors(words)
-    sinks = None if sink is None else sink.detach().float().contiguous()
-    if queries == 1:
-        rows = budgets[..., 0].contiguous()
-        return decode(query, key, value, rows, tails, selectors, scaling, visibility, softcap, sinks, index)
-    return prefill(query, key, value, budgets, tails, selectors, scaling, visibility, softcap, sinks, index)
+    index = index_of(key, page_starts(visibility, query.shape[0])) if rules.indexed else None
+    if sink is not None:
+        sink = sink.detach().float().contiguous()
+    serve = decode if queries == 1 else prefill
+    if isinstance(n_keep, torch.Tensor):
+        budgets = keep_tensor(n_keep, "cpu")
+        budgets = budgets[..., 0].contiguous() if queries == 1 else budgets
+    else:
+        budgets = _budgets(tuple(n_keep), queries == 1)
+    return serve(query, key, value, budgets, rules.tails, rules.selectors, scaling, visibility, softcap, sink, index)
 
 
-def _blind_tail(words: tuple[str, ...], tail: Tails) -> bool:
-    """Whether a head without scores asks for a tail that needs the mass of what it did not score."""
-    tails = per_head(tail, len(words))
-    return any(word == "sink_recent" and tail != "renormalize" for word, tail in zip(words, tails, strict=True))
+class _Rules(NamedTuple):
+    """The words of a layer's heads as the kernels take them, and what they imply."""
+
+    tails: torch.Tensor  # [Hq] int64 places in TAILS
+    selectors: torch.Tensor  # [Hq] int64 places in SELECTORS
+    indexed: bool
+    paged: bool
+    blind: bool  # a head without scores asks for a tail that needs the mass of what it did not score
 
 
-@lru_cache(maxsize=4096)
-def _budgets(n_keep: tuple[int, ...]) -> torch.Tensor:
-    """`n_keep` as a tensor `[1, Hq, 1]`; the same few tuples come back at every token."""
-    return keep_tensor(n_keep, "cpu")
-
-
-@lru_cache(maxsize=4096)
-def _tails(words: tuple[str, ...]) -> torch.Tensor:
-    """The place of each head's tail in TAILS, which is the kernels' enum."""
-    return torch.tensor([list[str](TAILS).index(word) for word in words], dtype=torch.int64)
+def _hashable(words: str | Sequence[str]) -> str | tuple[str, ...]:
+    return words if isinstance(words, str | tuple) else tuple(words)
 
 
 @lru_cache(maxsize=4096)
-def _selectors(words: tuple[str, ...]) -> torch.Tensor:
-    """The place of each head's selector in SELECTORS, which is the kernels' enum."""
-    return torch.tensor([list[str](SELECTORS).index(word) for word in words], dtype=torch.int64)
+def _rules(heads: int, tail: str | tuple[str, ...], selector: str | tuple[str, ...]) -> _Rules:
+    """Worked out once; the same few words come back at every token."""
+    tails, selectors = per_head(tail, heads), per_head(selector, heads)
+    return _Rules(
+        torch.tensor([list[str](TAILS).index(word) for word in tails], dtype=torch.int64),
+        torch.tensor([list[str](SELECTORS).index(word) for word in selectors], dtype=torch.int64),
+        needs_index(selectors),  # type: ignore[arg-type]
+        not {"paged", "paged+lowbit"}.isdisjoint(selectors),
+        any(pair[0] == "sink_recent" and pair[1] != "renormalize" for pair in zip(selectors, tails, strict=True)),
+    )
+
+
+@lru_cache(maxsize=4096)
+def _budgets(n_keep: tuple[int, ...], one: bool) -> torch.Tensor:
+    """`n_keep` as a tensor `[1, Hq, 1]`, or `[1, Hq]` for one query; the same few tuples come back at every token."""
+    return keep_tensor(n_keep, "cpu")[..., 0].contiguous() if one else keep_tensor(n_keep, "cpu")
 
 
 __all__ = [

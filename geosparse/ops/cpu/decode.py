@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from functools import lru_cache
 
 import torch
 
@@ -36,61 +37,55 @@ def decode(
         sink: fp32 `[Hq]`.
         index: Of the keys, where a selector reads it.
     """
-    batch, heads, _, dim = query.shape
-    query, key, value = (unit_rows(tensor) for tensor in (query, key.to(query.dtype), value.to(query.dtype)))
-    output = query.new_empty(batch, heads, 1, value.shape[-1])
+    (batch, heads, _, dim), (_, kv_heads, keys, value_dim) = query.shape, value.shape
+    dtype = query.dtype
+    if key.dtype != dtype or value.dtype != dtype:
+        key, value = key.to(dtype), value.to(dtype)
+    query, key, value = unit_rows(query), unit_rows(key), unit_rows(value)
+    output = query.new_empty(batch, heads, 1, value_dim)
     kept = torch.empty(batch, heads, dtype=torch.int64)
-    first = seen = sums = None
+    shape, threads = (batch, heads, kv_heads, dim, value_dim), torch.get_num_threads()
+    call = DecodeCall.from_buffer_copy(_template(shape, dtype, scaling, softcap or 0.0, threads))
+    call.q, call.k, call.v, call.out = query.data_ptr(), key.data_ptr(), value.data_ptr(), output.data_ptr()
+    call.n_keep, call.tails, call.selectors = budgets.data_ptr(), tails.data_ptr(), selectors.data_ptr()
+    call.kept, call.keys = kept.data_ptr(), keys
+    call.q_batch, call.q_head, _, _ = query.stride()
+    call.k_batch, call.k_head, call.k_row, _ = key.stride()
+    call.v_batch, call.v_head, call.v_row, _ = value.stride()
+    if budgets.shape[0] > 1:
+        call.n_batch = heads
+    first = seen = None
     if isinstance(mask, torch.Tensor):
         seen = mask[:, 0, 0].expand(batch, -1).contiguous()
+        call.mask, call.mask_batch = seen.data_ptr(), keys
     else:
-        starts = starts_of(mask, batch, key.shape[2])
+        starts = starts_of(mask, batch, keys)
         sums = value_sum_of(value, starts)
-        first = torch.tensor(starts) if any(starts) else None
-    loaded = library()
-    assert loaded is not None
-    call = DecodeCall(
-        q=query.data_ptr(),
-        k=key.data_ptr(),
-        v=value.data_ptr(),
-        out=output.data_ptr(),
-        n_keep=budgets.data_ptr(),
-        tails=tails.data_ptr(),
-        selectors=selectors.data_ptr(),
-        first=pointer(first),
-        mask=pointer(seen),
-        value_sum=pointer(sums),
-        sink=pointer(sink),
-        kept=kept.data_ptr(),
-        batch=batch,
-        heads=heads,
-        kv_heads=key.shape[1],
-        keys=key.shape[2],
-        dim=dim,
-        value_dim=value.shape[-1],
-        q_batch=query.stride(0),
-        q_head=query.stride(1),
-        k_batch=key.stride(0),
-        k_head=key.stride(1),
-        k_row=key.stride(2),
-        v_batch=value.stride(0),
-        v_head=value.stride(1),
-        v_row=value.stride(2),
-        mask_batch=0 if seen is None else seen.stride(0),
-        n_batch=budgets.stride(0) if budgets.shape[0] > 1 else 0,
-        dtype=DTYPES[query.dtype],
-        threads=torch.get_num_threads(),
-        scaling=scaling,
-        softcap=softcap or 0.0,
-    )
+        if sums is not None:
+            call.value_sum = sums.data_ptr()
+        if any(starts):
+            first = torch.tensor(starts)
+            call.first = first.data_ptr()
+    if sink is not None:
+        call.sink = sink.data_ptr()
     if index is not None and index.codes.dim() > 1:
         call.low, call.high, call.codes = index.low.data_ptr(), index.high.data_ptr(), index.codes.data_ptr()
         call.bound_batch, call.bound_head = index.low.stride()[:2]
         call.code_batch, call.code_head = index.codes.stride()[:2]
         call.width, call.bits = index.low.shape[-1], index.bits
+    loaded = library()
+    assert loaded is not None
     if loaded.gs_decode(ctypes.byref(call)):
-        raise TypeError(f"the CPU kernels of this machine do not know {query.dtype}")
-    return Attended(output, kept.sum(0))
+        raise TypeError(f"the CPU kernels of this machine do not know {dtype}")
+    return Attended(output, kept[0] if batch == 1 else kept.sum(0))
+
+
+@lru_cache(maxsize=256)
+def _template(shape: tuple[int, ...], dtype: torch.dtype, scaling: float, softcap: float, threads: int) -> bytes:
+    """A call with everything that stays the same from token to token; a copy of it is filled in each time."""
+    names = ("batch", "heads", "kv_heads", "dim", "value_dim")
+    numbers = dict(zip(names, shape, strict=True))
+    return bytes(DecodeCall(dtype=DTYPES[dtype], threads=threads, scaling=scaling, softcap=softcap, **numbers))
 
 
 def starts_of(span: Span, batch: int, keys: int) -> tuple[int, ...]:

@@ -1,0 +1,161 @@
+"""The measured loss when one head alone is sparse: many heads at once, each in its own row of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import torch
+
+from geosparse.architecture import AttentionLayer, attention_layers, dense_attention, read_terms
+from geosparse.attention import split_mask
+from geosparse.errors import GeosparseError
+from geosparse.interception import Handler, intercepted
+from geosparse.ops import PATHS, Tail, best_path
+
+# Logits of one batch, elements.
+MOST_LOGITS = 1 << 28
+MOST_ROWS = 8
+
+
+class Trial(NamedTuple):
+    """One head kept to `n_keep` tokens, all others dense."""
+
+    layer: int
+    head: int
+    n_keep: int
+
+
+class _OneHeadSparse:
+    """Serves a layer densely, but in row b of the batch the head of trial b keeps its N tokens only."""
+
+    def __init__(self, trials: Sequence[Trial], tail: Tail) -> None:
+        self.trials = trials
+        self.tail = tail
+
+    def __call__(
+        self,
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        terms = read_terms(module, query, kwargs)
+        output = dense_attention(query, key, value, attention_mask, terms)
+        mask, bias = split_mask(attention_mask, key.shape[2])
+        groups = query.shape[1] // key.shape[1]
+        for row, trial in enumerate(self.trials):
+            own, served = slice(trial.head, trial.head + 1), slice(trial.head // groups, trial.head // groups + 1)
+            here = slice(row, row + 1)
+            parts = (query[here, own], key[here, served], value[here, served])
+            output[row, trial.head] = PATHS[best_path(*parts, bias)](
+                *parts,
+                [trial.n_keep],
+                tail=self.tail,
+                mask=_row(mask, row),
+                bias=_row(bias, row),
+                scaling=terms.scaling,
+                softcap=terms.softcap,
+                sink=None if terms.sink is None else terms.sink[own],
+            ).output[0, 0]
+        return output
+
+
+def _row(tensor: Any, row: int) -> Any:
+    """One row of a batch; what all rows share (a description of a mask, one mask, none) as it is."""
+    return tensor[row : row + 1] if isinstance(tensor, torch.Tensor) and len(tensor) > 1 else tensor
+
+
+def _dense(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **kwargs: Any,
+) -> torch.Tensor:
+    return dense_attention(query, key, value, attention_mask, read_terms(module, query, kwargs))
+
+
+def one_head_losses(
+    model: Any, window: torch.Tensor, trials: Sequence[Trial], tail: Tail
+) -> tuple[float, dict[Trial, float]]:
+    """The dense loss and that of each trial, nats per token.
+
+    Layers below the sparse one see the same input in every trial: they run once, and each batch starts from there.
+
+    Args:
+        model: A causal language model whose decoder layers take and return the hidden states first.
+        window: `[L]` token ids.
+        trials: What to measure.
+        tail: What stands for the discarded tokens.
+    """
+    layers = attention_layers(model)
+    blocks = [_block(model, layer) for layer in layers]
+    window = window.to(model.get_input_embeddings().weight.device)
+    inputs: dict[int, torch.Tensor] = {}
+    with torch.no_grad(), ExitStack() as stack:
+        for index, block in enumerate(blocks):
+            hook = block.register_forward_pre_hook(_keeper(inputs, index))
+            stack.callback(hook.remove)
+        handlers: dict[torch.nn.Module, Handler] = {layer.module: _dense for layer in layers}
+        with intercepted(model, handlers):
+            dense = _nll(model(window[None], use_cache=False).logits, window)[0]
+    found: dict[Trial, float] = {}
+    size = model.get_output_embeddings().weight.shape[0] * len(window)
+    rows = max(1, min(MOST_ROWS, MOST_LOGITS // size))
+    for index in sorted({trial.layer for trial in trials}):
+        own = [trial for trial in trials if trial.layer == index]
+        for start in range(0, len(own), rows):
+            part = own[start : start + rows]
+            handlers[layers[index].module] = _OneHeadSparse(part, tail)
+            with torch.no_grad(), intercepted(model, handlers), _starting_at(blocks, index, inputs[index]):
+                logits = model(window.expand(len(part), -1), use_cache=False).logits
+            found |= dict(zip(part, _nll(logits, window), strict=True))
+        handlers[layers[index].module] = _dense
+    return dense, found
+
+
+def _block(model: Any, layer: AttentionLayer) -> torch.nn.Module:
+    block: torch.nn.Module = model.get_submodule(layer.name.rsplit(".", 1)[0])
+    return block
+
+
+def _keeper(inputs: dict[int, torch.Tensor], index: int) -> Any:
+    def keep(module: torch.nn.Module, arguments: tuple[Any, ...]) -> None:
+        if not arguments or not isinstance(arguments[0], torch.Tensor):
+            raise GeosparseError(f"{type(module).__name__} does not take its hidden states first: study another model.")
+        inputs[index] = arguments[0]
+
+    return keep
+
+
+@contextmanager
+def _starting_at(blocks: Sequence[torch.nn.Module], index: int, hidden: torch.Tensor) -> Iterator[None]:
+    """Inside, the blocks before `index` do nothing and that block takes `hidden` `[1, L, width]` for every row."""
+
+    def replace(module: torch.nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (hidden.expand(len(arguments[0]), -1, -1), *arguments[1:])
+
+    hook = blocks[index].register_forward_pre_hook(replace)
+    before = [block.__dict__.get("forward") for block in blocks[:index]]
+    for block in blocks[:index]:
+        block.forward = lambda states, *rest, **options: states  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        hook.remove()
+        for block, forward in zip(blocks[:index], before, strict=True):
+            if forward is None:
+                del block.forward
+            else:
+                block.forward = forward  # type: ignore[method-assign]
+
+
+def _nll(logits: torch.Tensor, window: torch.Tensor) -> list[float]:
+    """Mean loss of each row of `logits` `[B, L, V]`."""
+    targets = window[1:].to(logits.device)
+    return [torch.nn.functional.cross_entropy(row[:-1].float(), targets).item() for row in logits]
