@@ -39,6 +39,10 @@ def describe_plan(plan: Plan) -> Described:
         "budget": plan.budget,
         "mean_keep": plan.mean_keep,
         "reference_length": plan.reference_length,
+        "selectors": plan.selector_counts(),
+        "share_kv": plan.share_kv,
+        "growth": None if plan.growth is None else plan.growth.tolist(),
+        "verified": plan.verified,
         "n_keep_quantiles": n_keep,
         "n_keep": plan.n_keep.tolist(),
         "predicted": plan.predicted,
@@ -51,10 +55,35 @@ def describe_plan(plan: Plan) -> Described:
         f"Plan for {model.name} ({model.architecture}, {model.layers} layers, {model.heads} query heads)",
         f"  policy {plan.policy}, tail {plan.tail}, mean N {plan.mean_keep:.2f} at {plan.reference_length} tokens",
         "  N: " + ", ".join(f"{name} {value}" for name, value in n_keep.items()),
+        *_plan_notes(plan),
         "layer | N per query head",
         *rows,
     ]
     return data, "\n".join(lines)
+
+
+def _plan_notes(plan: Plan) -> list[str]:
+    """What a plan says beside its budgets, one line each."""
+    counts = plan.selector_counts()
+    lines = ["  found by " + ", ".join(f"{name} ({count} heads)" for name, count in counts.items())]
+    if plan.share_kv:
+        lines.append("  the heads of one KV group keep the same tokens")
+    if plan.growth is not None:
+        typical = float(plan.growth.median())
+        error = plan.predicted.get("growth_left_out_error")
+        spread = "" if error is None else f"; budgets at a length left out are off by {error:.0%}"
+        lines.append(f"  beyond {plan.reference_length} tokens N grows as context^{typical:.2f} (median){spread}")
+    if "bytes" in plan.predicted:
+        lines.append(f"  a decode step reads {plan.predicted['bytes'] / 1e6:.2f} MB of a 16-bit cache, modelled")
+    if plan.verified:
+        facts = plan.verified
+        lines.append(
+            f"  loss increase {facts['increase']:+.2%}, limit {facts['limit']:+.2%}, "
+            f"tolerance {facts['tolerance']:.2%}, on {facts['windows']} windows never used before"
+        )
+        if facts["failed"]:
+            lines.append(f"  the budget grew: {facts['failed']} smaller ones failed their verification")
+    return lines
 
 
 def describe_profile(profile: Profile) -> Described:
@@ -71,7 +100,8 @@ def describe_profile(profile: Profile) -> Described:
             row[f"fisher_{tail}"] = float(profile.fisher(tail)[..., column].sum())
         table.append(row)
     model = profile.model
-    regimes = _regime_shares(profile)
+    labels = profile.regimes().label.flatten().tolist()
+    regimes = {name: labels.count(place) for place, name in enumerate(REGIMES)}
     data = {
         "model": model.to_json(),
         "length": profile.length,
@@ -79,15 +109,16 @@ def describe_profile(profile: Profile) -> Described:
         "windows": profile.windows,
         "selectors": list(profile.selectors),
         "queries": profile.queries,
+        "regimes": regimes,
         "nll": profile.nll,
         "budgets": table,
         "calibration": profile.calibration,
-        "regimes": regimes,
     }
     lines = [
         f"Profile of {model.name} ({model.architecture}, {model.layers} layers, {model.heads} query heads)",
         f"  {profile.at(profile.length).windows} windows of {profile.length} tokens, {profile.queries} queries each, "
         f"dense NLL {profile.nll:.4f}",
+        "  regimes: " + ", ".join(f"{name} {count}" for name, count in regimes.items()),
         "     N    mass       F  F rand.   output error (drop, renorm., centroid)   summed (g.e)^2, centroid",
     ]
     for row in table:
@@ -98,14 +129,7 @@ def describe_profile(profile: Profile) -> Described:
             f"{row['fisher_centroid']:>27.4g}"
         )
     lines.append("  * F is 1 by definition at N = 1, for any rule")
-    lines.append("  regimes: " + ", ".join(f"{name} {share:.0%}" for name, share in regimes.items()))
     return data, "\n".join(lines)
-
-
-def _regime_shares(profile: Profile) -> dict[str, float]:
-    """The share of heads in each regime."""
-    label = profile.regimes().label
-    return {name: float((label == place).double().mean()) for place, name in enumerate(REGIMES)}
 
 
 def describe_score(result: dict[str, Any]) -> str:

@@ -112,6 +112,11 @@ class Plan:
             return self.head_selectors
         return torch.full_like(self.n_keep, SELECTORS.index(self.selector))
 
+    def selector_counts(self) -> dict[str, int]:
+        """How many heads each selector serves, those that serve none left out."""
+        places = self.selector_places.flatten().tolist()
+        return {word: count for place, word in enumerate(SELECTORS) if (count := places.count(place))}
+
     @classmethod
     def uniform(
         cls,
