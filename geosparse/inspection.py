@@ -16,11 +16,15 @@ from .regimes import REGIMES
 Described = tuple[dict[str, Any], str]
 
 
-def describe(path: Path) -> Described:
-    """A plan or profile, told apart by its first bytes: safetensors starts with a length, JSON never holds a zero."""
+def is_profile(path: Path) -> bool:
+    """Whether a file is a profile and not a plan: safetensors starts with a length, JSON never holds a zero."""
     with os_errors_as("read", path), path.open("rb") as file:
-        is_profile = b"\0" in file.read(8)
-    return describe_profile(Profile.load(path)) if is_profile else describe_plan(Plan.load(path))
+        return b"\0" in file.read(8)
+
+
+def describe(path: Path) -> Described:
+    """A plan or profile, told apart by its first bytes."""
+    return describe_profile(Profile.load(path)) if is_profile(path) else describe_plan(Plan.load(path))
 
 
 def describe_plan(plan: Plan) -> Described:

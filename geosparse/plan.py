@@ -193,14 +193,8 @@ class Plan:
         for key, places, words in tables:
             data[key] = None if places is None else [[words[place] for place in row] for row in places.tolist()]
         data["growth"] = None if self.growth is None else self.growth.tolist()
-        defaults: dict[str, Any] = {
-            "head_tails": None,
-            "head_selectors": None,
-            "growth": None,
-            "share_kv": False,
-            "selector": "topn",
-        }
-        defaults |= {"verified": {}}
+        defaults: dict[str, Any] = dict.fromkeys(("head_tails", "head_selectors", "growth"))
+        defaults |= {"share_kv": False, "selector": "topn", "verified": {}}
         return {key: value for key, value in data.items() if key not in defaults or value != defaults[key]}
 
     def save(self, path: Path | str) -> Path:
