@@ -60,3 +60,23 @@ def test_sink_recent_keeps_both_ends(rows):
 def test_unknown_selector(rows):
     with pytest.raises(gs.GeosparseError, match="Unknown selector 'top': did you mean 'topn'"):
         selections("top", rows, BUDGETS)
+
+
+@pytest.mark.parametrize("name", SELECTORS)
+def test_an_index_of_more_keys_than_the_queries_see(name):
+    """The profiler cuts keys to what a chunk of queries sees, but indexes all of them."""
+    places, queries, keys = torch.arange(LENGTH), torch.tensor([16, 20, 25]), 26
+    whole = scored(places <= queries[:, None])
+    rows = Scored(whole.query, whole.key[:, :keys], whole.scores[..., :keys], whole.seen[:, :keys], index=whole.index)
+    for cut, full in zip(selections(name, rows, (3, 20)), selections(name, whole, (3, 20)), strict=True):
+        assert torch.equal(cut.keep, full.keep[..., :keys])
+
+
+def test_an_index_with_pages_beyond_the_keys():
+    places, queries, keys = torch.arange(40), torch.tensor([16, 18]), 19
+    key, query = torch.randn(1, 40, 4), torch.randn(2, 2, 4)
+    seen = (places <= queries[:, None])[:, :keys]
+    scores = (query @ key[:, :keys].transpose(-1, -2)).masked_fill(~seen, -torch.inf)
+    rows = Scored(query, key[:, :keys], scores, seen, index=index_of(key[None], (0,)))
+    (selected,) = selections("lowbit", rows, (5,))
+    assert torch.equal(selected.keep.sum(-1), torch.full((2, 2), 5))
