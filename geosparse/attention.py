@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from .architecture import Terms, dense_attention, read_terms
+from .block import block_attention
 from .compiled import attend_compiled, number_of
 from .errors import GeosparseError
 from .ops import (
@@ -56,14 +57,22 @@ class SparseAttention:
     """Serves one attention layer: keeps N tokens in each head at every query, and counts them."""
 
     def __init__(
-        self, layer: int, rules: LayerRules, receipt: Receipt, path: str = "auto", prefill: str = "exact"
+        self,
+        layer: int,
+        rules: LayerRules,
+        receipt: Receipt,
+        path: str = "auto",
+        prefill: str = "exact",
+        dense_below: int = 0,
     ) -> None:
-        """Args: the layer's place in the plan, its rules, where to count, the ops path, the prefill mode."""
+        """Args: the layer's place in the plan, its rules, where to count, the ops path, the prefill mode, and the
+        context below which single queries are served densely because that is faster."""
         self.layer = layer
         self.rules = rules
         self.receipt = receipt
         self.path = path
         self.prefill = prefill
+        self.dense_below = dense_below
         self._n_keep = tuple(rules.budgets.n_keep.tolist())
         self._growth = None if rules.budgets.growth is None else tuple(rules.budgets.growth.tolist())
         self._indexed = needs_index(rules.selectors)
@@ -99,7 +108,13 @@ class SparseAttention:
         mask, bias = split_mask(attention_mask, keys)
         visible = visible_rows(Span() if mask is None else mask, batch, queries, keys, query.device)
         if self.prefill == "dense" and queries > 1:
-            self.receipt.count_dense(self.layer, visible, "prefill is dense")
+            self.receipt.count_otherwise(self.layer, visible, None, "dense", "prefill is dense")
+            return dense_attention(query, key, value, attention_mask, terms)
+        if self.prefill == "block" and queries > 1:
+            return self._block(query, key, value, mask, visible, terms)
+        if queries == 1 and keys < self.dense_below:
+            why = f"below {self.dense_below} tokens that is faster here"
+            self.receipt.count_otherwise(self.layer, visible, None, "dense", why)
             return dense_attention(query, key, value, attention_mask, terms)
         path = best_path(query, key, value, bias) if self.path == "auto" else self.path
         result = PATHS[path](
@@ -115,6 +130,24 @@ class SparseAttention:
             **vars(terms),
         )
         self.receipt.count(self.layer, visible, result.kept)
+        return result.output
+
+    def _block(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: Visibility | None,
+        visible: torch.Tensor,
+        terms: Terms,
+    ) -> torch.Tensor:
+        """Prefill in blocks; dense where the mask has no fixed first token, as in a sliding window."""
+        span = Span() if mask is None else mask
+        if not isinstance(span, Span) or span.window is not None:
+            self.receipt.count_otherwise(self.layer, visible, None, "dense", "prefill in blocks needs plain causality")
+            return dense_attention(query, key, value, mask, terms)
+        result = block_attention(query, key, value, self._n_keep, span, terms)
+        self.receipt.count_otherwise(self.layer, visible, result.kept, "block", "prefill is in blocks")
         return result.output
 
     def _budgets(self, mask: Visibility | None, visible: torch.Tensor, keys: int) -> tuple[int, ...] | torch.Tensor:

@@ -7,6 +7,7 @@ memory is bounded anyway.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -48,7 +49,7 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Append `[B, Hkv, T, D]` and return all keys and values, views of the buffers."""
         if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
+            _initialize(self, key_states, value_states)
         if self.keys is not self._indexed:
             self.slot.index = None
         self._key_buffer, self.keys = _append(self._key_buffer, self.keys, key_states)
@@ -121,6 +122,12 @@ def _begins(buffer: torch.Tensor, filled: torch.Tensor) -> bool:
     return same_place and filled.shape[:2] == buffer.shape[:2]
 
 
+def _initialize(layer: Any, keys: torch.Tensor, values: torch.Tensor) -> None:
+    """`layer.lazy_initialization`, which asks for the values since transformers 5."""
+    asked = len(inspect.signature(layer.lazy_initialization).parameters)
+    layer.lazy_initialization(*(keys, values)[:asked])
+
+
 class SparseCache(DynamicCache):  # type: ignore[misc]
     """A `DynamicCache` whose full-attention layers grow in place."""
 
@@ -149,7 +156,7 @@ def grow_in_place_(cache: Cache) -> None:
         if type(layer) is DynamicLayer:
             cache.layers[index] = GrowingLayer()
             if layer.is_initialized:
-                cache.layers[index].lazy_initialization(layer.keys, layer.values)
+                _initialize(cache.layers[index], layer.keys, layer.values)
                 cache.layers[index].keys, cache.layers[index].values = layer.keys, layer.values
 
 

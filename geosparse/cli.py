@@ -14,8 +14,12 @@ from .errors import GeosparseError
 
 DEFAULT_MODEL = "smollm2-135m"
 MODEL_HELP = "folder, .gguf file, hub id owner/name, or alias: smollm2-135m (default), gemma3-270m"
-POLICY_HELP = "fisher (default), output_error, mass, separability, uniform, or a control: permuted, random"
+POLICY_HELP = (
+    "fisher (default), output_error, mass, separability, entropy, regime, uniform, or a control: permuted, random"
+)
+SELECTOR_HELP = "how tokens are found: topn (default), lowbit, paged, paged+lowbit, sink_recent, or auto (with --bytes)"
 TEXT_HELP = ".txt or .jsonl file, hf:owner/name[:split], or pydoc:calibration|planning|test (embedded)"
+DENSE_HELP = "decode densely below so many tokens, or where `doctor --calibrate` measured that to be faster: measured"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -80,7 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--length", type=int, help="tokens per window (1024)")
     add("--lengths", type=_whole_numbers, help="several lengths instead, shortest first, e.g. 512,1024,2048,4096")
     add("--windows", type=int, default=4, help="windows of the shortest length, evenly spaced over the text (4)")
-    add("--selectors", type=_words, default=("topn",), help="selectors to measure: topn (default), sink_recent")
+    add("--selectors", type=_words, default=("topn",), help="selectors to measure: topn (default), lowbit, paged, ...")
     add("--queries", type=int, default=64, help="query positions sampled per window (64)")
     add("--seed", type=int, default=0, help="seed of the sampling (0)")
     add("--out", type=Path, required=True, help="profile to write, .safetensors")
@@ -92,7 +96,16 @@ def build_parser() -> argparse.ArgumentParser:
     add = _adder(commands, "plan", _plan, "choose how many tokens each head keeps", example)
     add("profile", type=Path, nargs="?", help="profile from `geosparse profile`")
     add("--mean-keep", type=float, help="tokens kept per head, on average")
-    add("--density", type=float, help="instead of --mean-keep: the same as a fraction of the profile's length")
+    add("--density", type=float, help="instead of --mean-keep: the same as a fraction of the length")
+    add("--bytes", type=float, help="instead of --mean-keep: bytes that a decode step reads of the cache, modelled")
+    add("--tolerance", type=float, help="instead: the smallest budget within this relative loss increase, e.g. 0.01")
+    add("--model", help=f"for --tolerance, the model to measure: {MODEL_HELP}")
+    add("--text", help=f"for --tolerance, text to search on (pydoc:planning): {TEXT_HELP}")
+    add("--verify-text", help="for --tolerance, text to verify on, used for nothing else (pydoc:test)")
+    add("--windows", type=int, help="for --tolerance, windows to search on, and twice as many to verify (8)")
+    add("--length", type=int, help="context to plan for, tokens (the longest of the profile)")
+    add("--selector", help=SELECTOR_HELP)
+    add("--share-kv", action="store_true", default=None, help="the heads of one KV group keep the same tokens")
     add("--policy", help=POLICY_HELP)
     add("--tail", help="what stands for the rest: centroid, renormalize, drop, or best (default): the best per head")
     add("--seed", type=int, help="seed of the controls (0)")
@@ -101,7 +114,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     add = _adder(commands, "inspect", _inspect, "what is in a plan or profile", "plan.json")
     add("artifact", type=Path, help="a plan (.json) or profile (.safetensors)")
-    add("--html", type=Path, metavar="FILE", help="also write the plan as one HTML page with the map of its heads")
+    add("--html", type=Path, metavar="FILE", help="also write it as one HTML page with maps of its heads")
 
     add = _adder(
         commands, "export", _export, "a plan in a format that others read", "plan.json --to csv --out plan.csv"
@@ -125,6 +138,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--prompt", required=True, help="text to continue; - reads standard input")
     add("--chat", action="store_true", help="put the prompt into the tokenizer's chat template")
     add("--max-new-tokens", type=int, default=128, help="at most so many tokens (128)")
+    add("--prefill", default="exact", help="the prompt: exact (each token by the plan, default), dense or block")
+    add("--dense-below", type=_tokens_or_measured, default=0, help=DENSE_HELP)
 
     example = "smollm2-135m --plan plan.json --tasks niah_single_1 --metadata '{\"max_seq_lengths\":[1024]}' --limit 5"
     add = _adder(commands, "lm-eval", _lm_eval, "lm-evaluation-harness, dense and sparse", example)
@@ -141,7 +156,14 @@ def build_parser() -> argparse.ArgumentParser:
     add("--new-tokens", type=int, default=32, help="decode steps to time (32)")
     add("--text", default="pydoc:test", help=TEXT_HELP)
 
-    _adder(commands, "doctor", _doctor, "what is installed, and whether sparse attention works here", "")
+    add = _adder(commands, "doctor", _doctor, "what is installed, and whether it works", "--calibrate smollm2-135m")
+    add(
+        "--calibrate",
+        metavar="MODEL",
+        help="measure from which context on sparse decoding of this model is faster here",
+    )
+    add("--dtype", default="float32", help="float32 (default), bfloat16, float16 or auto")
+    add("--device", help="where to measure, e.g. cuda (default: cpu)")
     return parser
 
 
@@ -175,6 +197,12 @@ def _whole_numbers(text: str) -> tuple[int, ...]:
         return tuple(int(word) for word in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(f"whole numbers with commas between them, found {text!r}") from None
+
+
+def _tokens_or_measured(text: str) -> int | str:
+    if text == "measured" or text.isdecimal():
+        return text if text == "measured" else int(text)
+    raise argparse.ArgumentTypeError(f"a whole number of tokens, or measured, found {text!r}")
 
 
 def _add_model(add: Any) -> None:
@@ -250,18 +278,66 @@ def _plan(options: argparse.Namespace) -> None:
     for name, given in (("PROFILE", options.profile), ("--out", options.out)):
         if given is None:
             raise GeosparseError(f"geosparse plan needs {name}: geosparse plan PROFILE --mean-keep 32 --out plan.json.")
-    chosen = {name: value for name in ("policy", "tail", "seed") if (value := getattr(options, name)) is not None}
-    plan = make_plan(Profile.load(options.profile), options.mean_keep, density=options.density, **chosen)
+    names = ("policy", "tail", "seed", "density", "length", "selector", "share_kv")
+    chosen = {name: value for name in names if (value := getattr(options, name)) is not None}
+    profile = Profile.load(options.profile)
+    if options.tolerance is None:
+        plan = make_plan(profile, options.mean_keep, bytes_read=options.bytes, **chosen)
+    else:
+        plan = _within_tolerance(options, profile, chosen)
     plan.save(options.out)
     data, text = describe_plan(plan)
     _show(options, data | {"out": str(options.out)}, f"{text}\nWrote {options.out}.")
+
+
+def _within_tolerance(options: argparse.Namespace, profile: Any, chosen: dict[str, Any]) -> Any:
+    from .models import load_model
+    from .planner import make_plan
+    from .text import load_texts, token_windows
+    from .tolerance import plan_within
+
+    if any(getattr(options, name) is not None for name in ("mean_keep", "density", "bytes")):
+        raise GeosparseError("--tolerance finds the budget itself: leave out --mean-keep, --density and --bytes.")
+    search, verify = (
+        load_texts(text) for text in (options.text or "pydoc:planning", options.verify_text or "pydoc:test")
+    )
+    if search == verify:
+        raise GeosparseError("--text and --verify-text are the same: verify on text that was not searched on.")
+    model, tokenizer = load_model(options.model or DEFAULT_MODEL)
+    profile.check(model)
+    length, count = options.length or profile.length, options.windows or 8
+    return plan_within(
+        model,
+        lambda mean_keep: make_plan(profile, mean_keep, **chosen),
+        options.tolerance,
+        token_windows(tokenizer, search, length, count),
+        token_windows(tokenizer, verify, length, 2 * count),
+        show_progress=True,
+        say=lambda line: print(line, file=sys.stderr),
+    )
 
 
 def _diff(options: argparse.Namespace) -> None:
     from .comparison import compare_plans, describe_comparison
     from .plan import Plan
 
-    for name in ("profile", "mean_keep", "density", "policy", "tail", "seed", "out"):
+    others = (
+        "density",
+        "bytes",
+        "tolerance",
+        "model",
+        "text",
+        "verify_text",
+        "windows",
+        "length",
+        "selector",
+        "share_kv",
+        "policy",
+        "tail",
+        "seed",
+        "out",
+    )
+    for name in ("profile", "mean_keep", *others):
         if getattr(options, name) is not None:
             flag = "a profile" if name == "profile" else f"--{name.replace('_', '-')}"
             raise GeosparseError(f"--diff compares two plans and makes none: leave out {flag}.")
@@ -270,17 +346,25 @@ def _diff(options: argparse.Namespace) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> None:
-    from .inspection import describe, describe_plan
-    from .plan import Plan
+    from .inspection import describe, describe_plan, describe_profile, is_profile
 
     if options.html is None:
         data, text = describe(options.artifact)
         return _show(options, data, text)
-    from .plan_page import write_plan_page
+    if is_profile(options.artifact):
+        from .profile import Profile
+        from .profile_page import write_profile_page
 
-    plan = Plan.load(options.artifact)
-    write_plan_page(options.html, plan)
-    data, text = describe_plan(plan)
+        profile = Profile.load(options.artifact)
+        write_profile_page(options.html, profile)
+        data, text = describe_profile(profile)
+    else:
+        from .plan import Plan
+        from .plan_page import write_plan_page
+
+        plan = Plan.load(options.artifact)
+        write_plan_page(options.html, plan)
+        data, text = describe_plan(plan)
     _show(options, data | {"html": str(options.html)}, f"{text}\nWrote {options.html}.")
 
 
@@ -315,13 +399,19 @@ def _generate(options: argparse.Namespace) -> None:
     plan = _load_plan(options)
     model, tokenizer = _load(options)
     prompt = _read_prompt() if options.prompt == "-" else options.prompt
+    serving = {"prefill": options.prefill, "dense_below": options.dense_below}
     result = generate(
-        model, tokenizer, prompt, plan, options.max_new_tokens, chat=options.chat, stream=not options.json
+        model, tokenizer, prompt, plan, options.max_new_tokens, chat=options.chat, stream=not options.json, **serving
     )
     if options.json:
         _show(options, result, "")
     elif plan is not None:
-        print(f"[{result['new_tokens']} tokens, density {result['density']:.4f}]", file=sys.stderr)
+        print(
+            f"[{result['new_tokens']} tokens, density {result['density']:.4f}]",
+            *result["notes"],
+            sep="\n",
+            file=sys.stderr,
+        )
 
 
 def _read_prompt() -> str:
@@ -369,4 +459,16 @@ def _doctor(options: argparse.Namespace) -> None:
     from .doctor import examine
 
     data, text = examine()
+    if options.calibrate:
+        from .architecture import attention_layers
+        from .breakeven import NEVER, calibrate
+        from .patch import shape_of
+
+        options.model = options.calibrate
+        model, _ = _load(options)
+        shapes = {shape.key: shape for shape in (shape_of(model, layer) for layer in attention_layers(model))}
+        data["break_even"] = {key: calibrate(shape) for key, shape in shapes.items()}
+        for key, found in data["break_even"].items():
+            words = (f"{word} " + ("never" if n == NEVER else f"from {n} tokens") for word, n in found.items())
+            text += f"\nsparse decoding is no slower than dense on {key}: {', '.join(words)}"
     _show(options, data, text)

@@ -48,18 +48,9 @@ def attend_compiled(
     """`serve` of the server `number`, as an operator that a graph can hold."""
     span = mask if isinstance(mask, Span) else Span(())
     stored = mask if isinstance(mask, torch.Tensor) else None
-    return attend(
-        query,
-        key,
-        value,
-        stored,
-        terms.sink,
-        list(span.first),
-        span.window or 0,
-        terms.scaling,
-        terms.softcap or 0.0,
-        number,
-    )
+    numbers = (list(span.first), span.window or 0, terms.scaling, terms.softcap or 0.0, number)
+    result: torch.Tensor = attend(query, key, value, stored, terms.sink, *numbers)
+    return result
 
 
 @torch.library.custom_op("geosparse::attend", mutates_args=())

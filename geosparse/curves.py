@@ -7,11 +7,15 @@ tokens are handed out one by one where the hull falls most: for convex curves th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 
 from .profile import Profile
+
+# Up to FINE tokens every N counts by itself, beyond that steps of 2 %.
+FINE, STEP = 128, 1.02
 
 
 def complete(curves: torch.Tensor, profile: Profile) -> torch.Tensor:
@@ -52,8 +56,7 @@ def spend(curves: torch.Tensor, total: int) -> torch.Tensor:
         `[layers, Hq]` int64 budgets from 1 to length, summing to `total`.
     """
     layers, heads, length = curves.shape
-    hulls = convex_hull(curves.reshape(-1, length))
-    gains = hulls[:, :-1] - hulls[:, 1:]
+    gains = gains_of(curves)
     rest = total - layers * heads
     budgets = torch.ones(layers * heads, dtype=torch.int64)
     if rest > 0:
@@ -63,22 +66,61 @@ def spend(curves: torch.Tensor, total: int) -> torch.Tensor:
     return budgets.view(layers, heads)
 
 
-def convex_hull(curves: torch.Tensor) -> torch.Tensor:
-    """The largest convex function below each row of `curves` `[R, length]`, fp64."""
+def gains_of(curves: torch.Tensor) -> torch.Tensor:
+    """What each further token is worth, `[layers, Hq, length]` -> `[layers, Hq, length - 1]` fp64, falling.
+
+    Beyond FINE tokens the hull is that of every N in steps of 2 %, and a line between them.
+    """
     import numpy as np
 
-    hulls = np.empty(tuple(curves.shape))
-    places = range(curves.shape[1])
-    for row, curve in enumerate(curves.double().tolist()):  # lists: indexing numpy is several times slower
-        corners: list[int] = []
-        for place in places:
-            while len(corners) > 1 and _above_chord(curve, corners[-2], corners[-1], place):
-                corners.pop()
-            corners.append(place)
-        hulls[row] = np.interp(places, corners, [curve[corner] for corner in corners])
-    return torch.from_numpy(hulls)
+    rows, length = curves.reshape(-1, curves.shape[-1]), curves.shape[-1]
+    steps = FINE * STEP ** torch.arange(1, max(1, math.ceil(math.log(length / FINE, STEP))))
+    marks = [torch.arange(min(FINE, length)), steps.long().clamp_max(length - 1), torch.tensor([length - 1])]
+    grid: torch.Tensor = torch.unique(torch.cat(marks))
+    corners = convex_hull(rows[:, grid], grid).numpy()
+    places = np.arange(length)
+    hulls = torch.from_numpy(np.stack([np.interp(places, grid.numpy(), row) for row in corners])).view(curves.shape)
+    return hulls[..., :-1] - hulls[..., 1:]
 
 
-def _above_chord(curve: list[float], left: int, middle: int, right: int) -> bool:
-    """Whether `middle` lies on or above the line from `left` to `right`."""
-    return (curve[middle] - curve[left]) * (right - left) >= (curve[right] - curve[left]) * (middle - left)
+def convex_hull(curves: torch.Tensor, places: torch.Tensor | None = None) -> torch.Tensor:
+    """The largest convex function below each row of `curves` `[R, length]`, fp64.
+
+    Args:
+        curves: `[R, P]`.
+        places: `[P]` ascending, where the columns are; by default 0, 1, 2, ...
+
+    Corners are found from left to right, in all rows at once: a corner goes when it lies on or above the line from the
+    one before it to the point that comes.
+    """
+    import numpy as np
+
+    values = curves.double().numpy()
+    count, length = values.shape
+    at = np.arange(length) if places is None else places.numpy()
+    rows = np.arange(count)
+    corners = np.zeros((count, length), dtype=np.int64)
+    last = np.zeros(count, dtype=np.int64)
+    for column in range(1, length):
+        pending = rows[last > 0]
+        while len(pending):
+            end = last[pending]
+            middle, left = corners[pending, end], corners[pending, end - 1]
+            low, high = values[pending, left], values[pending, column]
+            lift = (values[pending, middle] - low) * (at[column] - at[left])
+            pending = pending[lift >= (high - low) * (at[middle] - at[left])]
+            last[pending] -= 1
+            pending = pending[last[pending] > 0]
+        last += 1
+        corners[rows, last] = column
+    hulls = [
+        np.interp(at, at[kept := row[: end + 1]], curve[kept])
+        for row, end, curve in zip(corners, last, values, strict=True)
+    ]
+    return torch.from_numpy(np.stack(hulls))
+
+
+def bought(gains: torch.Tensor, price: torch.Tensor | float) -> torch.Tensor:
+    """Budgets `[...]` int64 where every token that is worth more than `price` (per head or one for all) is bought."""
+    prices = torch.as_tensor(price, dtype=torch.float64).expand(gains.shape[:-1]).unsqueeze(-1)
+    return torch.searchsorted(-gains.contiguous(), -prices.contiguous()).squeeze(-1) + 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -23,6 +23,8 @@ def generate(
     *,
     chat: bool = False,
     stream: bool = False,
+    prefill: str = "exact",
+    dense_below: int | Literal["measured"] = 0,
 ) -> dict[str, Any]:
     """Continue `prompt` greedily through `model.generate`.
 
@@ -34,9 +36,10 @@ def generate(
         max_new_tokens: At most so many tokens.
         chat: Put the prompt into the tokenizer's chat template.
         stream: Print tokens as they come.
+        prefill, dense_below: As in `sparsify_`.
 
     Returns:
-        A JSON object: text, prompt_tokens, new_tokens and, with a plan, density and mean_kept.
+        A JSON object: text, prompt_tokens, new_tokens and, with a plan, density, mean_kept and the receipt's notes.
 
     Raises:
         GeosparseError: An empty prompt, no chat template, or nothing to generate.
@@ -60,7 +63,10 @@ def generate(
     from transformers import TextStreamer
 
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if stream else None
-    with nullcontext(None) if plan is None else sparsified(model, plan) as receipt, torch.no_grad():
+    with (
+        nullcontext(None) if plan is None else sparsified(model, plan, prefill, dense_below) as receipt,
+        torch.no_grad(),
+    ):
         output = model.generate(
             input_ids=ids["input_ids"],
             attention_mask=ids["attention_mask"],
@@ -73,4 +79,4 @@ def generate(
         "text": tokenizer.decode(new, skip_special_tokens=True),
         "prompt_tokens": length,
         "new_tokens": len(new),
-    } | ({} if receipt is None else density(receipt))
+    } | ({} if receipt is None else density(receipt) | {"notes": receipt.notes})

@@ -234,6 +234,8 @@ def kept_errors(
     mean = (weight / visible.unsqueeze(-1).clamp_min(1.0)) @ value
     masses, kept, whole, sinks = [], [], [], []
     lost = 1 - alpha.sum(-1)
+    # What a sum of L rounded weights may miss by itself is no sink, and may be more than all that is kept.
+    lost = torch.where(lost > alpha.shape[-1] * torch.finfo(alpha.dtype).eps, lost, 0.0)
     for keep, estimate in keeps:
         selected = alpha * keep
         ratio = torch.ones_like(lost)

@@ -55,10 +55,11 @@ def _attention(
 def _mask(
     *,
     batch_size: int,
-    q_length: int,
     kv_length: int,
+    q_length: int = 0,
     q_offset: int | torch.Tensor = 0,
     kv_offset: int = 0,
+    cache_position: torch.Tensor | None = None,
     attention_mask: torch.Tensor | None = None,
     mask_function: Any = None,
     **kwargs: Any,
@@ -67,6 +68,10 @@ def _mask(
     padding and a window say it all, else transformers' boolean mask."""
     from transformers import AttentionMaskInterface, masking_utils
 
+    places: dict[str, Any] = {"q_length": q_length, "q_offset": q_offset}
+    if cache_position is not None:  # transformers 4: where the queries are, one by one
+        places = {"cache_position": cache_position}
+        q_length, q_offset = len(cache_position), int(cache_position[0])
     aligned = not isinstance(q_offset, torch.Tensor) and q_offset + q_length == kv_offset + kv_length
     if torch.compiler.is_compiling():  # which cannot look into mask functions
         if aligned and attention_mask is None and mask_function is masking_utils.causal_mask_function:
@@ -81,12 +86,11 @@ def _mask(
     kwargs.pop("dtype", None)
     mask = AttentionMaskInterface()["sdpa"](
         batch_size=batch_size,
-        q_length=q_length,
         kv_length=kv_length,
-        q_offset=q_offset,
         kv_offset=kv_offset,
         attention_mask=attention_mask,
         mask_function=mask_function,
+        **places,
         **kwargs,
     )
     return None if mask is None else mask.bool()

@@ -11,6 +11,7 @@ from .geometry import DISTANCES, contribution_score, kept_errors, selection_orde
 from .ops import TAILS, needs_index
 from .ops.index import index_of
 from .profile import METRICS
+from .regimes import signatures
 from .selectors import Scored, selections
 
 # Elements of one temporary tensor: a handful of them are alive at once, and should stay in the cache.
@@ -44,6 +45,8 @@ def layer_arrays(
     for kv_head in range(call.key.shape[1]):
         heads = slice(kv_head * groups, (kv_head + 1) * groups)
         part = _errors(call, kv_head, gradient[heads], gram[heads], budgets, selectors)
+        rows = rows_of(call, slice(kv_head, kv_head + 1), slice(gradient.shape[1]))
+        part["signatures"] = signatures(rows.alpha, rows.value, rows.seen, None)
         parts.append(part | _geometry(call, kv_head, budgets, [*geometry_queries, call.query.shape[2] - 1], noise))
     axis = {name: -1 if name in ("output_norm", "entropy") else -2 for name in parts[0]}
     return {name: torch.cat([part[name] for part in parts], axis[name]).cpu() for name in parts[0]}

@@ -5,15 +5,17 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
-from .architecture import PROBE_TOKENS, attention_layers, input_device
+from .architecture import PROBE_TOKENS, AttentionLayer, attention_layers, input_device
 from .attention import LayerRules, SparseAttention
+from .breakeven import Shape, break_even
 from .errors import GeosparseError, did_you_mean
 from .interception import Handler, install, installed, uninstall
-from .ops import Budgets
+from .ops import Budgets, Selector
+from .ops.types import per_head
 from .plan import Plan
 from .receipt import Receipt
 
@@ -29,18 +31,21 @@ class _Patch(NamedTuple):
 RECORD = "_geosparse_patch"
 
 
-# How several queries at once are served: "exact", each as a decode step would be, or "dense", all of them densely.
-PREFILLS = ("exact", "dense")
+# How several queries at once are served: each as a decode step would be, all of them densely, or in blocks.
+PREFILLS = ("exact", "dense", "block")
 
 
-def sparsify_(model: Any, plan: Plan, prefill: str = "exact") -> Receipt:
+def sparsify_(model: Any, plan: Plan, prefill: str = "exact", dense_below: int | Literal["measured"] = 0) -> Receipt:
     """Make `model` attend sparsely by `plan`, in place, until `restore_(model)`.
 
     Args:
         model: A transformers causal language model.
         plan: A plan for this model.
         prefill: How several queries at once are served: "exact", every query selects as it would in a decode step,
-            or "dense", without selection (the receipt says so); single queries always follow the plan.
+            "dense", without selection, or "block", dense within blocks of keys chosen for blocks of queries (the
+            receipt says so); single queries always follow the plan.
+        dense_below: Single queries that see fewer tokens are served densely (the receipt says so); "measured": where
+            `geosparse doctor --calibrate` found that to be faster on this device.
 
     Returns:
         The receipt, counting from here on.
@@ -58,7 +63,13 @@ def sparsify_(model: Any, plan: Plan, prefill: str = "exact") -> Receipt:
     _check_dense_budget(model)
     receipt = Receipt(plan.budgets, [layer.name for layer in layers])
     handlers: dict[torch.nn.Module, Handler] = {
-        layer.module: SparseAttention(index, rules_of(plan, index, layer.window), receipt, prefill=prefill)
+        layer.module: SparseAttention(
+            index,
+            rules_of(plan, index, layer.window),
+            receipt,
+            prefill=prefill,
+            dense_below=_break_even(model, layer, plan, index) if dense_below == "measured" else dense_below,
+        )
         for index, layer in enumerate(layers)
     }
     from .cache import provide_cache
@@ -72,6 +83,20 @@ def sparsify_(model: Any, plan: Plan, prefill: str = "exact") -> Receipt:
 def rules_of(plan: Plan, layer: int, window: int | None = None) -> LayerRules:
     """What `plan` says of one layer; `window`: the layer's sliding window."""
     return LayerRules(plan.budgets.of(layer), plan.tails_of(layer), plan.selectors_of(layer), plan.share_kv, window)
+
+
+def shape_of(model: Any, layer: AttentionLayer) -> Shape:
+    """What the break-even of a layer is measured for."""
+    embedding = model.get_input_embeddings().weight
+    weight = next(layer.module.parameters(), embedding)
+    return Shape(layer.heads, layer.kv_heads, layer.key_dim, embedding.dtype, weight.device)
+
+
+def _break_even(model: Any, layer: AttentionLayer, plan: Plan, index: int) -> int:
+    """The longest of the break-evens of a layer's selectors; those that read less than lowbit count as lowbit."""
+    words = set(per_head(plan.selectors_of(index), layer.heads))
+    measured: set[Selector] = {"topn" if word == "topn" or layer.window else "lowbit" for word in words}
+    return max(break_even(shape_of(model, layer), word) for word in measured)
 
 
 def restore_(model: Any) -> None:
@@ -88,7 +113,9 @@ def restore_(model: Any) -> None:
 
 
 @contextmanager
-def sparsified(model: Any, plan: Plan, prefill: str = "exact") -> Iterator[Receipt]:
+def sparsified(
+    model: Any, plan: Plan, prefill: str = "exact", dense_below: int | Literal["measured"] = 0
+) -> Iterator[Receipt]:
     """`sparsify_` for the length of a block; on a normal exit the receipt is checked against the plan.
 
     Yields:
@@ -98,7 +125,7 @@ def sparsified(model: Any, plan: Plan, prefill: str = "exact") -> Iterator[Recei
         GeosparseError: As `sparsify_`; or a planned layer was not reached, a count differs from the plan, or the
             attention implementation was changed inside the block.
     """
-    receipt = sparsify_(model, plan, prefill)
+    receipt = sparsify_(model, plan, prefill, dense_below)
     try:
         yield receipt
         if not installed(model):

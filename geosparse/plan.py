@@ -22,7 +22,7 @@ BEST: Literal["best"] = "best"
 PlanTail = Tail | Literal["best"]
 MAX_GROWTH = 4.0
 # Written only where they say something; a file without them is an older plan.
-OPTIONAL = {"head_tails", "head_selectors", "growth", "share_kv", "selector"}
+OPTIONAL = {"head_tails", "head_selectors", "growth", "share_kv", "selector", "verified"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +45,8 @@ class Plan:
         growth: `[layers, Hq]` fp64 exponents: beyond `reference_length` visible tokens v a head keeps
             n_keep * (v / reference_length)^growth; None: n_keep at every length.
         share_kv: The query heads of one KV group select the same tokens; their budgets are then equal.
+        verified: What was measured on text that the plan was not made from (`geosparse.tolerance`); empty for a plan
+            that was not verified.
     """
 
     n_keep: torch.Tensor
@@ -61,6 +63,7 @@ class Plan:
     head_selectors: torch.Tensor | None = None
     growth: torch.Tensor | None = None
     share_kv: bool = False
+    verified: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check everything that does not need the model."""
@@ -98,14 +101,21 @@ class Plan:
                 raise GeosparseError(f"share_kv goes with the selectors {' and '.join(sorted(SHARING))} only.")
         if self.share_kv:
             groups = self.n_keep.view(self.model.layers, self.model.kv_heads, -1)
-            words = self._selector_places().view(groups.shape)
+            words = self.selector_places.view(groups.shape)
             same = (groups == groups[..., :1]).all() and (words == words[..., :1]).all()
             require(bool(same), "share_kv needs equal budgets and selectors within each KV group.")
 
-    def _selector_places(self) -> torch.Tensor:
+    @property
+    def selector_places(self) -> torch.Tensor:
+        """The selector of every head, `[layers, Hq]` int64 places in `ops.SELECTORS`."""
         if self.head_selectors is not None:
             return self.head_selectors
         return torch.full_like(self.n_keep, SELECTORS.index(self.selector))
+
+    def selector_counts(self) -> dict[str, int]:
+        """How many heads each selector serves, those that serve none left out."""
+        places = self.selector_places.flatten().tolist()
+        return {word: count for place, word in enumerate(SELECTORS) if (count := places.count(place))}
 
     @classmethod
     def uniform(
@@ -183,7 +193,8 @@ class Plan:
         for key, places, words in tables:
             data[key] = None if places is None else [[words[place] for place in row] for row in places.tolist()]
         data["growth"] = None if self.growth is None else self.growth.tolist()
-        defaults = {"head_tails": None, "head_selectors": None, "growth": None, "share_kv": False, "selector": "topn"}
+        defaults: dict[str, Any] = dict.fromkeys(("head_tails", "head_selectors", "growth"))
+        defaults |= {"share_kv": False, "selector": "topn", "verified": {}}
         return {key: value for key, value in data.items() if key not in defaults or value != defaults[key]}
 
     def save(self, path: Path | str) -> Path:
@@ -218,6 +229,7 @@ class Plan:
         identity = parse_identity(data["model"])
         for key, kind in (("calibration", dict), ("predicted", dict), ("provenance", dict), ("budget", dict)):
             require(isinstance(data[key], kind), f"{key} is not an object.")
+        require(isinstance(data.get("verified", {}), dict), "verified is not an object.")
         require(isinstance(data["policy"], str) and isinstance(data["tail"], str), "policy and tail are words.")
         require(is_count(data["reference_length"]), "reference_length is not a whole number >= 1.")
         require(isinstance(data.get("selector", "topn"), str), "selector is not a word.")
@@ -260,6 +272,8 @@ def _parse_growth(rows: Any, identity: ModelIdentity) -> torch.Tensor:
     require(_is_table(rows, identity), "growth is misshapen.")
     numbers = all(isinstance(power, int | float) and not isinstance(power, bool) for row in rows for power in row)
     require(numbers, "growth holds something that is not a number.")
+    sound = all(0 <= power <= MAX_GROWTH for row in rows for power in row)
+    require(sound, f"growth holds one exponent from 0 to {MAX_GROWTH:g} per head.")
     return torch.tensor(rows, dtype=torch.float64)
 
 

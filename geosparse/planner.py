@@ -3,23 +3,44 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 
 from .artifact import MAX_COUNT
+from .byte_budget import Market, Split, spend_bytes
+from .choices import AUTO, Choices, Chosen
 from .curves import complete
 from .errors import GeosparseError, did_you_mean
-from .ops import TAILS
+from .growth import Growth, law_of
+from .ops import SELECTORS, TAILS
 from .plan import BEST, Plan, PlanTail, check_tail
-from .policies import POLICIES
+from .policies import POLICIES, SHAREABLE
 from .policies.permuted import deal, undo_deal
+from .policies.scale import scale_to
 from .profile import Profile
 from .provenance import versions
+from .traffic import Rows, split_bytes
 
 __all__ = ["DEFAULT_POLICY", "DEFAULT_TAIL", "POLICIES", "make_plan", "predicted_damage"]
 
 DEFAULT_POLICY = "fisher"
 DEFAULT_TAIL: PlanTail = BEST
+# Policies that go by an error, which selectors can be compared in.
+PRICED = ("fisher", "output_error")
+ROUNDS = 6
+TYPICAL_KEEP = 32
+"""Tokens per head around which the law is fitted where the budget is in bytes."""
+TYPICAL_GROWTH = 0.25
+"""The exponent by which a length that was not profiled is approached before its law is known."""
+
+
+class Request(NamedTuple):
+    """A budget: how much of what, in the words of the one who asked."""
+
+    kind: str
+    amount: float
+    asked: dict[str, float]
 
 
 def make_plan(
@@ -30,79 +51,240 @@ def make_plan(
     seed: int = 0,
     *,
     density: float | None = None,
+    bytes_read: float | None = None,
+    length: int | None = None,
+    selector: str | None = None,
+    share_kv: bool = False,
 ) -> Plan:
-    """Choose how many tokens each head keeps.
+    """Choose how many tokens each head keeps, how it finds them, and what stands for the rest.
+
+    A profile of several lengths gives the budgets a law: beyond the length that is planned for they grow with the
+    context, by an exponent per head (`geosparse.growth`), and a length that was not profiled can be planned for.
 
     Args:
         profile: Measurements of the model.
-        mean_keep: Tokens kept per head, on average; heads keep from 1 to the profile's length.
-        policy: A name in `POLICIES`: "fisher" (default), "output_error", "mass", "separability", "uniform", or one of
-            the controls "permuted" and "random".
+        mean_keep: Tokens kept per head, on average, at the length planned for; heads keep from 1 to that length.
+        policy: A name in `POLICIES`: "fisher" (default), "output_error", "mass", "separability", "entropy", "regime",
+            "uniform", or one of the controls "permuted" and "random".
         tail: What stands for the discarded tokens: one of `ops.TAILS` for all heads, or "best" (default): for each head
             the one with the least (g . e)^2 at its N, or the least output error under the policy "output_error".
         seed: Seed of the controls.
-        density: Instead of `mean_keep`: the same as a fraction of the profile's length, above 0 and up to 1.
+        density: Instead of `mean_keep`: the same as a fraction of the length, above 0 and up to 1.
+        bytes_read: Instead of `mean_keep`: modelled bytes that a decode step reads of the cache (`geosparse.traffic`).
+        length: Context to plan for, tokens; by default the longest of the profile.
+        selector: How tokens are found: a word of `ops.SELECTORS` that the profile has measured, or "auto": for each
+            head the one that costs least. By default "auto" with `bytes_read`, else "topn".
+        share_kv: The query heads of one KV group keep the same tokens.
 
     Raises:
-        GeosparseError: An unknown policy or tail, a budget below one token, or not exactly one of `mean_keep` and
-            `density`.
+        GeosparseError: An unknown policy, tail or selector, a budget below one token, or not exactly one of
+            `mean_keep`, `density` and `bytes_read`; a length that the profile says nothing about.
     """
     if policy not in POLICIES:
         raise GeosparseError(f"Unknown policy {policy!r}: {did_you_mean(policy, POLICIES)}")
     check_tail(tail)
-    mean, budget = _budget(profile, mean_keep, density)
     if not 0 <= seed <= MAX_COUNT:
         raise GeosparseError(f"seed is a whole number from 0 to {MAX_COUNT}, found {seed}.")
-    heads = profile.model.layers * profile.model.heads
-    total = min(round(mean * heads), profile.length * heads)
-    n_keep = POLICIES[policy](profile, tail, total, seed)
+    if share_kv and policy not in SHAREABLE:
+        raise GeosparseError(f"share_kv goes with the policies {', '.join(SHAREABLE)} only, found {policy!r}.")
+    length = _checked_length(profile, length)
+    request = _request(length, mean_keep, density, bytes_read)
+    if request.kind == "bytes" and policy not in PRICED:
+        raise GeosparseError(f"A budget in bytes goes with the policies {' and '.join(PRICED)}, found {policy!r}.")
+    if selector is None:
+        selector = AUTO if request.kind == "bytes" else ("topn" if "topn" in profile.selectors else AUTO)
+    near = min(profile.distinct_lengths, key=lambda known: abs(math.log(known / length)))
+    choices = Choices.of(profile.at(near), tail, selector, share_kv)
+    task = _Task(profile, choices, policy, seed, length)
+    found = _by_bytes(task, request.amount) if request.kind == "bytes" else _by_tokens(task, request.amount)
+    chosen = _choose(task, found)
+    one_tail = tail != BEST and bool((chosen.tails == list[str](TAILS).index(tail)).all())
+    words = chosen.selectors.flatten()
+    most_used = SELECTORS[int(words.mode().values)]
     return Plan(
-        n_keep=n_keep,
-        tail=tail,
-        head_tails=best_tails(profile, n_keep, policy, seed) if tail == BEST else None,
-        reference_length=profile.length,
+        n_keep=found.budgets,
+        tail=tail if one_tail else BEST,
+        head_tails=None if one_tail else chosen.tails,
+        reference_length=length,
         policy=policy,
-        budget=budget,
+        budget=request.asked,
         model=profile.model,
         calibration=profile.calibration,
-        predicted={"damage": predicted_damage(profile, n_keep, tail)},
+        predicted=_predicted(task, found, chosen),
         provenance=versions(),
+        selector=most_used,
+        head_selectors=None if bool((words == words[0]).all()) else chosen.selectors,
+        growth=None if found.growth is None else found.growth.exponents,
+        share_kv=share_kv,
     )
 
 
-def _budget(profile: Profile, mean_keep: float | None, density: float | None) -> tuple[float, dict[str, float]]:
-    """Mean tokens per head, and what was asked for in the words of the one who asked."""
-    if mean_keep is not None and density is None:
-        if not math.isfinite(mean_keep) or mean_keep < 1:
-            raise GeosparseError(
-                "mean_keep is the mean number of tokens that a head keeps, and every head keeps at least 1: "
-                f"give a finite number from 1, found {mean_keep:g}."
-            )
-        return mean_keep, {"mean_keep": float(mean_keep)}
-    if density is not None and mean_keep is None:
-        if not 0 < density <= 1:
-            raise GeosparseError(f"density is a fraction of the profile's length: above 0, up to 1, found {density:g}.")
-        if density * profile.length < 1:
-            raise GeosparseError(
-                f"density {density:g} of {profile.length} tokens is less than the 1 token that every head keeps: "
-                f"give {1 / profile.length:.6g} or more."
-            )
-        return density * profile.length, {"density": float(density)}
-    found = "neither" if density is None else "both"
-    raise GeosparseError(f"The budget is either mean_keep or density, found {found}: give one of them.")
+class _Task(NamedTuple):
+    """What a plan is made from: `choices` are those at the profiled length that is nearest to `length`."""
+
+    profile: Profile
+    choices: Choices
+    policy: str
+    seed: int
+    length: int
+
+    @property
+    def measure(self) -> str:
+        """The error that heads and selectors are compared in."""
+        return "output_error" if self.policy == "output_error" else "fisher"
+
+    @property
+    def near(self) -> int:
+        """The length of the curves."""
+        return self.choices.profile.length
+
+    def stretch(self, growth: Growth | None) -> torch.Tensor:
+        """N at `length` over N at `near`, `[layers, Hq]`."""
+        model = self.profile.model
+        if growth is None:
+            return torch.ones(model.layers, model.heads, dtype=torch.float64)
+        return (self.length / self.near) ** growth.exponents
+
+    def limits(self) -> list[int]:
+        """Per layer, the most tokens that a query sees at `length`."""
+        return [self.length if limit >= self.profile.length else limit for limit in self.profile.limits]
 
 
-def best_tails(profile: Profile, n_keep: torch.Tensor, policy: str, seed: int) -> torch.Tensor:
-    """For each head the tail that is predicted to cost least at its budget: `[layers, Hq]` places in TAILS.
+class _Found(NamedTuple):
+    """Budgets `[layers, Hq]` at the length planned for, their law, and places in SELECTORS where they are decided."""
 
-    The permuted control deals whole heads: each N takes along the tail that it had in the plan before.
+    budgets: torch.Tensor
+    growth: Growth | None
+    selectors: torch.Tensor | None = None
+
+
+def _by_tokens(task: _Task, mean: float) -> _Found:
+    """Budgets of the given mean."""
+    model, choices = task.profile.model, task.choices
+    heads = model.layers * model.heads
+    total = min(round(mean * heads), task.length * heads)
+
+    def policy(tokens: float) -> torch.Tensor:
+        return POLICIES[task.policy](choices, min(max(round(tokens), heads), task.near * heads), task.seed)
+
+    start = total * (task.near / task.length) ** TYPICAL_GROWTH
+    growth = _law(task, start)
+    if task.length == task.near:
+        return _Found(policy(total), growth)
+    stretch, members = task.stretch(growth), choices.members
+    budgets = policy(start)
+    for _ in range(ROUNDS):
+        start *= total / float((budgets * stretch).sum())
+        budgets = policy(start)
+    wanted = (budgets * stretch)[:, ::members]
+    most = torch.full(wanted.shape, task.length, dtype=torch.int64)
+    scaled = scale_to(lambda factor: wanted * factor, total // members, most)
+    return _Found(scaled.repeat_interleave(members, dim=-1), growth)
+
+
+def _by_bytes(task: _Task, most: float) -> _Found:
+    """Budgets and selectors that read `most` bytes or less."""
+    model, choices = task.profile.model, task.choices
+    growth = _law(task, min(TYPICAL_KEEP, task.near) * model.layers * model.heads)
+    stretch, limits, rows = task.stretch(growth), task.limits(), Rows(model.head_dim, model.head_dim)
+    market = Market(
+        {word: choices.pooled(choices.curve(task.measure, word)) for word in choices.allowed},
+        1 if choices.share_kv else model.heads // model.kv_heads,
+        rows,
+        torch.tensor(limits),
+        stretch[:, :: choices.members],
+    )
+
+    def spread(split: Split) -> Split:
+        places, amounts = (part.repeat_interleave(choices.members, dim=-1) for part in split)
+        return places, (amounts * stretch).round().long().clamp(1, task.length)
+
+    def count(split: Split) -> float:
+        places, budgets = spread(split)
+        return split_bytes(budgets, places, model.kv_heads, limits, rows, choices.share_kv)
+
+    places, budgets = spread(spend_bytes(market, count, most))
+    return _Found(budgets, growth, places)
+
+
+def _law(task: _Task, tokens: float) -> Growth | None:
+    """The law of the policy: its own exponents where it has any, else the typical one for every head that grows."""
+    growth = law_of(task.profile, task.choices, task.measure, tokens)
+    if growth is None or task.policy in PRICED:
+        return growth
+    if task.policy == "permuted":
+        return growth._replace(exponents=deal(growth.exponents, task.seed))
+    fixed = torch.tensor(task.profile.limits) <= task.profile.distinct_lengths[0]
+    typical = torch.full_like(growth.exponents, growth.typical).masked_fill(fixed[:, None], 0.0)
+    return growth._replace(exponents=typical)
+
+
+def _choose(task: _Task, found: _Found) -> Chosen:
+    """Selector and tail of each head: those that are predicted to cost least at its budget.
+
+    The permuted control deals whole heads: each N takes along what it had in the plan before.
     """
-    if policy == "permuted":
-        return deal(best_tails(profile, undo_deal(n_keep, seed), "fisher", seed), seed)
-    measure = profile.relative_output_error if policy == "output_error" else profile.fisher
-    places = (n_keep.clamp_max(profile.length) - 1).unsqueeze(-1)
-    costs = [complete(measure(tail), profile).gather(-1, places).squeeze(-1) for tail in TAILS]
-    return torch.stack(costs).argmin(0)
+    at_near = (found.budgets / task.stretch(found.growth)).round().long()
+    if task.policy != "permuted":
+        return task.choices.at(at_near, task.measure, found.selectors)
+    before = task.choices.at(undo_deal(at_near, task.seed), "fisher")
+    return Chosen(deal(before.selectors, task.seed), deal(before.tails, task.seed))
+
+
+def _predicted(task: _Task, found: _Found, chosen: Chosen) -> dict[str, float]:
+    """Half the summed (g . e)^2 of the plan, bytes of a decode step, and how far the law may be trusted."""
+    at_near = (found.budgets / task.stretch(found.growth)).round().long()
+    model = task.profile.model
+    rows = Rows(model.head_dim, model.head_dim)
+    share_kv = task.choices.share_kv
+    facts = {
+        "damage": 0.5 * task.choices.total("fisher", at_near, chosen),
+        "bytes": split_bytes(found.budgets, chosen.selectors, model.kv_heads, task.limits(), rows, share_kv),
+    }
+    if found.growth is not None:
+        facts["growth"] = found.growth.typical
+        if found.growth.left_out is not None:
+            facts["growth_left_out_error"] = found.growth.left_out
+    return facts
+
+
+def _checked_length(profile: Profile, length: int | None) -> int:
+    if length is None or length == profile.length:
+        return profile.length
+    if length < 1 or length > MAX_COUNT:
+        raise GeosparseError(f"The length to plan for is a whole number of tokens from 1, found {length}.")
+    if len(profile.distinct_lengths) == 1:
+        raise GeosparseError(
+            f"The profile has windows of {profile.length} tokens only and says nothing about {length}: profile with "
+            "several --lengths, or plan for that length."
+        )
+    return length
+
+
+def _request(length: int, mean_keep: float | None, density: float | None, bytes_read: float | None) -> Request:
+    given = {"mean_keep": mean_keep, "density": density, "bytes": bytes_read}
+    asked = {kind: float(amount) for kind, amount in given.items() if amount is not None}
+    if len(asked) != 1:
+        found = " and ".join(asked) or "none"
+        raise GeosparseError(f"The budget is one of mean_keep, density and bytes, found {found}: give one of them.")
+    ((kind, amount),) = asked.items()
+    if kind == "mean_keep" and (not math.isfinite(amount) or amount < 1):
+        raise GeosparseError(
+            "mean_keep is the mean number of tokens that a head keeps, and every head keeps at least 1: "
+            f"give a finite number from 1, found {amount:g}."
+        )
+    if kind == "bytes" and (not math.isfinite(amount) or amount <= 0):
+        raise GeosparseError(f"bytes is what a decode step reads of the cache: above 0, found {amount:g}.")
+    if kind == "density":
+        if not 0 < amount <= 1:
+            raise GeosparseError(f"density is a fraction of the length: above 0, up to 1, found {amount:g}.")
+        if amount * length < 1:
+            raise GeosparseError(
+                f"density {amount:g} of {length} tokens is less than the 1 token that every head keeps: "
+                f"give {1 / length:.6g} or more."
+            )
+        return Request(kind, amount * length, asked)
+    return Request(kind, amount, asked)
 
 
 def predicted_damage(profile: Profile, budgets: torch.Tensor, tail: PlanTail) -> float:

@@ -14,8 +14,9 @@ from .geometry import DISTANCES
 from .identity import ModelIdentity, parse_identity
 from .ops import SELECTORS, TAILS
 from .provenance import versions
+from .regimes import SIGNATURES, Regimes, classify, typical
 
-SCHEMA = "geosparse.profile/2"
+SCHEMA = "geosparse.profile/3"
 MAX_FILE = 8 << 30
 
 # What the geometry was measured at: the mean over sampled queries, and the last query of the window.
@@ -30,6 +31,7 @@ DIMENSIONS: dict[str, list[str]] = {
     "places": list(PLACES),
     "distances": list(DISTANCES),
     "rankings": list(RANKINGS),
+    "signatures": list(SIGNATURES),
 }
 
 _GEOMETRY = ("places", "distances", "rankings", "layers", "heads", "budgets")
@@ -40,6 +42,7 @@ ARRAYS: dict[str, tuple[str, ...]] = {
     "output_norm": ("layers", "heads"),
     "fisher": ("selectors", "tails", "layers", "heads", "budgets"),
     "entropy": ("layers", "heads"),
+    "signatures": ("layers", "heads", "signatures"),
 } | dict.fromkeys(METRICS, _GEOMETRY)
 
 
@@ -55,8 +58,8 @@ class Profile:
             window. `mass`: kept mass M. `precision`, `recall`, `f1`, `margin`, `inversions`: NaN where no query sees
             more than N tokens; Euclidean, N = 1 is trivial. `output_error`: mean |W_O e|^2 per selector and tail,
             `output_norm`: mean |W_O z|^2. `fisher`: mean (g . e)^2 with g the gradient of the window's summed loss,
-            nats^2. `entropy`: mean entropy of the attention weights, nats. A window of l tokens keeps everything at
-            N >= l: mass 1, no error.
+            nats^2. `entropy`: mean entropy of the attention weights, nats. `signatures`: those of `regimes.SIGNATURES`,
+            `f_excess` NaN. A window of l tokens keeps everything at N >= l: mass 1, no error.
         budgets: The N at which the arrays were measured, ascending.
         lengths: Tokens of each window, ascending.
         queries: Sampled queries per window; a few less where two draws coincide.
@@ -184,6 +187,10 @@ class Profile:
         """F of the attention ranking minus F of random sets, `[windows, layers, Hq, budgets]` fp64."""
         chosen = self.geometry("f1", "attention", distance, place)
         return chosen - self.geometry("f1", "random", distance, place)
+
+    def regimes(self) -> Regimes:
+        """The regime of each head `[layers, Hq]`, by the typical signatures of the longest windows."""
+        return classify(typical(self.longest("signatures")))
 
     def _place(self, selector: str) -> int:
         if selector not in self.selectors:

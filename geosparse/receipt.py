@@ -20,7 +20,8 @@ MAX_PENDING_ROWS = 1 << 20
 class _Count(NamedTuple):
     layer: int
     rows: torch.Tensor
-    kept: torch.Tensor | None  # None: everything visible was, on purpose
+    kept: torch.Tensor | None  # None: everything visible was
+    planned: bool  # by the plan; otherwise on purpose, and a note says so
 
 
 class Receipt:
@@ -50,12 +51,22 @@ class Receipt:
             visible_rows: `[B, T]` tokens each query sees.
             kept: `[Hq]` tokens kept, summed over batch and queries.
         """
-        self._add(_Count(layer, visible_rows, kept))
+        self._add(_Count(layer, visible_rows, kept, True))
 
-    def count_dense(self, layer: int, visible_rows: torch.Tensor, why: str) -> None:
-        """Add one attention call that was dense on purpose: it keeps all that is visible, and the receipt says so."""
-        self.note(layer, "dense", why)
-        self._add(_Count(layer, visible_rows, None))
+    def count_otherwise(
+        self, layer: int, visible_rows: torch.Tensor, kept: torch.Tensor | None, served: str, why: str
+    ) -> None:
+        """Add one attention call that did not follow the plan, on purpose; a note says so.
+
+        Args:
+            layer: The layer's place in the plan.
+            visible_rows: `[B, T]` tokens each query sees.
+            kept: `[Hq]` tokens kept, summed over batch and queries; None: all that were visible.
+            served: How, in a word.
+            why: Why, in a few words.
+        """
+        self.note(layer, served, why)
+        self._add(_Count(layer, visible_rows, kept, False))
 
     def note(self, layer: int, served: str, why: str) -> None:
         """Say once that a layer was served otherwise than its plan says, and why."""
@@ -95,18 +106,24 @@ class Receipt:
 
     def _settle(self) -> None:
         """Add what is pending to the totals; the lock is held."""
-        for layer, dense in {(count.layer, count.kept is None) for count in self._pending}:
-            counts = [count for count in self._pending if count.layer == layer and (count.kept is None) == dense]
+        kinds = {(count.layer, count.kept is None, count.planned) for count in self._pending}
+        for layer, all_kept, planned in kinds:
+            counts = [
+                count
+                for count in self._pending
+                if (count.layer, count.kept is None, count.planned) == (layer, all_kept, planned)
+            ]
             rows, times = torch.unique(torch.cat([count.rows.flatten() for count in counts]), return_counts=True)
             rows, times = rows.cpu(), times.cpu()
+            seen = (rows * times).sum()
+            tables = [count.kept for count in counts if count.kept is not None]
+            kept = seen if all_kept else torch.stack(tables).sum(0).cpu()
             self._totals[0, layer] += times[rows > 0].sum()
-            self._totals[1, layer] += (rows * times).sum()
-            if dense:
-                self._totals[2:, layer] += (rows * times).sum()
-                continue
-            kept = [count.kept for count in counts if count.kept is not None]
-            self._totals[2, layer] += torch.stack(kept).sum(0).cpu()
-            self._totals[3, layer] += (torch.minimum(rows, self._budgets.of(layer).at(rows)) * times).sum(-1)
+            self._totals[1, layer] += seen
+            self._totals[2, layer] += kept
+            self._totals[3, layer] += (
+                (torch.minimum(rows, self._budgets.of(layer).at(rows)) * times).sum(-1) if planned else kept
+            )
         self._pending = []
         self._pending_rows = 0
 

@@ -67,7 +67,7 @@ class Regimes(NamedTuple):
 
 
 def signatures(
-    alpha: torch.Tensor, value: torch.Tensor, seen: torch.Tensor, generator: torch.Generator
+    alpha: torch.Tensor, value: torch.Tensor, seen: torch.Tensor, generator: torch.Generator | None
 ) -> torch.Tensor:
     """The signatures of one layer in one window, `[Hq, len(SIGNATURES)]` fp64 on the CPU.
 
@@ -75,7 +75,7 @@ def signatures(
         alpha: `[Hq, Q, L]` attention weights of sampled queries.
         value: `[Hkv, L, D]`.
         seen: `[Q, L]` bool, causal.
-        generator: For the random sets of `f_excess`.
+        generator: For the random sets of `f_excess`; None leaves that signature NaN.
     """
     group = alpha.shape[0] // value.shape[0]
     sinks = find_sinks(alpha, value, seen).repeat_interleave(group, dim=0)
@@ -92,8 +92,11 @@ def signatures(
         "log_set": _entropy(alpha),
         "log_free_set": _entropy(free),
         "local_mass": (alpha * ((distance >= 0) & (distance < LOCAL))).sum(-1),
-        "f_excess": _f_excess(alpha, value, seen.expand(alpha.shape), generator),
     }
+    if generator is None:
+        rows["f_excess"] = torch.full_like(rows["log_set"], torch.nan)
+    else:
+        rows["f_excess"] = _f_excess(alpha, value, seen.expand(alpha.shape), generator)
     means = {name: row.double().nanmean(-1) for name, row in rows.items()}
     return torch.stack([(means | {"sink_similarity": _sink_similarity(value, sinks)})[s] for s in SIGNATURES], -1).cpu()
 

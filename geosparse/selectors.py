@@ -14,7 +14,7 @@ import torch
 from .architecture import Terms
 from .geometry import rank_of, selection_order
 from .ops.chunked import logit_of
-from .ops.index import KeyIndex
+from .ops.index import PAGE, KeyIndex
 from .ops.selectors import CHOOSE, Sight, sink_count
 from .ops.types import check_selector
 
@@ -29,8 +29,8 @@ class Scored:
         scores: `[Hq, Q, L]` fp32 logits, -inf where a token is not visible.
         seen: `[Q, L]` bool.
         terms: Of the logits.
-        index: Of `key`; None where the first visible token moves with the query, so that there are no pages: selectors
-            that read an index are then exact.
+        index: Of `key` and perhaps further tokens; None where the first visible token moves with the query, so that
+            there are no pages: selectors that read an index are then exact.
     """
 
     query: torch.Tensor
@@ -43,6 +43,8 @@ class Scored:
     def sight(self, budget: int) -> Sight:
         """The same for `ops.selectors`, at one N."""
         assert self.index is not None
+        keys = self.key.shape[1]
+        coded = self.index.decoded(max(keys, self.index.first[0] + max(self.index.pages) * PAGE), self.key.shape[2])
         return Sight(
             query=self.query[None].float(),
             scores=self.scores[None],
@@ -51,7 +53,7 @@ class Scored:
             finish=logit_of(self.terms.scaling, self.terms.softcap),
             scaling=self.terms.scaling,
             index=self.index,
-            coded=self.index.decoded(self.key.shape[1], self.key.shape[2]),
+            coded=coded[:, :, :keys],
         )
 
 

@@ -7,27 +7,41 @@ from geosparse.identity import ModelIdentity
 from geosparse.profile import ARRAYS, DIMENSIONS
 
 
-def synthetic(layers=2, heads=4, length=64, seed=0, limits=None, order=None, budgets=(1, 2, 4, 8, 16, 32)):
-    """A profile of falling random curves; `order` permutes its heads."""
+def synthetic(
+    layers=2,
+    heads=4,
+    length=64,
+    seed=0,
+    limits=None,
+    order=None,
+    budgets=(1, 2, 4, 8, 16, 32),
+    lengths=None,
+    selectors=("topn",),
+    kv_heads=None,
+):
+    """A profile of falling random curves; `order` permutes its heads; `lengths` are those of several windows."""
+    lengths = tuple(lengths or (length, length))
+    length = max(lengths)
     budgets = tuple(budget for budget in budgets if budget < length)
     sizes = {name: len(words) for name, words in DIMENSIONS.items()}
-    sizes |= {"selectors": 1, "layers": layers, "heads": heads, "budgets": len(budgets)}
+    sizes |= {"selectors": len(selectors), "layers": layers, "heads": heads, "budgets": len(budgets)}
     generator = torch.Generator().manual_seed(seed)
     arrays = {}
     for name, dimensions in ARRAYS.items():
-        array = torch.rand((2, *(sizes[dimension] for dimension in dimensions)), generator=generator)
+        array = torch.rand((len(lengths), *(sizes[dimension] for dimension in dimensions)), generator=generator)
         if "budgets" in dimensions:
             array = array.sort(dim=-1, descending=True).values
         if order is not None:
-            array = array.index_select(-2 if "budgets" in dimensions else -1, torch.tensor(order))
+            array = array.index_select(1 + dimensions.index("heads"), torch.tensor(order))
         arrays[name] = array
     return gs.Profile(
         arrays=arrays,
         budgets=budgets,
-        lengths=(length, length),
+        lengths=lengths,
+        selectors=selectors,
         queries=8,
         limits=tuple(limits or [length] * layers),
-        model=ModelIdentity("m", "A", layers, heads, heads, 8, "f"),
+        model=ModelIdentity("m", "A", layers, heads, kv_heads or heads, 8, "f"),
         calibration={"windows": 2, "lengths": [length], "sha256": "0"},
-        nlls=(2.0, 2.0),
+        nlls=(2.0,) * len(lengths),
     )

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import geosparse as gs
-from geosparse.curves import complete, convex_hull, spend
+from geosparse.curves import FINE, bought, complete, convex_hull, gains_of, spend
 
 from .synthetic import synthetic
 
@@ -77,3 +77,26 @@ def test_a_very_short_window(limit):
     profile = synthetic(limits=(limit, 64))
     assert (complete(profile.fisher("drop"), profile)[0, :, limit - 1 :] == 0).all()
     assert gs.make_plan(profile, 20).n_keep[0].max() <= limit
+
+
+def test_a_large_model_is_planned_in_seconds():
+    """32 x 32 heads at 4096 tokens; the time is that of the process, so that a busy machine does not matter."""
+    from time import process_time
+
+    profile = synthetic(layers=32, heads=32, length=4096, budgets=tuple(2**power for power in range(12)))
+    start = process_time()
+    plan = gs.make_plan(profile, 32)
+    assert process_time() - start < 5
+    assert plan.n_keep.sum() == 32 * 32 * 32
+
+
+def test_the_coarse_hull_is_that_of_every_token_where_curves_are_power_laws():
+    n = torch.arange(1, 1001, dtype=torch.float64)
+    curves = torch.stack([100 * n**-power for power in (0.5, 1.0, 2.0)])[None]
+    exact = curves[..., :-1] - curves[..., 1:]
+    gains = gains_of(curves)
+    assert torch.allclose(gains[..., : FINE - 1], exact[..., : FINE - 1], rtol=1e-9)
+    assert torch.allclose(gains[..., FINE:], exact[..., FINE:], rtol=0.06)
+    assert torch.allclose(gains.sum(-1), exact.sum(-1))
+    for price in (1e-2, 1e-4):
+        assert bought(gains, price).tolist() == [[int((row > price).sum()) + 1 for row in gains[0]]]

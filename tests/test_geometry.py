@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from geosparse.geometry import (
     DISTANCES,
     contribution_score,
+    kept_errors,
     random_order,
     rank_of,
     selection_order,
@@ -164,3 +165,17 @@ def test_tail_errors_are_the_identities():
             assert torch.allclose(result.error[tail][:, column], -(1 - mass) * vector, atol=1e-12)
         assert torch.allclose(result.mass[:, column], mass[:, 0])
     assert all(error[:, 3].abs().max() == 0 for error in result.error.values())
+
+
+def test_a_set_that_holds_next_to_no_mass_is_renormalised_without_overflow():
+    """Weights of 1e-9 beside a sum that rounds to more or less than 1: no sink is read into the rounding."""
+    generator = torch.Generator().manual_seed(0)
+    scores = 4 * torch.randn(64, 1000, generator=generator)
+    scores[:, -1] = -20.0
+    alpha, value = scores.softmax(-1), torch.randn(1000, 8, generator=generator)
+    seen = torch.ones(64, 1000, dtype=torch.bool)
+    keep = torch.zeros_like(seen)
+    keep[:, -1] = True
+    errors = kept_errors(alpha, value, [(keep, None)], seen)
+    expected = value[-1] - alpha @ value
+    assert torch.allclose(errors.error["renormalize"][:, 0], expected, atol=1e-4)

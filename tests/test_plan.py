@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import geosparse as gs
 from geosparse.artifact import MAX_COUNT
 from geosparse.identity import ModelIdentity, identify, weight_fingerprint
-from geosparse.ops import TAILS
+from geosparse.ops import SELECTORS, TAILS
 from geosparse.plan import SCHEMA
 
 from .tiny import tiny_model
@@ -231,3 +231,82 @@ def test_wrong_head_tails_are_refused(tails):
     refused(data | {"head_tails": tails})
     refused(data | {"tail": "drop"})
     refused({key: value for key, value in data.items() if key != "head_tails"})
+
+
+@st.composite
+def served_plans(draw):
+    """Plans with everything that an older plan did not say."""
+    shape = (2, 4)
+    table = {
+        "selectors": [[draw(st.sampled_from(SELECTORS)) for _ in range(4)] for _ in range(2)],
+        "tails": [[draw(st.sampled_from(TAILS)) for _ in range(4)] for _ in range(2)],
+    }
+    for row, words in enumerate(table["selectors"]):
+        for head, word in enumerate(words):
+            if word == "sink_recent":
+                table["tails"][row][head] = "renormalize"
+    growth = torch.tensor(draw(st.lists(st.floats(0, 4), min_size=8, max_size=8)), dtype=torch.float64).view(shape)
+    return small(
+        tail="best",
+        head_tails=torch.tensor([[TAILS.index(word) for word in row] for row in table["tails"]]),
+        selector=draw(st.sampled_from(SELECTORS)),
+        head_selectors=torch.tensor([[SELECTORS.index(word) for word in row] for row in table["selectors"]]),
+        growth=draw(st.sampled_from([None, growth])),
+    )
+
+
+@given(served_plans())
+@settings(deadline=None)
+def test_selectors_and_growth_survive_a_file(tmp_path_factory, plan):
+    path = plan.save(tmp_path_factory.mktemp("plan") / "plan.json")
+    again = gs.Plan.load(path)
+    assert again.to_json() == plan.to_json()
+    assert again.selector == plan.selector
+    for layer in range(2):
+        assert again.selectors_of(layer) == plan.selectors_of(layer)
+        assert again.tails_of(layer) == plan.tails_of(layer)
+    assert torch.equal(again.at(1000), plan.at(1000))
+
+
+def test_what_says_nothing_is_not_written():
+    optional = {"head_tails", "head_selectors", "growth", "share_kv", "selector"}
+    assert not optional & small().to_json().keys()
+    assert small(selector="lowbit").to_json()["selector"] == "lowbit"
+    shared = small(n_keep=torch.arange(1, 5).repeat_interleave(2).view(2, 4), share_kv=True)
+    assert gs.Plan.from_json(shared.to_json()).share_kv is True
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"selector": "lowbits"}, "did you mean 'lowbit'"),
+        ({"selector": 3}, "selector is not a word"),
+        ({"head_selectors": [["topn"] * 4]}, "head_selectors is misshapen"),
+        ({"head_selectors": [["topn"] * 3 + ["best"]] * 2}, "unknown word"),
+        ({"head_selectors": [["topn"] * 3 + [1]] * 2}, "unknown word"),
+        ({"head_selectors": [["topn"] * 3 + [["topn"]]] * 2}, "unknown word"),
+        ({"selector": "sink_recent"}, "goes with the tail 'renormalize'"),
+        ({"head_selectors": [["topn"] * 3 + ["sink_recent"]] * 2}, "Layer 0, head 3"),
+        ({"growth": [[0.5] * 3] * 2}, "growth is misshapen"),
+        ({"growth": [[0.5] * 3 + ["1"]] * 2}, "not a number"),
+        ({"growth": [[0.5] * 3 + [True]] * 2}, "not a number"),
+        ({"growth": [[0.5] * 3 + [-0.1]] * 2}, "from 0 to 4"),
+        ({"growth": [[0.5] * 3 + [4.1]] * 2}, "from 0 to 4"),
+        ({"growth": [[0.5] * 3 + [float("nan")]] * 2}, "from 0 to 4"),
+        ({"growth": [[0.5] * 3 + [10**400]] * 2}, "growth"),
+        ({"growth": 1.0}, "growth is misshapen"),
+        ({"share_kv": 1}, "neither true nor false"),
+        ({"share_kv": True}, "equal budgets"),
+        ({"share_kv": True, "selector": "paged"}, "share_kv goes with"),
+    ],
+)
+def test_damaged_selectors_growth_and_sharing_are_refused(changes, reason):
+    assert reason in refused(small().to_json() | changes)
+
+
+def test_budgets_grow_from_the_reference_length_on():
+    growth = torch.tensor([[0.0, 0.5, 1.0, 2.0]] * 2, dtype=torch.float64)
+    plan = small(growth=growth)
+    assert torch.equal(plan.at(64), plan.n_keep)
+    assert torch.equal(plan.at(2), plan.n_keep.clamp_max(2))
+    assert plan.at(256).tolist() == [[1, 4, 12, 64], [5, 12, 28, 128]]

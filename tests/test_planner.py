@@ -77,7 +77,8 @@ def test_damage_beyond_the_length_is_none():
         ((4, "fischer"), "Unknown policy 'fischer': did you mean 'fisher'?"),
         (
             (4, "zzz"),
-            "Unknown policy 'zzz': choose from fisher, mass, output_error, permuted, random, separability, uniform.",
+            "Unknown policy 'zzz': choose from entropy, fisher, mass, output_error, permuted, random, regime, "
+            "separability, uniform.",
         ),
         ((4, DEFAULT_POLICY, "centrum"), "Unknown tail 'centrum': did you mean 'centroid'?"),
         ((4, DEFAULT_POLICY, "zzz"), "Unknown tail 'zzz': choose from best, centroid, drop, renormalize."),
@@ -109,8 +110,8 @@ def test_density_is_a_fraction_of_the_length():
 @pytest.mark.parametrize(
     ("budget", "sentence"),
     [
-        ({}, "found neither: give one of them."),
-        ({"mean_keep": 4, "density": 0.5}, "found both: give one of them."),
+        ({}, "found none: give one of them."),
+        ({"mean_keep": 4, "density": 0.5}, "found mean_keep and density: give one of them."),
         ({"density": 0.0}, "above 0, up to 1, found 0."),
         ({"density": 1.5}, "above 0, up to 1, found 1.5."),
         ({"density": float("nan")}, "above 0, up to 1, found nan."),

@@ -9,6 +9,8 @@ import torch
 
 # Keeps a budget that is half a token by definition from falling either way with the last bit of a power.
 NUDGE = 1e-9
+# More tokens than any context has; a grown budget beyond would not fit int64.
+MOST = 2**31
 
 
 class Budgets(NamedTuple):
@@ -39,7 +41,7 @@ class Budgets(NamedTuple):
             return n.expand(*self.n_keep.shape, *visible.shape).to(visible.device)
         ratio = (visible.double() / self.reference).clamp_min(1.0)
         grown = n.to(visible.device) * ratio ** self.growth.view(shape).to(visible.device)
-        return (grown + 0.5 + NUDGE).floor().long()
+        return (grown + 0.5 + NUDGE).floor().clamp_max_(MOST).long()
 
 
 @lru_cache(maxsize=16384)
@@ -50,4 +52,4 @@ def budgets_of_row(
     if growth is None or visible <= reference:
         return n_keep
     ratio = visible / reference
-    return tuple(int(n * ratio**power + 0.5 + NUDGE) for n, power in zip(n_keep, growth, strict=True))
+    return tuple(min(int(n * ratio**power + 0.5 + NUDGE), MOST) for n, power in zip(n_keep, growth, strict=True))

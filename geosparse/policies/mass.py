@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from ..curves import complete, spend
-from ..plan import PlanTail
-from ..profile import Profile
+from ..choices import Choices
 
 
-def mass(profile: Profile, tail: PlanTail, total: int, seed: int) -> torch.Tensor:
+def mass(choices: Choices, total: int, seed: int) -> torch.Tensor:
     """Least summed missing attention mass 1 - M(N) (forward pass only; any tail alike).
 
     The weight of a learned sink, which no token has, counts as missing at every N below the limit.
     """
-    missing = (1.0 - profile.kept_mass()).clamp_min(0.0)
-    return spend(complete(missing, profile), total)
+    return choices.spend(choices.missing_mass(), total)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from ..curves import complete, spend
-from ..plan import PlanTail
-from ..profile import Profile
+from ..choices import Choices
 
 
-def output_error(profile: Profile, tail: PlanTail, total: int, seed: int) -> torch.Tensor:
+def output_error(choices: Choices, total: int, seed: int) -> torch.Tensor:
     """Least summed relative output error |W_O e|^2 / |W_O z|^2 (forward pass only)."""
-    return spend(complete(profile.relative_output_error(tail), profile), total)
+    return choices.spend(choices.curves("output_error"), total)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from ..plan import PlanTail
-from ..profile import Profile
+from ..choices import Choices
 from .fisher import fisher
 
 
-def permuted(profile: Profile, tail: PlanTail, total: int, seed: int) -> torch.Tensor:
+def permuted(choices: Choices, total: int, seed: int) -> torch.Tensor:
     """The budgets of `fisher`, dealt to random heads of the model."""
-    return deal(fisher(profile, tail, total, seed), seed)
+    return deal(fisher(choices, total, seed), seed)
 
 
 def deal(table: torch.Tensor, seed: int) -> torch.Tensor:

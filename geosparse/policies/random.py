@@ -6,16 +6,15 @@ import math
 
 import torch
 
-from ..plan import PlanTail
-from ..profile import Profile
+from ..choices import Choices
 from .scale import caps, scale_to
 
 
-def random(profile: Profile, tail: PlanTail, total: int, seed: int) -> torch.Tensor:
+def random(choices: Choices, total: int, seed: int) -> torch.Tensor:
     """Random budgets: log N uniform between 0 and log of the top, N = top^u with u from the seed.
 
     The top is the number at which the budgets, cut to what a head can keep and rounded, sum to `total`.
     """
-    most = caps(profile, total)
+    most = caps(choices.profile, total)
     share = torch.rand(most.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     return scale_to(lambda top: (share * math.log(top)).exp(), total, most)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..plan import PlanTail
+from ..choices import Choices
 from ..profile import Profile
 from .scale import caps, scale_to
 
@@ -12,7 +12,7 @@ from .scale import caps, scale_to
 FIRST = 2
 
 
-def separability(profile: Profile, tail: PlanTail, total: int, seed: int) -> torch.Tensor:
+def separability(choices: Choices, total: int, seed: int) -> torch.Tensor:
     """Each head's N of largest F in excess of random, scaled to the budget (forward pass only; any tail alike).
 
     A preference, not an optimum: N = c N*, cut to 1 and to what a head can keep, with the one factor c for all heads
@@ -20,8 +20,8 @@ def separability(profile: Profile, tail: PlanTail, total: int, seed: int) -> tor
     the larger excess. F rises again where N nears the number of visible tokens, random sets' less: N* may well be the
     largest measured budget.
     """
-    wanted, excess = operating_point(profile)
-    return scale_to(lambda factor: wanted * factor, total, caps(profile, total), excess)
+    wanted, excess = operating_point(choices.profile)
+    return scale_to(lambda factor: wanted * factor, total, caps(choices.profile, total), excess)
 
 
 def operating_point(profile: Profile) -> tuple[torch.Tensor, torch.Tensor]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from ..plan import PlanTail
-from ..profile import Profile
+from ..choices import Choices
 
 
-def uniform(profile: Profile, tail: PlanTail, total: int, seed: int) -> torch.Tensor:
+def uniform(choices: Choices, total: int, seed: int) -> torch.Tensor:
     """The same N everywhere; what does not divide goes to the first heads."""
-    layers, heads = profile.model.layers, profile.model.heads
-    budgets = torch.full((layers * heads,), total // (layers * heads), dtype=torch.int64)
-    budgets[: total % (layers * heads)] += 1
-    return budgets.view(layers, heads)
+    model = choices.profile.model
+    buyers = model.layers * (model.kv_heads if choices.share_kv else model.heads)
+    members = model.layers * model.heads // buyers
+    budgets = torch.full((buyers,), total // members // buyers, dtype=torch.int64)
+    budgets[: total // members % buyers] += 1
+    return budgets.view(model.layers, -1).repeat_interleave(members, dim=-1)

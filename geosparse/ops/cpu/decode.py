@@ -89,9 +89,9 @@ def _template(shape: tuple[int, ...], dtype: torch.dtype, scaling: float, softca
 
 
 def starts_of(span: Span, batch: int, keys: int) -> tuple[int, ...]:
-    """The first key that the last query sees, per row."""
-    starts = span.starts(batch)
-    return starts if span.window is None else tuple(max(first, keys - span.window) for first in starts)
+    """The first key that the last query sees, per row; `keys` where it sees none."""
+    least = 0 if span.window is None else keys - span.window
+    return tuple(min(max(first, least), keys) for first in span.starts(batch))
 
 
 def unit_rows(tensor: torch.Tensor) -> torch.Tensor:

@@ -96,11 +96,14 @@ class Sight:
 
     @cached_property
     def page_logits(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Per page `[B, Hq, t, P]`: the largest logit there can be, and the log of the mean of exp(logit)."""
+        """Per page `[B, Hq, t, P]`: the largest logit there can be, and the log of the mean of exp(logit).
+
+        The bounds only rank pages and stay without the soft cap, at which fp32 cannot tell large ones apart.
+        """
         bound, centre, variance = self.pages.page_scores(self.query)
         spread = variance * (0.5 * self.scaling**2)
         complete = torch.arange(bound.shape[-1], device=bound.device) < self.complete_pages[:, None, :, None]
-        return self.finish(bound).masked_fill(~complete, -torch.inf), self.finish(centre) + spread
+        return (bound * self.scaling).masked_fill(~complete, -torch.inf), self.finish(centre) + spread
 
     def candidates(self, tokens: torch.Tensor) -> torch.Tensor:
         """`[B, Hq, t, s]` bool: the pages of highest bound that hold `tokens` `[B or 1, Hq, t or 1]`, and the rest that

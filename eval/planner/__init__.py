@@ -1,0 +1,1 @@
+"""`python -m eval.planner`: what plans are worth, on text that they were not made from."""

@@ -1,0 +1,91 @@
+"""The studies of the runtime on tiny models: they run, and count what they say they count."""
+
+import json
+
+import pytest
+import torch
+
+import geosparse as gs
+from eval.runtime import drift, memory, selectors
+from eval.runtime.prompt import peak_bytes, resident_bytes
+from eval.runtime.traffic import step_bytes
+from geosparse.ops import SELECTORS
+
+from ..tiny import save_tiny, tiny_model, tokens
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_tiny(tmp_path_factory.mktemp("model"), max_position_embeddings=2048)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("the index follows its keys, page by page; " * 80, encoding="utf-8")
+    return path
+
+
+def test_drift_finds_none_and_notices_one(folder, text, tmp_path, capsys):
+    arguments = [str(folder), "--text", str(text), "--context", "90", "--new-tokens", "40", "--mean-keep", "8"]
+    assert drift.main([*arguments, "--out", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "drift.json").read_text())
+    assert json.loads(capsys.readouterr().out) == found
+    assert (found["layers"], found["indexed_layers"], found["pages"]) == (2, 2, 8)
+    assert found["index_numbers_different"] == 0
+    assert found["logit_difference"] == 0
+    assert found["value_sum_error"] <= 1e-12
+    assert found["mean_kept"] == 8
+    model = tiny_model()
+    with gs.sparsified(model, gs.Plan.uniform(model, 4, selector="lowbit")), torch.no_grad():
+        cache = model(tokens(1, 50), use_cache=True).past_key_values
+    assert drift.examine(cache)["index_numbers_different"] == 0
+    cache.layers[0].keys[0, 0, 20, 3] += 5
+    assert drift.examine(cache)["index_numbers_different"] > 0
+
+
+def test_memory(folder, text, tmp_path):
+    arguments = [str(folder), "--text", str(text), "--context", "200", "--new-tokens", "3", "--mean-keep", "8"]
+    assert memory.main([*arguments, "--out", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "memory-200.json").read_text())
+    assert 0 < found["loaded_bytes"] <= found["prefill_peak_bytes"] <= found["peak_bytes"]
+    assert found["density"] < 0.1
+    assert 0 < resident_bytes() <= peak_bytes()
+
+
+def test_selectors_are_compared_on_the_same_tokens(folder, text, tmp_path):
+    arguments = [str(folder), "--text", str(text), "--lengths", "200", "--windows", "2", "--scored", "128"]
+    assert selectors.main([*arguments, "--mean-keep", "200", "--out", str(tmp_path)]) == 0
+    table = json.loads((tmp_path / "selectors-200.json").read_text())["tables"][0]["variants"]
+    assert set(table) == {"dense", *(f"{s}/{t}" for s in SELECTORS[:-1] for t in selectors.TAILS)} | {
+        "sink_recent/renormalize"
+    }
+    for name, row in table.items():
+        if name != "dense":
+            # Every token is kept: what is left is rounding.
+            assert abs(row["excess_nll"]) <= 1e-4
+            assert row["output_error"] <= 1e-4
+    assert selectors.main([*arguments, "--mean-keep", "4", "--out", str(tmp_path)]) == 0
+    table = json.loads((tmp_path / "selectors-200.json").read_text())["tables"][0]["variants"]
+    assert all(row["mean_kept"] == 4 and row["output_error"] > 0.01 for name, row in table.items() if name != "dense")
+    assert table["lowbit/centroid"]["output_error"] < table["paged/centroid"]["output_error"]
+
+
+def test_a_text_that_is_too_short_is_refused(folder, text, capsys):
+    assert memory.main([str(folder), "--text", str(text), "--context", "2000000"]) == 2
+    assert "error:" in capsys.readouterr().err
+
+
+def test_modelled_bytes():
+    shape = {"visible": 1000, "kv_heads": 3, "key_dim": 64, "value_dim": 64, "itemsize": 4}
+    n_keep = [64] * 9
+    assert step_bytes(None, n_keep, **shape) == 3 * 1000 * 128 * 4
+    rows = 9 * 64 * 256  # bytes of the kept keys, or values
+    bounds, codes, rest = 3 * 62 * 256, 3 * 62 * 512, 3 * 8 * 256
+    assert step_bytes("topn", n_keep, **shape) == 3 * 1000 * 256 + rows
+    assert step_bytes("sink_recent", n_keep, **shape) == 2 * rows
+    assert step_bytes("lowbit", n_keep, **shape) == bounds + codes + rest + 2 * rows
+    assert step_bytes("paged", n_keep, **shape) == bounds + rest + 2 * rows
+    assert step_bytes("paged+lowbit", n_keep, **shape) == bounds + rest + 9 * 16 * 512 + 2 * rows
+    everything = [10**6] * 9
+    assert step_bytes("topn", everything, **shape) == (3 + 9) * 1000 * 256
