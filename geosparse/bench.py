@@ -16,6 +16,7 @@ from .plan import Plan
 from .progress import track
 from .provenance import device_name
 from .scoring import density
+from .traffic import Rows, dense_bytes, layer_bytes
 
 WARMUP = 2
 
@@ -32,7 +33,7 @@ def bench(model: Any, plan: Plan, prompt: torch.Tensor, new_tokens: int, show_pr
 
     Returns:
         A JSON object: per variant seconds of prefill, median milliseconds per decoded token, tokens/s, modelled bytes
-        read per token (weights plus the keys and values that the path really reads) and the GB/s they amount to;
+        read per token (weights plus what `traffic` says of the cache) and the GB/s they amount to;
         the ratio of decode speeds, sparse over dense; the error of the correctness gate.
 
     Raises:
@@ -136,11 +137,15 @@ def _now(device: torch.device) -> float:
 
 
 def _add_bandwidth(model: Any, context: int, variant: dict[str, Any], plan: Plan | None) -> None:
-    """Modelled bytes per decoded token: the weights, the keys that are seen, and the values that are kept."""
-    total = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    """Modelled bytes per decoded token: the weights, and what `traffic` says of the cache."""
+    total: float = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     for index, layer in enumerate(attention_layers(model)):
         seen = min(context, layer.window or context)
-        rows = seen * layer.kv_heads if plan is None else int(plan.n_keep[index].clamp_max(seen).sum())
-        total += (seen * layer.kv_heads * layer.key_dim + rows * layer.value_dim) * model.dtype.itemsize
+        rows = Rows(layer.key_dim, layer.value_dim, model.dtype.itemsize)
+        if plan is None:
+            total += dense_bytes(layer.kv_heads, [seen], rows)
+        else:
+            n_keep = plan.budgets.of(index).at(torch.tensor(seen))
+            total += layer_bytes(n_keep, plan.selectors_of(index), layer.kv_heads, seen, rows)
     variant["bytes_per_token"] = total
     variant["gb_per_second"] = total / variant["ms_per_token"] / 1e6

@@ -114,7 +114,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     add = _adder(commands, "inspect", _inspect, "what is in a plan or profile", "plan.json")
     add("artifact", type=Path, help="a plan (.json) or profile (.safetensors)")
-    add("--html", type=Path, metavar="FILE", help="also write the plan as one HTML page with the map of its heads")
+    add("--html", type=Path, metavar="FILE", help="also write it as one HTML page with maps of its heads")
 
     add = _adder(
         commands, "export", _export, "a plan in a format that others read", "plan.json --to csv --out plan.csv"
@@ -346,17 +346,25 @@ def _diff(options: argparse.Namespace) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> None:
-    from .inspection import describe, describe_plan
-    from .plan import Plan
+    from .inspection import describe, describe_plan, describe_profile, is_profile
 
     if options.html is None:
         data, text = describe(options.artifact)
         return _show(options, data, text)
-    from .plan_page import write_plan_page
+    if is_profile(options.artifact):
+        from .profile import Profile
+        from .profile_page import write_profile_page
 
-    plan = Plan.load(options.artifact)
-    write_plan_page(options.html, plan)
-    data, text = describe_plan(plan)
+        profile = Profile.load(options.artifact)
+        write_profile_page(options.html, profile)
+        data, text = describe_profile(profile)
+    else:
+        from .plan import Plan
+        from .plan_page import write_plan_page
+
+        plan = Plan.load(options.artifact)
+        write_plan_page(options.html, plan)
+        data, text = describe_plan(plan)
     _show(options, data | {"html": str(options.html)}, f"{text}\nWrote {options.html}.")
 
 

@@ -9,7 +9,7 @@ import torch
 from .errors import GeosparseError
 from .plan import Plan
 
-SETTINGS = ("tail", "policy", "budget", "reference_length", "calibration")
+SETTINGS = ("tail", "selector", "share_kv", "policy", "budget", "reference_length", "calibration")
 MOST_HEADS = 10
 
 

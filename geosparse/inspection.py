@@ -11,15 +11,20 @@ from .artifact import finite_or_none, os_errors_as
 from .ops import TAILS
 from .plan import Plan
 from .profile import METRICS, Profile
+from .regimes import REGIMES
 
 Described = tuple[dict[str, Any], str]
 
 
-def describe(path: Path) -> Described:
-    """A plan or profile, told apart by its first bytes: safetensors starts with a length, JSON never holds a zero."""
+def is_profile(path: Path) -> bool:
+    """Whether a file is a profile and not a plan: safetensors starts with a length, JSON never holds a zero."""
     with os_errors_as("read", path), path.open("rb") as file:
-        is_profile = b"\0" in file.read(8)
-    return describe_profile(Profile.load(path)) if is_profile else describe_plan(Plan.load(path))
+        return b"\0" in file.read(8)
+
+
+def describe(path: Path) -> Described:
+    """A plan or profile, told apart by its first bytes."""
+    return describe_profile(Profile.load(path)) if is_profile(path) else describe_plan(Plan.load(path))
 
 
 def describe_plan(plan: Plan) -> Described:
@@ -34,6 +39,10 @@ def describe_plan(plan: Plan) -> Described:
         "budget": plan.budget,
         "mean_keep": plan.mean_keep,
         "reference_length": plan.reference_length,
+        "selectors": plan.selector_counts(),
+        "share_kv": plan.share_kv,
+        "growth": None if plan.growth is None else plan.growth.tolist(),
+        "verified": plan.verified,
         "n_keep_quantiles": n_keep,
         "n_keep": plan.n_keep.tolist(),
         "predicted": plan.predicted,
@@ -46,10 +55,35 @@ def describe_plan(plan: Plan) -> Described:
         f"Plan for {model.name} ({model.architecture}, {model.layers} layers, {model.heads} query heads)",
         f"  policy {plan.policy}, tail {plan.tail}, mean N {plan.mean_keep:.2f} at {plan.reference_length} tokens",
         "  N: " + ", ".join(f"{name} {value}" for name, value in n_keep.items()),
+        *_plan_notes(plan),
         "layer | N per query head",
         *rows,
     ]
     return data, "\n".join(lines)
+
+
+def _plan_notes(plan: Plan) -> list[str]:
+    """What a plan says beside its budgets, one line each."""
+    counts = plan.selector_counts()
+    lines = ["  found by " + ", ".join(f"{name} ({count} heads)" for name, count in counts.items())]
+    if plan.share_kv:
+        lines.append("  the heads of one KV group keep the same tokens")
+    if plan.growth is not None:
+        typical = float(plan.growth.median())
+        error = plan.predicted.get("growth_left_out_error")
+        spread = "" if error is None else f"; budgets at a length left out are off by {error:.0%}"
+        lines.append(f"  beyond {plan.reference_length} tokens N grows as context^{typical:.2f} (median){spread}")
+    if "bytes" in plan.predicted:
+        lines.append(f"  a decode step reads {plan.predicted['bytes'] / 1e6:.2f} MB of a 16-bit cache, modelled")
+    if plan.verified:
+        facts = plan.verified
+        lines.append(
+            f"  loss increase {facts['increase']:+.2%}, limit {facts['limit']:+.2%}, "
+            f"tolerance {facts['tolerance']:.2%}, on {facts['windows']} windows never used before"
+        )
+        if facts["failed"]:
+            lines.append(f"  the budget grew: {facts['failed']} smaller ones failed their verification")
+    return lines
 
 
 def describe_profile(profile: Profile) -> Described:
@@ -66,6 +100,8 @@ def describe_profile(profile: Profile) -> Described:
             row[f"fisher_{tail}"] = float(profile.fisher(tail)[..., column].sum())
         table.append(row)
     model = profile.model
+    labels = profile.regimes().label.flatten().tolist()
+    regimes = {name: labels.count(place) for place, name in enumerate(REGIMES)}
     data = {
         "model": model.to_json(),
         "length": profile.length,
@@ -73,6 +109,7 @@ def describe_profile(profile: Profile) -> Described:
         "windows": profile.windows,
         "selectors": list(profile.selectors),
         "queries": profile.queries,
+        "regimes": regimes,
         "nll": profile.nll,
         "budgets": table,
         "calibration": profile.calibration,
@@ -81,6 +118,7 @@ def describe_profile(profile: Profile) -> Described:
         f"Profile of {model.name} ({model.architecture}, {model.layers} layers, {model.heads} query heads)",
         f"  {profile.at(profile.length).windows} windows of {profile.length} tokens, {profile.queries} queries each, "
         f"dense NLL {profile.nll:.4f}",
+        "  regimes: " + ", ".join(f"{name} {count}" for name, count in regimes.items()),
         "     N    mass       F  F rand.   output error (drop, renorm., centroid)   summed (g.e)^2, centroid",
     ]
     for row in table:

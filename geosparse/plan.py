@@ -112,6 +112,11 @@ class Plan:
             return self.head_selectors
         return torch.full_like(self.n_keep, SELECTORS.index(self.selector))
 
+    def selector_counts(self) -> dict[str, int]:
+        """How many heads each selector serves, those that serve none left out."""
+        places = self.selector_places.flatten().tolist()
+        return {word: count for place, word in enumerate(SELECTORS) if (count := places.count(place))}
+
     @classmethod
     def uniform(
         cls,
@@ -188,8 +193,8 @@ class Plan:
         for key, places, words in tables:
             data[key] = None if places is None else [[words[place] for place in row] for row in places.tolist()]
         data["growth"] = None if self.growth is None else self.growth.tolist()
-        defaults = {"head_tails": None, "head_selectors": None, "growth": None, "share_kv": False, "selector": "topn"}
-        defaults |= {"verified": {}}
+        defaults: dict[str, Any] = dict.fromkeys(("head_tails", "head_selectors", "growth"))
+        defaults |= {"share_kv": False, "selector": "topn", "verified": {}}
         return {key: value for key, value in data.items() if key not in defaults or value != defaults[key]}
 
     def save(self, path: Path | str) -> Path:

@@ -168,7 +168,7 @@ def _verified(
 
 def _parts(windows: torch.Tensor) -> list[torch.Tensor]:
     """Disjoint parts, one per attempt: half of the windows first; every other window, so that each spans the text."""
-    parts = []
+    parts: list[torch.Tensor] = []
     while len(windows) >= 2 * FEWEST_WINDOWS and len(parts) < ATTEMPTS - 1:
         parts.append(windows[::2])
         windows = windows[1::2]

@@ -30,6 +30,7 @@ def work(tmp_path_factory):
     save_tiny(folder / "model")
     save_tiny(folder / "other", seed=1)
     (folder / "book.txt").write_text(TEXT)
+    (folder / "verify.txt").write_text(TEXT[::-1])
     (folder / "blank.txt").write_text(" \n")
     (folder / "short.txt").write_text("too short")
     profile = gs.profile_model(
@@ -119,6 +120,12 @@ def test_the_whole_chain_as_text(run, tmp_path):
         ("profile model --text book.txt --length 64 --windows 2 --out {}/p.safetensors", {"budgets", "nll", "out"}),
         ("plan p.safetensors --mean-keep 3 --policy permuted --tail drop --seed 5 --out {}/q.json", {"n_keep", "out"}),
         ("plan p.safetensors --density 0.1 --out {}/q.json", {"budget", "n_keep", "out"}),
+        ("plan p.safetensors --bytes 9000 --out {}/q.json", {"predicted", "selectors", "out"}),
+        (
+            "plan p.safetensors --tolerance 5 --model model --text book.txt --verify-text verify.txt --windows 4 "
+            "--out {}/q.json",
+            {"verified", "n_keep"},
+        ),
         ("plan --diff plan.json plan.json", {"settings", "change", "rank_correlation", "most_changed"}),
         ("inspect plan.json", {"n_keep", "policy"}),
         ("inspect plan.json --html {}/plan.html", {"n_keep", "html"}),
@@ -256,6 +263,11 @@ BAD = [
     ("plan p.safetensors --out {}/q --mean-keep 0.5", "give a finite number from 1, found 0.5"),
     ("plan p.safetensors --out {}/q --density 0.01", "density 0.01 of 64 tokens is less than the 1 token"),
     ("plan p.safetensors --out {}/q --density 2", "above 0, up to 1, found 2"),
+    ("plan p.safetensors --out {}/q --bytes 3", "No plan reads 3 bytes or less"),
+    ("plan p.safetensors --out {}/q --mean-keep 4 --length 128", "says nothing about 128"),
+    ("plan p.safetensors --out {}/q --mean-keep 4 --selector lowbit", "has not measured the selector 'lowbit'"),
+    ("plan p.safetensors --out {}/q --mean-keep 4 --tolerance 0.1", "--tolerance finds the budget itself"),
+    ("plan p.safetensors --out {}/q --tolerance 0.1 --text book.txt --verify-text book.txt", "are the same: verify on"),
     ("plan p.safetensors --out {}/q --mean-keep ten", "argument --mean-keep: invalid float value: 'ten'"),
     ("plan p.safetensors --out {}/q --mean-keep 4 --seed -1", "seed is a whole number from 0"),
     ("plan p.safetensors --out {}/q --mean-keep 4 --policy fishr", "Unknown policy 'fishr': did you mean 'fisher'?"),
@@ -295,8 +307,8 @@ BAD = [
     ("score model --frobnicate 3", "unrecognized arguments: --frobnicate 3"),
     ("score model --win 3", "unrecognized arguments: --win 3"),
     ("score model --length many", "argument --length: invalid int value: 'many'; see `geosparse score --help`"),
-    ("plan p.safetensors --out {}/q", "either mean_keep or density, found neither: give one of them"),
-    ("plan p.safetensors --out {}/q --mean-keep 4 --density 0.5", "found both: give one of them"),
+    ("plan p.safetensors --out {}/q", "found none: give one of them"),
+    ("plan p.safetensors --out {}/q --mean-keep 4 --density 0.5", "found mean_keep and density: give one of them"),
     ("plan p.safetensors --mean-keep 4", "geosparse plan needs --out"),
     ("plan --mean-keep 4 --out {}/q", "geosparse plan needs PROFILE"),
     ("plan --diff plan.json", "argument --diff: expected 2 arguments"),

@@ -32,7 +32,7 @@ LAYERS = [
     {"growth", "policies"},
     {"planner"},
     {"page", "comparison"},
-    {"capture", "measures", "profiler", "patch", "report", "plan_page"},
+    {"capture", "measures", "profiler", "patch", "report", "plan_page", "profile_page"},
     {"scoring", "inspection", "doctor"},
     {"tolerance"},
     {"bench", "generate", "integrations"},

@@ -139,8 +139,8 @@ def describe(result: dict[str, Any]) -> str:
     for tail, part in result["tails"].items():
         for role, table in part.items():
             names = "".join(f"   N={budget:<18}" for budget in result["budgets"])
-            for kind, what in (("over_heads", "measured damage"), ("over_heads_absolute", "its absolute value")):
-                lines.append(f"{tail}, {role}: Spearman over {len(result['heads'])} heads with the {what}")
+            for kind, what in (("over_heads", "the measured damage"), ("over_heads_absolute", "its absolute value")):
+                lines.append(f"{tail}, {role}: Spearman over {len(result['heads'])} heads with {what}")
                 lines.append(f"{'':<14}{names}   along N")
                 for name, cells in table[kind].items():
                     row = "".join(f"  {_cell(cell):<20}" for cell in cells)

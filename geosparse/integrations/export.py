@@ -52,7 +52,10 @@ def to_csv(plan: Plan, out: Path) -> Export:
         for head, n in enumerate(row)
     ]
     file = _write_text(out, "layer,head,kv_head,n_keep\n" + "".join(rows))
-    return Export([file], "The table holds neither the tail nor the model that the plan is for: keep the plan too.")
+    return Export(
+        [file],
+        "The table holds neither tail, selector and growth nor the model that the plan is for: keep the plan too.",
+    )
 
 
 def to_model_folder(plan: Plan, out: Path) -> Export:
@@ -81,7 +84,7 @@ def to_kvpress(plan: Plan, out: Path) -> Export:
     return Export(
         [file],
         "kvpress evicts once, for all query heads of a KV head and as a share of the context: the choice per query, "
-        "N per query head, constant N and the tail are lost; LUKVPress evicts "
+        "N per query head, its law of growth, the selector and the tail are lost; LUKVPress evicts "
         f"{float(curve[0].mean(dtype=np.float64)):.4f} of the cache at any compression ratio above 0 (set "
         "press._budget_curves = numpy.load(file)).",
     )

@@ -1,0 +1,193 @@
+"""Speed of one layer's decode step on the CPU: `python -m eval.speed [--contexts 8192] [--out FILE]`.
+
+Every variant passes a correctness gate against the fp64 reference first. Buffers of many layers are used in turn, so
+that the processor's cache does not hide memory traffic. Ratios are within one run; medians with p20 and p80.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from geosparse.artifact import dump_json, write_json
+from geosparse.errors import GeosparseError
+from geosparse.ops import IndexSlot, cpu, cpu_attention, reference_attention, remember_index, remember_value_sum
+from geosparse.ops.index import PAGE, index_of
+from geosparse.progress import track
+from geosparse.provenance import device_name, versions
+
+SCHEMA = "geosparse.speed.kernel/1"
+REPEATS = 40
+# Enough layers that their keys and values do not fit into any cache.
+BYTES_IN_TURN = 256 << 20
+SHAPES = {"smollm2": (9, 3, 64), "llama3": (32, 8, 128)}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class Layer(NamedTuple):
+    """Query `[1, Hq, 1, D]`, keys and values `[1, Hkv, S, D]`."""
+
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+
+
+class Variant(NamedTuple):
+    """What is timed, and the bytes that it must read."""
+
+    run: Callable[[Layer], torch.Tensor]
+    bytes: int
+    n_keep: int | None
+    selector: str | None
+
+
+def layers_of(shape: tuple[int, int, int], context: int, dtype: torch.dtype) -> list[Layer]:
+    """Random layers with an index, as a cache holds them; queries are long, so that attention is not flat."""
+    heads, kv_heads, dim = shape
+    generator = torch.Generator().manual_seed(0)
+    each = 2 * kv_heads * context * dim * dtype.itemsize
+    layers = []
+    for _ in range(max(3, BYTES_IN_TURN // each)):
+        query = (2 * torch.randn(1, heads, 1, dim, generator=generator)).to(dtype)
+        key, value = (torch.randn(1, kv_heads, context, dim, generator=generator).to(dtype) for _ in range(2))
+        remember_index(key, IndexSlot())
+        index_of(key, (0,))
+        remember_value_sum(value, value.sum(-2, dtype=torch.float64))
+        layers.append(Layer(query, key, value))
+    return layers
+
+
+def variants_of(
+    shape: tuple[int, int, int], context: int, dtype: torch.dtype, keeps: Sequence[int]
+) -> dict[str, Variant]:
+    """SDPA and two products as torch has them, our dense kernel, and our selectors."""
+    heads, kv_heads, dim = shape
+    row = dim * dtype.itemsize
+    dense = 2 * kv_heads * context * row
+    scaling = dim**-0.5
+
+    def sdpa(layer: Layer) -> torch.Tensor:
+        return torch.nn.functional.scaled_dot_product_attention(*layer, enable_gqa=heads != kv_heads)
+
+    def products(layer: Layer) -> torch.Tensor:
+        query = layer.query.view(1, kv_heads, heads // kv_heads, dim)
+        weights = (query @ layer.key.transpose(-1, -2) * scaling).softmax(-1)
+        return (weights @ layer.value).view(1, heads, 1, dim)
+
+    def ours(n: int, selector: Any, tail: Any) -> Callable[[Layer], torch.Tensor]:
+        budgets = (n,) * heads
+        return lambda layer: cpu_attention(*layer, budgets, tail=tail, scaling=scaling, selector=selector).output
+
+    result = {
+        "sdpa": Variant(sdpa, dense, None, None),
+        "bmm": Variant(products, dense, None, None),
+        "own dense": Variant(ours(context, "topn", "drop"), dense, context, "topn"),
+    }
+    bounds, codes = 2 * 2 * dim // PAGE, dim // 2
+    for n in keeps:
+        kept = heads * n * row
+        for selector, tail, read in (
+            ("topn", "centroid", kv_heads * context * row + kept),
+            ("lowbit", "centroid", kv_heads * context * (bounds + codes) + 2 * kept),
+            ("paged", "renormalize", kv_heads * context * bounds + 2 * kept),
+        ):
+            result[f"{selector} N={n}"] = Variant(ours(n, selector, tail), read, n, selector)
+    return result
+
+
+def gate(layer: Layer, variant: Variant, scaling: float) -> float:
+    """Largest difference from the fp64 reference; raises GeosparseError where rounding cannot explain it."""
+    heads, context = layer.query.shape[1], layer.key.shape[2]
+    n, selector = variant.n_keep or context, variant.selector or "topn"
+    tail = "centroid" if selector == "lowbit" or (selector == "topn" and n < context) else "renormalize"
+    true = reference_attention(*layer, [n] * heads, tail=tail, scaling=scaling, selector=selector).output
+    error = float((variant.run(layer).double() - true).abs().max())
+    allowed = 64 * torch.finfo(torch.float32).eps + 4 * torch.finfo(layer.query.dtype).eps
+    if not error <= allowed * float(layer.value.abs().max()):
+        raise GeosparseError(f"{selector} at N = {n} is off by {error:.1e} from the reference: nothing was timed.")
+    return error
+
+
+def bandwidth() -> float:
+    """Bytes per second that a sum over a large buffer reads, best of several."""
+    buffer = torch.ones(64 << 20)
+    best = min(_seconds(buffer.sum) for _ in range(8))
+    return buffer.numel() * 4 / best
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def measure(shape_name: str, context: int, dtype_name: str, keeps: Sequence[int]) -> dict[str, Any]:
+    """Times of all variants on one shape, interleaved."""
+    shape, dtype = SHAPES[shape_name], DTYPES[dtype_name]
+    layers = layers_of(shape, context, dtype)
+    variants = variants_of(shape, context, dtype, keeps)
+    errors = {name: gate(layers[0], variant, shape[2] ** -0.5) for name, variant in variants.items()}
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for repeat in range(REPEATS):
+        for name, variant in variants.items():
+            layer = layers[repeat % len(layers)]
+            times[name].append(_seconds(lambda run=variant.run, layer=layer: run(layer)))
+    sdpa, own = (float(torch.tensor(times[name]).median()) for name in ("sdpa", "own dense"))
+    rows = []
+    for name, variant in variants.items():
+        p20, p50, p80 = torch.tensor(times[name]).quantile(torch.tensor([0.2, 0.5, 0.8])).tolist()
+        rows.append(
+            {
+                "variant": name,
+                "us": {"p20": p20 * 1e6, "p50": p50 * 1e6, "p80": p80 * 1e6},
+                "bytes": variant.bytes,
+                "gb_per_second": variant.bytes / p50 / 1e9,
+                "over_sdpa": sdpa / p50,
+                "over_own_dense": own / p50,
+                "error": errors[name],
+            }
+        )
+    return {"shape": shape_name, "heads": list(shape), "context": context, "dtype": dtype_name, "rows": rows}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print a table, write JSON."""
+    parser = argparse.ArgumentParser(prog="python -m eval.speed", description=__doc__)
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["smollm2"])
+    parser.add_argument("--contexts", nargs="+", type=int, default=[8192])
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["fp32", "bf16"])
+    parser.add_argument("--keep", nargs="+", type=int, default=[64, 256])
+    parser.add_argument("--out", type=Path, help="write JSON here")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args(arguments)
+    cases = [(s, c, d) for s in options.shapes for c in options.contexts for d in options.dtypes]
+    result = {
+        "schema": SCHEMA,
+        "device": f"{device_name('cpu')}, {torch.get_num_threads()} threads, {cpu.isa()}",
+        "read_gb_per_second": bandwidth() / 1e9,
+        "provenance": versions(),
+        "cases": [measure(*case, options.keep) for case in track(cases, "speed", not options.json)],
+    }
+    if options.out:
+        write_json(options.out, result)
+    if options.json:
+        print(dump_json(result), end="")
+        return 0
+    print(f"{result['device']}; a sum reads {result['read_gb_per_second']:.1f} GB/s")
+    for case in result["cases"]:
+        print(f"{case['shape']} {case['heads']}, context {case['context']}, {case['dtype']}")
+        for row in case["rows"]:
+            print(
+                f"  {row['variant']:<14} {row['us']['p50']:9.0f} us {row['gb_per_second']:7.1f} GB/s "
+                f"{row['over_sdpa']:7.2f} x SDPA {row['over_own_dense']:6.2f} x own dense"
+            )
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
