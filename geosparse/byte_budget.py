@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from .curves import bought, gains_of
+from .curves import bought_of_rising, gains_of
 from .errors import GeosparseError
 from .ops import SELECTORS, Selector
 from .traffic import Rows, shared_rows
 
-STEPS = 60
+STEPS = 50
 FREE: Selector = "sink_recent"
 
 Options = Mapping[Selector, torch.Tensor]
@@ -42,12 +42,17 @@ class Market:
         self.stretch = stretch
         self.allowed = {word: torch.isfinite(curve[..., 0]) for word, curve in curves.items()}
         known = {word: curve.nan_to_num(posinf=0.0) for word, curve in curves.items()}
-        self.gains = {word: gains_of(curve) for word, curve in known.items()}
-        self.least = {word: curve[..., -1] for word, curve in known.items()}
+        gains = {word: gains_of(curve) for word, curve in known.items()}
+        self.losses = {word: -gain for word, gain in gains.items()}
+        # The error at N tokens, on the hull.
+        self.errors = {
+            word: torch.cat([known[word][..., -1:] + gain.flip(-1).cumsum(-1).flip(-1), known[word][..., -1:]], -1)
+            for word, gain in gains.items()
+        }
 
     def buy(self, price: float) -> Split:
         """Places in SELECTORS and N at the curves' length, each `[layers, H]` int64, where a byte costs `price`."""
-        offers = {word: self._offer(word, price) for word in self.gains}
+        offers = {word: self._offer(word, price) for word in self.losses}
         layers, heads = self.stretch.shape
         grouped = (layers, heads // self.members, self.members)
         totals, words, amounts = [], [], []
@@ -68,13 +73,9 @@ class Market:
 
     def _offer(self, word: Selector, price: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Cost (error and bytes, without the scan) and N of each head under one selector."""
-        gains = self.gains[word]
         row = price * self.rows.kept(word) * shared_rows(self.members) * self.stretch
-        amount = bought(gains, row)
-        # Gains not bought are what the error still holds.
-        index = (amount - 1).unsqueeze(-1)
-        summed = torch.cat([torch.zeros_like(index, dtype=gains.dtype), gains.cumsum(-1)], -1)
-        error = self.least[word] + summed[..., -1] - summed.gather(-1, index).squeeze(-1)
+        amount = bought_of_rising(self.losses[word], row)
+        error = self.errors[word].gather(-1, (amount - 1).unsqueeze(-1)).squeeze(-1)
         cost = error + row * amount
         return cost.masked_fill(~self.allowed[word], torch.inf), amount
 
@@ -85,7 +86,7 @@ def spend_bytes(market: Market, count: Callable[[Split], float], most: float) ->
     Raises:
         GeosparseError: Even the cheapest split reads more.
     """
-    low, high = 1e-30, 1e30
+    low, high = 1e-25, 1e25
     cheapest = market.buy(high)
     if count(cheapest) > most:
         raise GeosparseError(

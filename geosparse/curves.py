@@ -122,5 +122,10 @@ def convex_hull(curves: torch.Tensor, places: torch.Tensor | None = None) -> tor
 
 def bought(gains: torch.Tensor, price: torch.Tensor | float) -> torch.Tensor:
     """Budgets `[...]` int64 where every token that is worth more than `price` (per head or one for all) is bought."""
-    prices = torch.as_tensor(price, dtype=torch.float64).expand(gains.shape[:-1]).unsqueeze(-1)
-    return torch.searchsorted(-gains.contiguous(), -prices.contiguous()).squeeze(-1) + 1
+    return bought_of_rising(-gains, price)
+
+
+def bought_of_rising(losses: torch.Tensor, price: torch.Tensor | float) -> torch.Tensor:
+    """`bought` of minus the gains, for callers that ask often."""
+    prices = torch.as_tensor(price, dtype=torch.float64).expand(losses.shape[:-1]).unsqueeze(-1)
+    return torch.searchsorted(losses.contiguous(), -prices.contiguous()).squeeze(-1) + 1

@@ -5,12 +5,13 @@ import json
 import pytest
 import torch
 
+import geosparse as gs
 from eval.planner import __main__ as command
 from eval.planner import parts
 from eval.planner.top_p import matched_mass, top_p_nll
 from geosparse.scoring import token_nll
 
-from ...tiny import save_tiny, tiny_model, tokens
+from ...tiny import VOCABULARY, save_tiny, tiny_model, tiny_tokenizer, tokens
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma3_text"])
@@ -45,3 +46,16 @@ def test_parts_are_run_once_and_kept(tmp_path, monkeypatch, capsys):
 def test_an_unknown_part_is_refused(tmp_path, capsys):
     assert command.main(["smollm2-135m", "--out", str(tmp_path / "r.json"), "--only", "99"]) == 2
     assert "There is no part '99'" in capsys.readouterr().err
+
+
+def test_the_tolerance_is_tried_on_other_texts(monkeypatch):
+    monkeypatch.setattr(parts, "TOLERANCE", 0.5)
+    monkeypatch.setattr(parts, "HELD_OUT", 2)
+    model, tokenizer = tiny_model(vocab_size=len(VOCABULARY)), tiny_tokenizer()
+    texts = ["pydoc:test", "pydoc:calibration", "pydoc:planning"]
+    config = gs.ProfileConfig(length=32, windows=1, queries=8)
+    profile = gs.profile_model(model, tokenizer, gs.load_texts(texts[1]), config)
+    first, *others = parts.tolerance(parts.Study(model, tokenizer, profile, texts, 32, 2))
+    assert first["verified"]["limit"] <= 0.5
+    assert [row["text"] for row in others] == texts[:2]
+    assert all(row["holds"] == (row["increase"] <= 0.5) for row in others)
