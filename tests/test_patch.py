@@ -122,10 +122,10 @@ def test_receipt_is_the_plan(model):
     plan = varied_plan(model)
     with gs.sparsified(model, plan) as receipt:
         logits(model, ids)
-    for layer, module in enumerate(model.model.layers):
-        window = getattr(module.self_attn, "sliding_window", None) or getattr(model.config, "sliding_window", None)
-        if getattr(module.self_attn, "layer_type", "sliding_attention") != "sliding_attention":
-            window = None
+    window_of = getattr(model.config, "sliding_window", None)
+    kinds = getattr(model.config, "layer_types", None) or ["sliding_attention"] * 2
+    for layer, kind in enumerate(kinds):
+        window = window_of if kind == "sliding_attention" else None
         visible = torch.arange(1, 42).clamp_max(window or 41)
         assert torch.all(receipt.queries[layer] == 2 * 41)
         assert torch.all(receipt.visible[layer] == 2 * visible.sum())

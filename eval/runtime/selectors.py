@@ -108,7 +108,7 @@ def compare(model: Any, plans: dict[str, gs.Plan], found: torch.Tensor, scored: 
                 losses[name].append(token_losses(model, tail, cache))
             counted[name] = receipt.mean_kept
             print(f"{found.shape[1]} {name}: {float((losses[name][-1] - losses['dense'][-1]).mean()):+.5f}", flush=True)
-    table = {}
+    table: dict[str, dict[str, Any]] = {}
     for name, plan in plans.items():
         difference = torch.cat(losses[name]) - torch.cat(losses["dense"])
         interval = mean_interval([float(block.mean()) for block in difference.split(BLOCK)])
