@@ -316,7 +316,6 @@ BAD = [
     ("plan p.safetensors --diff plan.json plan.json", "--diff compares two plans and makes none: leave out a profile"),
     ("plan --diff plan.json plan.json --mean-keep 4", "makes none: leave out --mean-keep"),
     ("plan --diff plan.json plan.json --seed 0", "makes none: leave out --seed"),
-    ("inspect p.safetensors --html {}/p.html", "p.safetensors is not a plan, or it is damaged"),
     ("inspect plan.json --html model", "Cannot write model: it is a folder; give a file name"),
     ("export plan.json --to cvs --out {}/q", "Unknown format 'cvs': did you mean 'csv'?"),
     ("export plan.json --to csv --out model", "Cannot write model: it is a folder; give a file name"),
