@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from statistics import median
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from .architecture import attention_layers, check_context
 from .errors import GeosparseError
 from .ops import best_path, cpu
+from .ops.types import per_head
 from .patch import sparsified
 from .plan import Plan
 from .progress import track
@@ -73,8 +75,25 @@ def bench(model: Any, plan: Plan, prompt: torch.Tensor, new_tokens: int, show_pr
         "cache_ratio": dense["ms_per_token"] / in_place["ms_per_token"],
         "same_tokens": sum(a == b for a, b in zip(tokens, same, strict=True)),
         "gate": gate,
-        "note": f"exact top-N through {_path(model)}: every key is scored, only kept values are read",
+        "note": "; ".join([f"selected through {_path(model)}", *_read_by(plan), *receipt.notes]),
     }
+
+
+# What a decode step reads besides the kept values.
+_READS = {
+    "topn": "every key",
+    "lowbit": "a code of every key, and the kept keys",
+    "paged": "the bounds of every page, and the keys of a few",
+    "paged+lowbit": "the bounds of every page, codes in a few, and the kept keys",
+    "sink_recent": "the kept keys",
+}
+
+
+def _read_by(plan: Plan) -> list[str]:
+    """In words, what the heads of each selector read."""
+    layers = range(plan.model.layers)
+    words = Counter(word for layer in layers for word in per_head(plan.selectors_of(layer), plan.model.heads))
+    return [f"{word} ({count} heads): {_READS[word]}" for word, count in words.items()]
 
 
 def _path(model: Any) -> str:
