@@ -15,7 +15,7 @@ import torch
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from .ops import IndexSlot, remember_index, remember_value_sum
+from .ops import IndexSlot, memory, remember_index, remember_value_sum
 
 # Room to spare, as a fraction: each token is copied about 1 / SPARE times in all, and memory is at most 1 + SPARE.
 SPARE = 0.125
@@ -109,7 +109,7 @@ def _append(
         batch, heads, _, dim = states.shape
         # Prompts arrive once: only a cache that has begun to grow needs room.
         spare = max(LEAST_SPARE, int(SPARE * stop)) if start else LEAST_SPARE
-        buffer = states.new_empty(batch, heads, stop + spare, dim)
+        buffer = memory.empty((batch, heads, stop + spare, dim), states.dtype, states.device)
         if start:
             buffer[..., :start, :] = filled
     buffer[..., start:stop, :] = states
