@@ -16,8 +16,19 @@ import torch
 
 from geosparse.artifact import dump_json, write_json
 from geosparse.errors import GeosparseError
-from geosparse.ops import IndexSlot, cpu, cpu_attention, memory, reference_attention, remember_index, remember_value_sum
+from geosparse.ops import (
+    IndexSlot,
+    Selector,
+    Tail,
+    cpu,
+    cpu_attention,
+    memory,
+    reference_attention,
+    remember_index,
+    remember_value_sum,
+)
 from geosparse.ops.index import PAGE, index_of
+from geosparse.plan import Plan
 from geosparse.progress import track
 from geosparse.provenance import device_name, versions
 
@@ -66,6 +77,13 @@ def layers_of(shape: tuple[int, int, int], context: int, dtype: torch.dtype) -> 
     return layers
 
 
+def ours_with(
+    budgets: tuple[int, ...], selector: Selector, tail: Tail, scaling: float
+) -> Callable[[Layer], torch.Tensor]:
+    """Our kernel with these budgets of the heads."""
+    return lambda layer: cpu_attention(*layer, budgets, tail=tail, scaling=scaling, selector=selector).output
+
+
 def variants_of(
     shape: tuple[int, int, int], context: int, dtype: torch.dtype, keeps: Sequence[int]
 ) -> dict[str, Variant]:
@@ -83,9 +101,8 @@ def variants_of(
         weights = (query @ layer.key.transpose(-1, -2) * scaling).softmax(-1)
         return (weights @ layer.value).view(1, heads, 1, dim)
 
-    def ours(n: int, selector: Any, tail: Any) -> Callable[[Layer], torch.Tensor]:
-        budgets = (n,) * heads
-        return lambda layer: cpu_attention(*layer, budgets, tail=tail, scaling=scaling, selector=selector).output
+    def ours(n: int, selector: Selector, tail: Tail) -> Callable[[Layer], torch.Tensor]:
+        return ours_with((n,) * heads, selector, tail, scaling)
 
     result = {
         "sdpa": Variant(sdpa, dense, None, None),
@@ -95,11 +112,12 @@ def variants_of(
     bounds, codes = 2 * 2 * dim // PAGE, dim // 2
     for n in keeps:
         kept = heads * n * row
-        for selector, tail, read in (
+        choices: tuple[tuple[Selector, Tail, int], ...] = (
             ("topn", "centroid", kv_heads * context * row + kept),
             ("lowbit", "centroid", kv_heads * context * (bounds + codes) + 2 * kept),
             ("paged", "renormalize", kv_heads * context * bounds + 2 * kept),
-        ):
+        )
+        for selector, tail, read in choices:
             result[f"{selector} N={n}"] = Variant(ours(n, selector, tail), read, n, selector)
     return result
 
@@ -159,6 +177,54 @@ def measure(shape_name: str, context: int, dtype_name: str, keeps: Sequence[int]
     return {"shape": shape_name, "heads": list(shape), "context": context, "dtype": dtype_name, "rows": rows}
 
 
+def raggedness(shape_name: str, context: int, dtype_name: str, plan: Plan, selector: Selector) -> dict[str, Any]:
+    """Time of the plan's budgets over that of even ones of the same sum, layer by layer, summed over its layers.
+
+    The keys are random, so heads hardly share tokens and an equal sum is an equal number of bytes.
+    """
+    shape = SHAPES[shape_name]
+    if plan.model.heads != shape[0]:
+        raise GeosparseError(f"The plan is for {plan.model.heads} heads, {shape_name} has {shape[0]}.")
+    layers = layers_of(shape, context, DTYPES[dtype_name])
+    ragged = [tuple(row) for row in plan.n_keep.tolist()]
+    even = [(round(sum(row) / len(row)),) * len(row) for row in ragged]
+    ratios, totals = [], []
+    for repeat in range(REPEATS // 4):
+        spent = {"ragged": 0.0, "even": 0.0}
+        for place, pair in enumerate(zip(ragged, even, strict=True)):
+            for kind, budgets in zip(spent, pair, strict=True):
+                # Each kind on a layer that was not read just before.
+                layer = layers[(repeat + place + len(layers) // 2 * (kind == "even")) % len(layers)]
+                run = ours_with(budgets, selector, "centroid", shape[2] ** -0.5)
+                spent[kind] += _seconds(lambda run=run, layer=layer: run(layer))
+        ratios.append(spent["ragged"] / spent["even"])
+        totals.append(spent["ragged"])
+    return {
+        "shape": shape_name,
+        "context": context,
+        "dtype": dtype_name,
+        "selector": selector,
+        "us_per_layer": float(torch.tensor(totals).median()) / len(ragged) * 1e6,
+        "ragged_over_even": float(torch.tensor(ratios).median()),
+    }
+
+
+def overhead() -> dict[str, float]:
+    """Microseconds of a call on one token with one thread: everything but the work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        layer = layers_of((9, 3, 64), 1, torch.float32)[0]
+        result = {}
+        for selector in ("topn", "lowbit"):
+            run = ours_with((64,) * 9, selector, "centroid", 0.125)
+            times = torch.tensor([_seconds(lambda run=run: run(layer)) for _ in range(1000)])
+            result[selector] = float(times.median()) * 1e6
+        return result
+    finally:
+        torch.set_num_threads(threads)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print a table, write JSON."""
     parser = argparse.ArgumentParser(prog="python -m eval.speed", description=__doc__)
@@ -166,6 +232,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--contexts", nargs="+", type=int, default=[8192])
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["fp32", "bf16"])
     parser.add_argument("--keep", nargs="+", type=int, default=[64, 256])
+    parser.add_argument("--plan", type=Path, help="also time this plan's budgets against even ones")
     parser.add_argument("--out", type=Path, help="write JSON here")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
@@ -174,15 +241,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "schema": SCHEMA,
         "device": f"{device_name('cpu')}, {torch.get_num_threads()} threads, {cpu.isa()}",
         "read_gb_per_second": bandwidth() / 1e9,
+        "overhead_us": overhead(),
         "provenance": versions(),
         "cases": [measure(*case, options.keep) for case in track(cases, "speed", not options.json)],
     }
+    if options.plan:
+        plan = Plan.load(options.plan)
+        result["ragged"] = [raggedness(*case, plan, "lowbit") for case in cases]
     if options.out:
         write_json(options.out, result)
     if options.json:
         print(dump_json(result), end="")
         return 0
     print(f"{result['device']}; a sum reads {result['read_gb_per_second']:.1f} GB/s")
+    print("a call on one token: " + ", ".join(f"{word} {us:.1f} us" for word, us in result["overhead_us"].items()))
     for case in result["cases"]:
         print(f"{case['shape']} {case['heads']}, context {case['context']}, {case['dtype']}")
         for row in case["rows"]:
@@ -190,6 +262,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"  {row['variant']:<14} {row['us']['p50']:9.0f} us {row['gb_per_second']:7.1f} GB/s "
                 f"{row['over_sdpa']:7.2f} x SDPA {row['over_own_dense']:6.2f} x own dense"
             )
+    for case in result.get("ragged", []):
+        print(f"{case['dtype']} {case['selector']}: the plan's budgets take {case['ragged_over_even']:.2f} x even ones")
     return 0
 
 
