@@ -148,14 +148,14 @@ def _seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def measure(shape_name: str, context: int, dtype_name: str, keeps: Sequence[int]) -> dict[str, Any]:
+def measure(shape_name: str, context: int, dtype_name: str, keeps: Sequence[int], repeats: int = 0) -> dict[str, Any]:
     """Times of all variants on one shape, interleaved."""
     shape, dtype = SHAPES[shape_name], DTYPES[dtype_name]
     layers = layers_of(shape, context, dtype)
     variants = variants_of(shape, context, dtype, keeps)
     errors = {name: gate(layers[0], variant, shape[2] ** -0.5) for name, variant in variants.items()}
     times: dict[str, list[float]] = {name: [] for name in variants}
-    for repeat in range(REPEATS):
+    for repeat in range(repeats or REPEATS):
         for name, variant in variants.items():
             layer = layers[repeat % len(layers)]
             times[name].append(_seconds(lambda run=variant.run, layer=layer: run(layer)))
@@ -232,6 +232,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--contexts", nargs="+", type=int, default=[8192])
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["fp32", "bf16"])
     parser.add_argument("--keep", nargs="+", type=int, default=[64, 256])
+    parser.add_argument("--repeats", type=int, default=0, help=f"of every variant, default {REPEATS}")
     parser.add_argument("--plan", type=Path, help="also time this plan's budgets against even ones")
     parser.add_argument("--out", type=Path, help="write JSON here")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -243,7 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "read_gb_per_second": bandwidth() / 1e9,
         "overhead_us": overhead(),
         "provenance": versions(),
-        "cases": [measure(*case, options.keep) for case in track(cases, "speed", not options.json)],
+        "cases": [measure(*case, options.keep, options.repeats) for case in track(cases, "speed", not options.json)],
     }
     if options.plan:
         plan = Plan.load(options.plan)
