@@ -7,7 +7,6 @@ that the processor's cache does not hide memory traffic. Ratios are within one r
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,37 +15,17 @@ import torch
 
 from geosparse.artifact import dump_json, write_json
 from geosparse.errors import GeosparseError
-from geosparse.ops import (
-    IndexSlot,
-    Selector,
-    Tail,
-    cpu,
-    cpu_attention,
-    memory,
-    reference_attention,
-    remember_index,
-    remember_value_sum,
-)
-from geosparse.ops.index import PAGE, index_of
+from geosparse.ops import Selector, Tail, cpu, reference_attention
+from geosparse.ops.index import PAGE
 from geosparse.plan import Plan
 from geosparse.progress import track
 from geosparse.provenance import device_name, versions
 
+from .calls import overhead, prefill_time, raggedness
+from .layers import DTYPES, SHAPES, Layer, layers_of, ours_with, seconds
+
 SCHEMA = "geosparse.speed.kernel/1"
 REPEATS = 40
-SPARE = 64
-# Enough layers that their keys and values do not fit into any cache.
-BYTES_IN_TURN = 256 << 20
-SHAPES = {"smollm2": (9, 3, 64), "llama3": (32, 8, 128)}
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-class Layer(NamedTuple):
-    """Query `[1, Hq, 1, D]`, keys and values `[1, Hkv, S, D]`."""
-
-    query: torch.Tensor
-    key: torch.Tensor
-    value: torch.Tensor
 
 
 class Variant(NamedTuple):
@@ -56,32 +35,6 @@ class Variant(NamedTuple):
     bytes: int
     n_keep: int | None
     selector: str | None
-
-
-def layers_of(shape: tuple[int, int, int], context: int, dtype: torch.dtype) -> list[Layer]:
-    """Random layers with an index, as a cache holds them; queries are long, so that attention is not flat."""
-    heads, kv_heads, dim = shape
-    generator = torch.Generator().manual_seed(0)
-    each = 2 * kv_heads * context * dim * dtype.itemsize
-    layers = []
-    for _ in range(max(3, BYTES_IN_TURN // each)):
-        query = (2 * torch.randn(1, heads, 1, dim, generator=generator)).to(dtype)
-        # With room to spare, as in a cache that grows: no head starts at a power of two.
-        key, value = (memory.empty((1, kv_heads, context + SPARE, dim), dtype)[:, :, :context] for _ in range(2))
-        for states in (key, value):
-            states.copy_(torch.randn(states.shape, generator=generator))
-        remember_index(key, IndexSlot())
-        index_of(key, (0,))
-        remember_value_sum(value, value.sum(-2, dtype=torch.float64))
-        layers.append(Layer(query, key, value))
-    return layers
-
-
-def ours_with(
-    budgets: tuple[int, ...], selector: Selector, tail: Tail, scaling: float
-) -> Callable[[Layer], torch.Tensor]:
-    """Our kernel with these budgets of the heads."""
-    return lambda layer: cpu_attention(*layer, budgets, tail=tail, scaling=scaling, selector=selector).output
 
 
 def variants_of(
@@ -138,14 +91,8 @@ def gate(layer: Layer, variant: Variant, scaling: float) -> float:
 def bandwidth() -> float:
     """Bytes per second that a sum over a large buffer reads, best of several."""
     buffer = torch.ones(64 << 20)
-    best = min(_seconds(buffer.sum) for _ in range(8))
+    best = min(seconds(buffer.sum) for _ in range(8))
     return buffer.numel() * 4 / best
-
-
-def _seconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
 
 
 def measure(shape_name: str, context: int, dtype_name: str, keeps: Sequence[int], repeats: int = 0) -> dict[str, Any]:
@@ -158,7 +105,7 @@ def measure(shape_name: str, context: int, dtype_name: str, keeps: Sequence[int]
     for repeat in range(repeats or REPEATS):
         for name, variant in variants.items():
             layer = layers[repeat % len(layers)]
-            times[name].append(_seconds(lambda run=variant.run, layer=layer: run(layer)))
+            times[name].append(seconds(lambda run=variant.run, layer=layer: run(layer)))
     sdpa, own = (float(torch.tensor(times[name]).median()) for name in ("sdpa", "own dense"))
     rows = []
     for name, variant in variants.items():
@@ -177,54 +124,6 @@ def measure(shape_name: str, context: int, dtype_name: str, keeps: Sequence[int]
     return {"shape": shape_name, "heads": list(shape), "context": context, "dtype": dtype_name, "rows": rows}
 
 
-def raggedness(shape_name: str, context: int, dtype_name: str, plan: Plan, selector: Selector) -> dict[str, Any]:
-    """Time of the plan's budgets over that of even ones of the same sum, layer by layer, summed over its layers.
-
-    The keys are random, so heads hardly share tokens and an equal sum is an equal number of bytes.
-    """
-    shape = SHAPES[shape_name]
-    if plan.model.heads != shape[0]:
-        raise GeosparseError(f"The plan is for {plan.model.heads} heads, {shape_name} has {shape[0]}.")
-    layers = layers_of(shape, context, DTYPES[dtype_name])
-    ragged = [tuple(row) for row in plan.n_keep.tolist()]
-    even = [(round(sum(row) / len(row)),) * len(row) for row in ragged]
-    ratios, totals = [], []
-    for repeat in range(REPEATS // 4):
-        spent = {"ragged": 0.0, "even": 0.0}
-        for place, pair in enumerate(zip(ragged, even, strict=True)):
-            for kind, budgets in zip(spent, pair, strict=True):
-                # Each kind on a layer that was not read just before.
-                layer = layers[(repeat + place + len(layers) // 2 * (kind == "even")) % len(layers)]
-                run = ours_with(budgets, selector, "centroid", shape[2] ** -0.5)
-                spent[kind] += _seconds(lambda run=run, layer=layer: run(layer))
-        ratios.append(spent["ragged"] / spent["even"])
-        totals.append(spent["ragged"])
-    return {
-        "shape": shape_name,
-        "context": context,
-        "dtype": dtype_name,
-        "selector": selector,
-        "us_per_layer": float(torch.tensor(totals).median()) / len(ragged) * 1e6,
-        "ragged_over_even": float(torch.tensor(ratios).median()),
-    }
-
-
-def overhead() -> dict[str, float]:
-    """Microseconds of a call on one token with one thread: everything but the work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        layer = layers_of((9, 3, 64), 1, torch.float32)[0]
-        result = {}
-        for selector in ("topn", "lowbit"):
-            run = ours_with((64,) * 9, selector, "centroid", 0.125)
-            times = torch.tensor([_seconds(lambda run=run: run(layer)) for _ in range(1000)])
-            result[selector] = float(times.median()) * 1e6
-        return result
-    finally:
-        torch.set_num_threads(threads)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print a table, write JSON."""
     parser = argparse.ArgumentParser(prog="python -m eval.speed", description=__doc__)
@@ -233,6 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["fp32", "bf16"])
     parser.add_argument("--keep", nargs="+", type=int, default=[64, 256])
     parser.add_argument("--repeats", type=int, default=0, help=f"of every variant, default {REPEATS}")
+    parser.add_argument("--prefill", type=int, metavar="N", help="also time exact prefill keeping N tokens")
     parser.add_argument("--plan", type=Path, help="also time this plan's budgets against even ones")
     parser.add_argument("--out", type=Path, help="write JSON here")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -242,13 +142,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "schema": SCHEMA,
         "device": f"{device_name('cpu')}, {torch.get_num_threads()} threads, {cpu.isa()}",
         "read_gb_per_second": bandwidth() / 1e9,
-        "overhead_us": overhead(),
         "provenance": versions(),
         "cases": [measure(*case, options.keep, options.repeats) for case in track(cases, "speed", not options.json)],
     }
     if options.plan:
         plan = Plan.load(options.plan)
         result["ragged"] = [raggedness(*case, plan, "lowbit") for case in cases]
+    if options.prefill:
+        result["prefill"] = [prefill_time(*case, options.prefill) for case in cases]
+    result["overhead_us"] = overhead()  # last: libgomp puts its threads to sleep sooner once their number has changed
     if options.out:
         write_json(options.out, result)
     if options.json:
@@ -263,6 +165,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"  {row['variant']:<14} {row['us']['p50']:9.0f} us {row['gb_per_second']:7.1f} GB/s "
                 f"{row['over_sdpa']:7.2f} x SDPA {row['over_own_dense']:6.2f} x own dense"
             )
+    for case in result.get("prefill", []):
+        print(f"{case['dtype']} prefill: exact takes {case['exact_over_sdpa']:.2f} x SDPA ({case['sdpa_s']:.2f} s)")
     for case in result.get("ragged", []):
         print(f"{case['dtype']} {case['selector']}: the plan's budgets take {case['ragged_over_even']:.2f} x even ones")
     return 0
