@@ -24,8 +24,6 @@ COSINE_FLOOR = 1e-12
 ROUNDING_STEPS = 4
 # So few selected are compared with all others one by one, more by sorting those.
 FEW = 2
-# Numbers up to which sorting in several threads costs more than it gains.
-SERIAL = 1 << 16
 
 
 class Separation(NamedTuple):
@@ -182,21 +180,10 @@ def counts_within(rest: torch.Tensor, reach: torch.Tensor) -> torch.Tensor:
     if reach.shape[-1] <= FEW:
         return torch.stack([(rest <= reach[..., place, None]).sum(-1) for place in range(reach.shape[-1])], -1)
     if rest.device.type == "cpu":
-        _sort(rest.view(-1, rest.shape[-1]))
+        rest.numpy().sort(axis=-1)  # several times as fast as torch
     else:
         rest = rest.sort(dim=-1).values
     return torch.searchsorted(rest, reach, right=True)
-
-
-def _sort(rows: torch.Tensor) -> None:
-    """Sort each row in place with numpy, which is several times as fast as torch, in as many threads as torch has."""
-    parts = rows.tensor_split(torch.get_num_threads()) if rows.numel() > SERIAL else (rows,)
-    if len(parts) == 1:
-        return rows.numpy().sort(axis=-1)
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(len(parts)) as pool:
-        list(pool.map(lambda part: part.numpy().sort(axis=-1), parts))
 
 
 def tail_errors(

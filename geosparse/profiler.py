@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,14 @@ from .artifact import MAX_COUNT, check_writable
 from .capture import LayerRows, Rows, forward_backward, walk_layers
 from .errors import GeosparseError
 from .identity import identify
-from .measures import layer_arrays
+from .measures import KvHead, head_arrays, joined, kv_heads
 from .ops import check_selector
 from .parts import Parts, Window, process_rank, wait_for_all
 from .profile import ARRAYS, Profile
 from .progress import steps
 from .provenance import versions
 from .text import text_sha256, token_windows
+from .threads import mapped
 
 __all__ = [
     "LayerRows",
@@ -267,11 +269,22 @@ def _window_arrays(
     queries = torch.cat([positions, torch.tensor([length - 1])])
     loss, calls, gradients = forward_backward(model, layers, window, queries, positions)
     advance(length * PASS_STEPS)
-    chosen = evenly(config.geometry_queries, len(positions))
+    chosen = [*evenly(config.geometry_queries, len(positions)), len(positions)]
+    budgets = _budgets(config)
+
+    def heads() -> Iterator[KvHead]:
+        for call, gradient, gram in zip(calls, gradients, grams, strict=True):
+            noise = torch.rand(config.random_sets, len(queries), length, generator=generator)
+            yield from kv_heads(call, gradient, gram, chosen, noise[:, chosen])
+
+    parts = mapped(
+        lambda head: head_arrays(head, budgets, config.selectors),
+        heads(),
+        parallel=all(call.key.device.type == "cpu" for call in calls),
+    )
     per_layer = []
-    for call, gradient, gram in zip(calls, gradients, grams, strict=True):
-        noise = torch.rand(config.random_sets, len(queries), length, generator=generator)
-        per_layer.append(layer_arrays(call, gradient, gram, _budgets(config), config.selectors, chosen, noise))
+    for layer in layers:
+        per_layer.append(joined(list(islice(parts, layer.kv_heads))))
         advance(length)
     places = {name: dimensions.index("layers") for name, dimensions in ARRAYS.items()}
     arrays = {name: torch.stack([part[name] for part in per_layer], place).float() for name, place in places.items()}
