@@ -9,6 +9,7 @@ import torch
 
 from .capture import Call, Rows, rows_of
 from .geometry import DISTANCES, contribution_score, kept_errors, selection_order, separations
+from .moments import Moments, window_moments
 from .ops import TAILS, needs_index
 from .ops.index import index_of
 from .profile import METRICS
@@ -60,18 +61,23 @@ def kv_heads(
         yield KvHead(call, place, gradient[heads], gram[heads], geometry_queries, noise)
 
 
-def head_arrays(head: KvHead, budgets: Sequence[int], selectors: Sequence[str]) -> Arrays:
-    """The arrays of the query heads of one KV head, on the CPU, without windows and layers dimensions.
+def measure(head: KvHead, budgets: Sequence[int], selectors: Sequence[str]) -> tuple[Arrays, Moments]:
+    """The arrays of the query heads of one KV head, without windows and layers dimensions, and their moments.
 
     Args:
         head: One of `kv_heads`.
         budgets: The N.
         selectors: Names in SELECTORS.
     """
-    part = _errors(head, budgets, selectors)
     rows = rows_of(head.call, slice(head.place, head.place + 1), slice(head.gradient.shape[1]))
-    part["signatures"] = signatures(rows.alpha, rows.value, rows.seen, None)
-    return {name: array.cpu() for name, array in (part | _geometry(head, budgets)).items()}
+    found = signatures(rows.alpha, rows.value, rows.seen, None)
+    arrays = _errors(head, budgets, selectors) | _geometry(head, budgets) | {"signatures": found}
+    # Values tell of themselves also where no query looks.
+    value = head.call.value[0, head.place : head.place + 1].float()
+    beyond = (rows.start, value.shape[1] - rows.start - rows.seen.shape[-1])
+    alpha, seen = (torch.nn.functional.pad(part, beyond) for part in (rows.alpha, rows.seen))
+    sums = window_moments(alpha, value, seen)
+    return {name: array.cpu() for name, array in arrays.items()}, sums
 
 
 def joined(parts: Sequence[Arrays]) -> Arrays:

@@ -17,7 +17,8 @@ from .artifact import MAX_COUNT, check_writable
 from .capture import LayerRows, Rows, forward_backward, walk_layers
 from .errors import GeosparseError
 from .identity import identify
-from .measures import KvHead, head_arrays, joined, kv_heads
+from .measures import KvHead, joined, kv_heads, measure
+from .moments import Moments
 from .ops import check_selector
 from .parts import Parts, Window, process_rank, wait_for_all
 from .profile import ARRAYS, Profile
@@ -182,12 +183,13 @@ def _profile(
     parts = None if folder is None else Parts(folder, about | {"dtype": str(model.dtype)})
     results = _measure(model, layers, windows, config, parts, show_progress)
     return Profile(
-        arrays={name: torch.stack([arrays[name] for arrays, _ in results]) for name in ARRAYS},
+        arrays={name: torch.stack([window.arrays[name] for window in results]) for name in ARRAYS},
+        moments=Moments.stack([window.moments.widened(config.longest) for window in results]),
         budgets=_budgets(config),
         lengths=tuple(len(window) for _, window in windows),
         queries=config.queries,
         limits=tuple(min(layer.window or config.longest, config.longest) for layer in layers),
-        nlls=tuple(nll for _, nll in results),
+        nlls=tuple(window.nll for window in results),
         selectors=config.selectors,
         **about | {"model": identify(model)},
     )
@@ -262,7 +264,7 @@ def _window_arrays(
     config: ProfileConfig,
     advance: Callable[[int], object],
 ) -> Window:
-    """Every array of the Profile for one window in fp32, and its mean loss."""
+    """One window, measured."""
     length = len(window)
     generator = window_generator(config.seed, length, index)
     positions = sample_positions(length, config.queries, generator)
@@ -278,17 +280,19 @@ def _window_arrays(
             yield from kv_heads(call, gradient, gram, chosen, noise[:, chosen])
 
     parts = mapped(
-        lambda head: head_arrays(head, budgets, config.selectors),
+        lambda head: measure(head, budgets, config.selectors),
         heads(),
         parallel=all(call.key.device.type == "cpu" for call in calls),
     )
-    per_layer = []
+    per_layer, moments = [], []
     for layer in layers:
-        per_layer.append(joined(list(islice(parts, layer.kv_heads))))
+        arrays_of_heads, moments_of_heads = zip(*islice(parts, layer.kv_heads), strict=True)
+        per_layer.append(joined(arrays_of_heads))
+        moments.append(Moments.cat(moments_of_heads))
         advance(length)
     places = {name: dimensions.index("layers") for name, dimensions in ARRAYS.items()}
     arrays = {name: torch.stack([part[name] for part in per_layer], place).float() for name, place in places.items()}
-    return arrays, loss / (length - 1)
+    return Window(arrays, Moments.stack(moments), loss / (length - 1))
 
 
 def _gram(layer: AttentionLayer) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """A profile that is stopped, resumed, or shared between processes is the same file, bit for bit."""
 
+import dataclasses
 import os
 import signal
 import socket
@@ -10,7 +11,8 @@ import time
 import pytest
 
 from geosparse import parts
-from geosparse.parts import Parts, process_rank
+from geosparse.moments import Moments
+from geosparse.parts import Parts, Window, process_rank
 
 from .test_profile import TEXT
 from .tiny import save_tiny
@@ -80,13 +82,15 @@ def test_windows_of_another_run_do_not_count(tmp_path):
 
     from geosparse.profile import ARRAYS
 
-    window = ({name: torch.rand(2) for name in ARRAYS}, 0.1)
+    sums = Moments(*(torch.rand(2).double() for _ in dataclasses.fields(Moments)))
+    window = Window({name: torch.rand(2) for name in ARRAYS}, sums, 0.1)
     here, there = Parts(tmp_path, {"seed": 0}), Parts(tmp_path, {"seed": 1})
     assert here.load(0) is None
     here.save(0, window)
-    arrays, nll = here.load(0)
-    assert nll == 0.1
-    assert all(torch.equal(array, window[0][name]) for name, array in arrays.items())
+    found = here.load(0)
+    assert found.nll == 0.1
+    assert all(torch.equal(array, window.arrays[name]) for name, array in found.arrays.items())
+    assert torch.equal(found.moments.sink_mass, sums.sink_mass)
     assert there.load(0) is None
     assert here.load(1) is None
 
