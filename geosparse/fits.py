@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 
 from .errors import GeosparseError
-from .moments import Moments, binned, lag_bins
+from .moments import Moments, lag_bins
 
 NORM_MAE = 0.2
 """A1 holds: mean absolute deviation of the norms from their level at most this share of it."""
@@ -145,7 +145,7 @@ def fit_similarity(moments: Moments) -> SimilarityFit:
     """A2 by least squares over logarithmic bins of the lag: linear in floor and drop, `length` from a fine grid."""
     edges = lag_bins(moments.length, first=1)
     curve = moments.cosine / moments.pairs.clamp_min(1.0)
-    centre = binned(torch.arange(moments.length, dtype=torch.float64), edges) / edges.diff()
+    centre = (edges[:-1] + edges[1:] - 1).double() / 2
     lengths = torch.logspace(math.log10(0.5), math.log10(4 * moments.length), DECAY_GRID).double()
     decay = torch.exp(-centre / lengths[:, None])
     shape = decay - decay.mean(-1, keepdim=True)

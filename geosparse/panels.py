@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-WIDTH, HEIGHT = 300, 150
-_LEFT, _TOP, _RIGHT, _BELOW = 26, 8, 14, 24
+WIDTH, HEIGHT = 278, 150
+_LEFT, _TOP, _RIGHT, _BELOW = 26, 8, 16, 24
 
 RULES = """
 .curve{fill:none;stroke:currentColor;stroke-width:2}
@@ -17,7 +17,7 @@ RULES = """
 .grid{stroke:var(--grid);fill:none}
 .panels{display:flex;flex-wrap:wrap;gap:18px;margin:12px 0}
 .panels figcaption{font-size:.85rem;color:var(--muted)}
-.panels text{font-size:10px;fill:var(--muted)}
+.panels text{font-size:10px;fill:var(--muted);text-anchor:middle}
 """
 
 
@@ -48,8 +48,8 @@ def panels(budgets: Sequence[int], drawn: Mapping[str, Panel]) -> str:
 
 def _plot(budgets: Sequence[int], panel: Panel) -> str:
     """A frame from 0 to 1 over log N, and what is in it."""
-    parts = [f'<rect class="grid" x="{_LEFT}" y="{_TOP}" width="{WIDTH - 40}" height="{HEIGHT - 32}"/>']
-    parts.append(f'<text x="6" y="14">1</text><text x="6" y="{HEIGHT - _BELOW}">0</text>')
+    parts = [f'<rect class="grid" x="{_LEFT}" y="{_TOP}" width="{WIDTH - _LEFT - _RIGHT}" height="{HEIGHT - 32}"/>']
+    parts.append(f'<text x="12" y="14">1</text><text x="12" y="{HEIGHT - _BELOW}">0</text>')
     for n in budgets[:: max(1, len(budgets) // 5)]:
         parts.append(f'<text x="{_x(budgets, n):.0f}" y="{HEIGHT - 4}">{n}</text>')
     if panel.band is not None:

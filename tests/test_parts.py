@@ -70,11 +70,35 @@ def test_two_processes_write_the_file_of_one(folder, names):
         )
     said = [process.communicate(timeout=100)[0] for process in running]
     assert [process.returncode for process in running] == [0, 0]
-    assert said[0].endswith(b"Wrote shared.safetensors.\n")
+    assert said[0].endswith(b"Wrote shared.safetensors, 2 processes sharing the windows.\n")
     assert said[1] == b""
     assert (folder / "shared.safetensors").read_bytes() == (folder / "whole.safetensors").read_bytes()
     (folder / "shared.safetensors").unlink()
     assert not {name for name in files(folder) if "shared" in name}
+
+
+@pytest.mark.parametrize("launcher", ["accelerate", "torch"])
+def test_launchers_start_two_processes_that_write_the_file_of_one(folder, launcher):
+    pytest.importorskip("accelerate", reason="needs accelerate")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    start = {
+        "accelerate": [
+            "accelerate.commands.launch",
+            "--multi_gpu",
+            "--num_processes",
+            "2",
+            "--main_process_port",
+            port,
+        ],
+        "torch": ["torch.distributed.run", "--nproc_per_node", "2", "--master_port", port],
+    }[launcher]
+    command = [sys.executable, "-m", *start, *COMMAND[1:], f"{launcher}.safetensors"]
+    found = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, env=environment())
+    assert found.returncode == 0, found.stderr[-2000:]
+    assert f"Wrote {launcher}.safetensors, 2 processes sharing the windows.\n" in found.stdout
+    assert (folder / f"{launcher}.safetensors").read_bytes() == (folder / "whole.safetensors").read_bytes()
 
 
 def test_windows_of_another_run_do_not_count(tmp_path):
