@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import os
+from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from .artifact import dump_json, write_atomic
-from .profile import ARRAYS
+from .moments import Moments
+from .profile import ARRAYS, MOMENTS
 
-Window = tuple[dict[str, torch.Tensor], float]  # the arrays of one window, and its mean loss
+
+class Window(NamedTuple):
+    """One window that was measured: its arrays, its moments `[layers, Hq, ...]`, and its mean loss."""
+
+    arrays: dict[str, torch.Tensor]
+    moments: Moments
+    nll: float
+
 
 # Where launchers say which process this is, and of how many.
 LAUNCHERS = (
@@ -45,7 +54,9 @@ class Parts:
                 header = file.metadata() or {}
                 if header.get("run") != self.key:
                     return None
-                return {name: file.get_tensor(name) for name in ARRAYS}, float.fromhex(header["nll"])
+                arrays = {name: file.get_tensor(name) for name in ARRAYS}
+                moments = Moments(**{item.name: file.get_tensor(MOMENTS + item.name) for item in fields(Moments)})
+                return Window(arrays, moments, float.fromhex(header["nll"]))
         except (OSError, SafetensorError):
             return None
 
@@ -53,8 +64,9 @@ class Parts:
         """Write one window, atomically."""
         from safetensors.torch import save
 
-        arrays, nll = window
-        blob = save({name: array.contiguous() for name, array in arrays.items()}, {"run": self.key, "nll": nll.hex()})
+        sums = {MOMENTS + item.name: getattr(window.moments, item.name) for item in fields(Moments)}
+        tensors = {name: array.contiguous() for name, array in (window.arrays | sums).items()}
+        blob = save(tensors, {"run": self.key, "nll": window.nll.hex()})
         write_atomic(self._path(index), lambda temporary: temporary.write_bytes(blob))
 
 

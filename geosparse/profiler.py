@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,15 @@ from .artifact import MAX_COUNT, check_writable
 from .capture import LayerRows, Rows, forward_backward, walk_layers
 from .errors import GeosparseError
 from .identity import identify
-from .measures import layer_arrays
+from .measures import KvHead, joined, kv_heads, measure
+from .moments import Moments
 from .ops import check_selector
 from .parts import Parts, Window, process_rank, wait_for_all
 from .profile import ARRAYS, Profile
 from .progress import steps
 from .provenance import versions
 from .text import text_sha256, token_windows
+from .threads import mapped
 
 __all__ = [
     "LayerRows",
@@ -180,12 +183,13 @@ def _profile(
     parts = None if folder is None else Parts(folder, about | {"dtype": str(model.dtype)})
     results = _measure(model, layers, windows, config, parts, show_progress)
     return Profile(
-        arrays={name: torch.stack([arrays[name] for arrays, _ in results]) for name in ARRAYS},
+        arrays={name: torch.stack([window.arrays[name] for window in results]) for name in ARRAYS},
+        moments=Moments.stack([window.moments.widened(config.longest) for window in results]),
         budgets=_budgets(config),
         lengths=tuple(len(window) for _, window in windows),
         queries=config.queries,
         limits=tuple(min(layer.window or config.longest, config.longest) for layer in layers),
-        nlls=tuple(nll for _, nll in results),
+        nlls=tuple(window.nll for window in results),
         selectors=config.selectors,
         **about | {"model": identify(model)},
     )
@@ -260,22 +264,35 @@ def _window_arrays(
     config: ProfileConfig,
     advance: Callable[[int], object],
 ) -> Window:
-    """Every array of the Profile for one window in fp32, and its mean loss."""
+    """One window, measured."""
     length = len(window)
     generator = window_generator(config.seed, length, index)
     positions = sample_positions(length, config.queries, generator)
     queries = torch.cat([positions, torch.tensor([length - 1])])
     loss, calls, gradients = forward_backward(model, layers, window, queries, positions)
     advance(length * PASS_STEPS)
-    chosen = evenly(config.geometry_queries, len(positions))
-    per_layer = []
-    for call, gradient, gram in zip(calls, gradients, grams, strict=True):
-        noise = torch.rand(config.random_sets, len(queries), length, generator=generator)
-        per_layer.append(layer_arrays(call, gradient, gram, _budgets(config), config.selectors, chosen, noise))
+    chosen = [*evenly(config.geometry_queries, len(positions)), len(positions)]
+    budgets = _budgets(config)
+
+    def heads() -> Iterator[KvHead]:
+        for call, gradient, gram in zip(calls, gradients, grams, strict=True):
+            noise = torch.rand(config.random_sets, len(queries), length, generator=generator)
+            yield from kv_heads(call, gradient, gram, chosen, noise[:, chosen])
+
+    parts = mapped(
+        lambda head: measure(head, budgets, config.selectors),
+        heads(),
+        parallel=all(call.key.device.type == "cpu" for call in calls),
+    )
+    per_layer, moments = [], []
+    for layer in layers:
+        arrays_of_heads, moments_of_heads = zip(*islice(parts, layer.kv_heads), strict=True)
+        per_layer.append(joined(arrays_of_heads))
+        moments.append(Moments.cat(moments_of_heads))
         advance(length)
     places = {name: dimensions.index("layers") for name, dimensions in ARRAYS.items()}
     arrays = {name: torch.stack([part[name] for part in per_layer], place).float() for name, place in places.items()}
-    return arrays, loss / (length - 1)
+    return Window(arrays, Moments.stack(moments), loss / (length - 1))
 
 
 def _gram(layer: AttentionLayer) -> torch.Tensor:

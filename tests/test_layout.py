@@ -17,7 +17,7 @@ STUDIES = ROOT / "eval"
 # Lower layers first; a module may import from its own layer and those before it.
 LAYERS = [
     {"errors"},
-    {"artifact", "provenance", "progress", "statistics"},
+    {"artifact", "provenance", "progress", "statistics", "threads"},
     {"ops"},
     {"geometry", "interception", "dense", "sinks", "text", "weights"},
     {"moments", "regimes"},
@@ -29,9 +29,10 @@ LAYERS = [
     {"plan", "parts", "profile", "receipt"},
     {"block", "curves", "compiled", "cache", "figures", "traffic"},
     {"attention", "breakeven", "choices", "byte_budget"},
-    {"growth", "policies"},
+    {"growth", "policies", "bands"},
     {"planner"},
-    {"page", "comparison"},
+    {"page", "comparison", "panels", "heads"},
+    {"head_sections"},
     {"capture", "measures", "profiler", "patch", "report", "plan_page", "profile_page"},
     {"scoring", "inspection", "doctor"},
     {"tolerance"},

@@ -45,7 +45,9 @@ def run(options: Options) -> None:
     texts = load_texts(options.text)
     model, tokenizer = load(options)
     profile = profile_to_file(options.out, model, tokenizer, texts, config, show_progress=True)
-    if process_rank()[0]:
+    rank, processes = process_rank()
+    if rank:
         return
     data, text = describe_profile(profile)
-    show(options, data | {"out": str(options.out)}, f"{text}\nWrote {options.out}.")
+    shared = f", {processes} processes sharing the windows" if processes > 1 else ""
+    show(options, data | {"out": str(options.out), "processes": processes}, f"{text}\nWrote {options.out}{shared}.")
