@@ -105,7 +105,7 @@ def rows_of(call: Call, kv_heads: slice = slice(None), queries: slice = slice(No
 
 
 class Recorder:
-    """Serves dense attention, or what a subclass says, and keeps the `Call` of every module; one instance per window."""
+    """Serves dense attention, or what a subclass says, and keeps every module's `Call`; one instance per window."""
 
     def __init__(self, positions: torch.Tensor, slopes: torch.Tensor | None = None) -> None:
         """Args: `[Q]` positions of the queries to keep; where to keep the gradient at the output, if at all."""

@@ -13,6 +13,7 @@ from .errors import GeosparseError, did_you_mean
 from .fits import Fits, fit
 from .geometry import DISTANCES
 from .identity import ModelIdentity, parse_identity
+from .interplay import Interplay
 from .moments import Moments, shape_of
 from .ops import SELECTORS, TAILS
 from .provenance import versions
@@ -21,9 +22,10 @@ from .regimes import SIGNATURES, Regimes, classify, typical
 SCHEMA = "geosparse.profile/3"
 # What goes before the names of moments in the file; a profile made before there were any has none.
 MOMENTS = "moments."
+INTERPLAY = "interplay."
 MAX_FILE = 8 << 30
 # The fields that are tensors in the file; the others are its metadata.
-TENSORS = {"arrays", "moments"}
+TENSORS = {"arrays", "moments", "interplay"}
 
 # What the geometry was measured at: the mean over sampled queries, and the last query of the window.
 PLACES = ("sampled", "final")
@@ -92,6 +94,7 @@ class Profile:
     config: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=versions)
     moments: Moments | None = None
+    interplay: Interplay | None = None
 
     def __post_init__(self) -> None:
         """Check names, shapes and types of the arrays against the rest."""
@@ -108,6 +111,10 @@ class Profile:
             heads = (self.windows, self.model.layers, self.model.heads)
             shape = (*heads, *shape_of(name.removeprefix(MOMENTS), self.length))
             require(tuple(array.shape) == shape, f"the array {name} has the shape {list(array.shape)}.")
+            require(array.dtype == torch.float64, f"the array {name} is not float64.")
+            require(bool(torch.isfinite(array).all()), f"the array {name} holds NaN or infinity.")
+        for name, array in self._named_interplay().items():
+            require(tuple(array.shape) == self.shape_of("fisher")[2:], f"the array {name} has another shape.")
             require(array.dtype == torch.float64, f"the array {name} is not float64.")
             require(bool(torch.isfinite(array).all()), f"the array {name} holds NaN or infinity.")
         if self.moments is not None:
@@ -181,6 +188,11 @@ class Profile:
         """Mean (g . e)^2, `[layers, Hq, budgets]` fp64; the tail "best" is the least of all at each budget."""
         return _of_tail(self.mean("fisher")[self._place(selector)], tail)
 
+    def price(self, tail: str, selector: str = "topn") -> torch.Tensor:
+        """`fisher` as a head's error is felt among those of all other heads, where that was measured."""
+        prices = self.mean("fisher")[self._place(selector)]
+        return _of_tail(prices if self.interplay is None else prices * self.interplay.factors, tail)
+
     def relative_output_error(self, tail: str, selector: str = "topn") -> torch.Tensor:
         """Mean |W_O e|^2 over mean |W_O z|^2, `[layers, Hq, budgets]` fp64; for "best" likewise."""
         norm = self.mean("output_norm").unsqueeze(-1).clamp_min(torch.finfo(torch.float32).tiny)
@@ -229,6 +241,12 @@ class Profile:
             return {}
         return {MOMENTS + item.name: getattr(self.moments, item.name) for item in fields(self.moments)}
 
+    def _named_interplay(self) -> dict[str, torch.Tensor]:
+        """The interplay by its names in the file."""
+        if self.interplay is None:
+            return {}
+        return {INTERPLAY + item.name: getattr(self.interplay, item.name) for item in fields(self.interplay)}
+
     def _place(self, selector: str) -> int:
         if selector not in self.selectors:
             raise GeosparseError(
@@ -256,7 +274,7 @@ class Profile:
         """Write the profile as one `.safetensors` file, atomically."""
         from safetensors.torch import save
 
-        tensors = {name: self.arrays[name] for name in ARRAYS} | self._named_moments()
+        tensors = {name: self.arrays[name] for name in ARRAYS} | self._named_moments() | self._named_interplay()
         blob = save(
             {name: tensor.contiguous() for name, tensor in tensors.items()}, {"geosparse": dump_json(self.metadata())}
         )
@@ -281,14 +299,23 @@ class Profile:
             with safe_open(path, framework="pt") as file:
                 data = _parse_metadata(file.metadata())
                 names = set(file.keys())
-                later = {MOMENTS + item.name for item in fields(Moments)}
-                require(names in (ARRAYS.keys(), ARRAYS.keys() | later), "its arrays are not those of a profile.")
+                moments = _optional(file, names, MOMENTS, Moments)
+                interplay = _optional(file, names, INTERPLAY, Interplay)
+                require(names == ARRAYS.keys(), "its arrays are not those of a profile.")
                 arrays = {name: file.get_tensor(name) for name in ARRAYS}
-                sums = {name.removeprefix(MOMENTS): file.get_tensor(name) for name in names & later}
-                return cls(arrays=arrays, moments=Moments(**sums) if sums else None, **data)
+                return cls(arrays=arrays, moments=moments, interplay=interplay, **data)
         except (GeosparseError, SafetensorError, OSError, ValueError, RecursionError) as error:
             reason = str(error) if isinstance(error, GeosparseError) else "it does not parse as safetensors"
             raise damaged(path, "profile", reason) from error
+
+
+def _optional(file: Any, names: set[str], prefix: str, kind: type[Any]) -> Any:
+    """A dataclass of tensors that the file holds under `prefix`, or None; what it takes leaves `names`."""
+    wanted = {prefix + item.name for item in fields(kind)}
+    if not wanted <= names:
+        return None
+    names -= wanted
+    return kind(**{name.removeprefix(prefix): file.get_tensor(name) for name in wanted})
 
 
 def _of_tail(arrays: torch.Tensor, tail: str) -> torch.Tensor:

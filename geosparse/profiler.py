@@ -1,11 +1,11 @@
-"""profile_model: one forward and one backward pass per window, then the geometry of sampled queries."""
+"""profile_model: one forward and one backward pass per window, the geometry of sampled queries, and a second pass."""
 
 from __future__ import annotations
 
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,16 @@ from .artifact import MAX_COUNT, check_writable
 from .capture import LayerRows, Rows, forward_backward, walk_layers
 from .errors import GeosparseError
 from .identity import identify
+from .interplay import Interplay
 from .measures import KvHead, joined, kv_heads, measure
 from .moments import Moments
 from .ops import check_selector
 from .parts import Parts, Window, process_rank, wait_for_all
+from .planner import make_plan
 from .profile import ARRAYS, Profile
-from .progress import steps
+from .progress import steps, track
 from .provenance import versions
+from .second_pass import interplay_of_window, mean_interplay
 from .text import text_sha256, token_windows
 from .threads import mapped
 
@@ -40,6 +43,8 @@ __all__ = [
 
 POWERS = tuple(2**exponent for exponent in range(10))
 FEWEST_WINDOWS = 2
+# The second pass: windows, sampled queries of each, tokens per head of its plan as a fraction, the longest windows.
+SECOND_WINDOWS, SECOND_QUERIES, SECOND_SHARE, SECOND_LENGTH = 4, 128, 32, 4096
 # What the forward and backward pass counts on the progress bar, in layers measured.
 PASS_STEPS = 30
 
@@ -60,6 +65,8 @@ class ProfileConfig:
         geometry_queries: How many of the sampled positions serve the geometry, evenly spaced among them; the final
             position always does. The errors are measured at all of them.
         selectors: Words of `ops.SELECTORS` whose mass and errors are measured.
+        second_pass: Measure what the errors of heads do to each other, with a plan active, on up to 4 of the windows:
+            the geometry does not need it, plans lose much less with it.
     """
 
     length: int | None = None
@@ -71,6 +78,7 @@ class ProfileConfig:
     lengths: tuple[int, ...] = (1024,)
     geometry_queries: int = 12
     selectors: tuple[str, ...] = ("topn",)
+    second_pass: bool = True
 
     def __post_init__(self) -> None:
         """Refuse what cannot be profiled."""
@@ -182,7 +190,7 @@ def _profile(
     }
     parts = None if folder is None else Parts(folder, about | {"dtype": str(model.dtype)})
     results = _measure(model, layers, windows, config, parts, show_progress)
-    return Profile(
+    profile = Profile(
         arrays={name: torch.stack([window.arrays[name] for window in results]) for name in ARRAYS},
         moments=Moments.stack([window.moments.widened(config.longest) for window in results]),
         budgets=_budgets(config),
@@ -193,6 +201,47 @@ def _profile(
         selectors=config.selectors,
         **about | {"model": identify(model)},
     )
+    if not config.second_pass:
+        return profile
+    return replace(profile, interplay=_second_pass(model, layers, windows, profile, parts, show_progress))
+
+
+def _second_pass(
+    model: Any,
+    layers: Sequence[AttentionLayer],
+    windows: Sequence[tuple[int, torch.Tensor]],
+    profile: Profile,
+    parts: Parts | None,
+    show_progress: bool,
+) -> Interplay | None:
+    """The interplay of heads under a plan, on windows of the longest length that is not above SECOND_LENGTH."""
+    length = max((length for length in profile.distinct_lengths if length <= SECOND_LENGTH), default=None)
+    if length is None:
+        return None
+    plan = make_plan(profile.at(length), max(1.0, length / SECOND_SHARE))
+    rank, processes = process_rank() if parts is not None else (0, 1)
+    places = [place for place, (_, window) in enumerate(windows) if len(window) == length]
+    places = [places[part] for part in evenly(SECOND_WINDOWS, len(places))]
+    found: dict[int, Interplay] = {}
+    for place in track(places[rank::processes], "second pass", show_progress and rank == 0):
+        index, window = windows[place]
+        part = None if parts is None else parts.load_second(place)
+        if part is None:
+            positions = sample_positions(
+                length, SECOND_QUERIES, window_generator(profile.config["seed"], length, index)
+            )
+            part = interplay_of_window(model, layers, plan, window, positions, profile.budgets)
+            if parts is not None:
+                parts.save_second(place, part)
+        found[place] = part
+    if parts is not None and processes > 1:
+        wait_for_all()
+        for place in places:
+            part = found.get(place) or parts.load_second(place)
+            if part is None:
+                raise GeosparseError(f"The windows in {parts.folder} are not complete: start the command again.")
+            found[place] = part
+    return mean_interplay([found[place] for place in places])
 
 
 def _measure(
