@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .artifact import dump_json, write_atomic
-from .profile import ARRAYS
+from .artifact import check_header, dump_json, write_atomic
+from .errors import GeosparseError
+from .profile import ARRAYS, MAX_HEADER
 
 Window = tuple[dict[str, torch.Tensor], float]  # the arrays of one window, and its mean loss
 
@@ -37,16 +39,18 @@ class Parts:
         return self.folder / f"window-{index:05d}.safetensors"
 
     def load(self, index: int) -> Window | None:
-        """The window, or None where it is not there, not whole or of another run."""
+        """The window, or None where it is not there, not as it was written, or of another run."""
         from safetensors import SafetensorError, safe_open
 
         try:
+            check_header(self._path(index), MAX_HEADER)
             with safe_open(self._path(index), framework="pt") as file:
                 header = file.metadata() or {}
                 if header.get("run") != self.key:
                     return None
-                return {name: file.get_tensor(name) for name in ARRAYS}, float.fromhex(header["nll"])
-        except (OSError, SafetensorError):
+                arrays = {name: file.get_tensor(name) for name in ARRAYS}
+            return (arrays, float.fromhex(header["nll"])) if header.get("digest") == _digest(arrays) else None
+        except (OSError, SafetensorError, GeosparseError, KeyError, ValueError, OverflowError):
             return None
 
     def save(self, index: int, window: Window) -> None:
@@ -54,8 +58,18 @@ class Parts:
         from safetensors.torch import save
 
         arrays, nll = window
-        blob = save({name: array.contiguous() for name, array in arrays.items()}, {"run": self.key, "nll": nll.hex()})
+        header = {"run": self.key, "nll": nll.hex(), "digest": _digest(arrays)}
+        blob = save({name: array.contiguous() for name, array in arrays.items()}, header)
         write_atomic(self._path(index), lambda temporary: temporary.write_bytes(blob))
+
+
+def _digest(arrays: Mapping[str, torch.Tensor]) -> str:
+    """The sha256 (hex) of all arrays: their types, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype} {tuple(array.shape)}".encode())
+        digest.update(array.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def process_rank() -> tuple[int, int]:

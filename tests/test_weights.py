@@ -155,7 +155,13 @@ def forget(folder: Path) -> None:
     (folder / "manifest.json").unlink()
 
 
-@pytest.mark.parametrize("damage", [cut, flip, forget])
+def forge(folder: Path) -> None:
+    """Another configuration of the same size."""
+    text = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(text.replace("LlamaForCausalLM", "LlamaForEvilCause"))
+
+
+@pytest.mark.parametrize("damage", [cut, flip, forget, forge])
 def test_damage_is_mended_or_refused(index: Index, damage: Callable[[Path], None]) -> None:
     before = logits(load_model("tiny")[0])
     damage(resolve("tiny"))  # type: ignore[arg-type]
@@ -171,7 +177,7 @@ def test_folder_of_a_faster_process_is_kept(index: Index, tmp_path: Path) -> Non
     theirs = resolve("tiny")
     inode = os.stat(theirs).st_ino
     shutil.copytree(theirs, tmp_path / "ours")
-    weights._publish(tmp_path / "ours", Path(theirs), tmp_path / "old")
+    weights._publish(tmp_path / "ours", Path(theirs), tmp_path / "old", index.alias)
     assert os.stat(theirs).st_ino == inode
 
 
