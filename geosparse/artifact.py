@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
+import platform
+import shutil
 import stat
 import sys
 import tempfile
@@ -16,6 +19,7 @@ from typing import Any
 from .errors import GeosparseError
 
 MAX_COUNT = 2**31 - 1
+MAX_NAME = 255
 MAX_JSON = 16 << 20
 """Bytes of JSON that are parsed: 100 MB of empty lists would take 3 GB of memory."""
 
@@ -57,10 +61,52 @@ def check_writable(path: Path | str) -> Path:
         if path.exists() and not path.is_file():
             raise GeosparseError(f"Cannot write {path}: it is not a plain file; give another file name.")
         folder = next(parent for parent in path.absolute().parents if parent.exists())
-        handle, probe = tempfile.mkstemp(prefix=f".{path.name}.", dir=folder)
-        os.close(handle)
-        os.unlink(probe)
+        _temporary(folder, path.name).unlink()
     return path
+
+
+def own_prefix(name: str) -> str:
+    """How the names of this process's temporary files and folders for `name` begin, as `remove_stale` knows them."""
+    return f"{_prefix(name)}{os.getpid()}."
+
+
+def remove_stale(folder: Path, name: str) -> None:
+    """Remove the temporary files and folders for `name` of processes on this machine that were killed."""
+    if os.name != "posix":
+        return
+    prefix = _prefix(name)
+    for entry in os.listdir(folder):
+        pid = entry.removeprefix(prefix).split(".")[0]
+        if entry.startswith(prefix) and pid.isdigit() and not _alive(int(pid)):
+            path = folder / entry
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _prefix(name: str) -> str:
+    # Cut, as a file name has 255 bytes and the name itself may take most of them.
+    return f".{name.encode()[:99].decode(errors='ignore')}.{platform.node()[:64]}."
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True  # alive and somebody else's, or no process of ours
+    return True
+
+
+def _temporary(folder: Path, name: str) -> Path:
+    """A new empty file in `folder` that only this process knows."""
+    if len(name.encode()) > MAX_NAME:
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+    handle, path = tempfile.mkstemp(prefix=own_prefix(name), dir=folder)
+    os.close(handle)
+    return Path(path)
 
 
 def write_atomic(path: Path | str, write: Callable[[Path], object]) -> Path:
@@ -72,9 +118,8 @@ def write_atomic(path: Path | str, write: Callable[[Path], object]) -> Path:
     path = check_writable(path)
     with os_errors_as("write", path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        os.close(handle)
-    temporary = Path(name)
+        remove_stale(path.parent, path.name)
+        temporary = _temporary(path.parent, path.name)
     try:
         with os_errors_as("write", path):
             write(temporary)
@@ -84,9 +129,20 @@ def write_atomic(path: Path | str, write: Callable[[Path], object]) -> Path:
             os.umask(umask)
             temporary.chmod(0o666 & ~umask)
             temporary.replace(path)
+            _flush_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make a rename in `folder` outlive a loss of power, where the system can."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def dump_json(data: object) -> str:

@@ -24,6 +24,7 @@ LAUNCHERS = (
     ("PMI_RANK", "PMI_SIZE"),
     ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE"),
 )
+ATTEMPTS = 5
 LONGEST_WAIT = timedelta(days=7)
 
 
@@ -60,7 +61,14 @@ class Parts:
         arrays, nll = window
         header = {"run": self.key, "nll": nll.hex(), "digest": _digest(arrays)}
         blob = save({name: array.contiguous() for name, array in arrays.items()}, header)
-        write_atomic(self._path(index), lambda temporary: temporary.write_bytes(blob))
+        for attempt in range(ATTEMPTS):
+            try:
+                write_atomic(self._path(index), lambda temporary: temporary.write_bytes(blob))
+                return
+            except GeosparseError as error:
+                # Another process with the same output was done first and removed the folder.
+                if not isinstance(error.__cause__, FileNotFoundError) or attempt == ATTEMPTS - 1:
+                    raise
 
 
 def _digest(arrays: Mapping[str, torch.Tensor]) -> str:
