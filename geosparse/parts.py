@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -50,7 +49,8 @@ class Parts:
                 if header.get("run") != self.key:
                     return None
                 arrays = {name: file.get_tensor(name) for name in ARRAYS}
-            return (arrays, float.fromhex(header["nll"])) if header.get("digest") == _digest(arrays) else None
+            window = arrays, float.fromhex(header["nll"])
+            return window if header.get("digest") == _digest(window) else None
         except (OSError, SafetensorError, GeosparseError, KeyError, ValueError, OverflowError):
             return None
 
@@ -59,7 +59,7 @@ class Parts:
         from safetensors.torch import save
 
         arrays, nll = window
-        header = {"run": self.key, "nll": nll.hex(), "digest": _digest(arrays)}
+        header = {"run": self.key, "nll": nll.hex(), "digest": _digest(window)}
         blob = save({name: array.contiguous() for name, array in arrays.items()}, header)
         for attempt in range(ATTEMPTS):
             try:
@@ -71,9 +71,10 @@ class Parts:
                     raise
 
 
-def _digest(arrays: Mapping[str, torch.Tensor]) -> str:
-    """The sha256 (hex) of all arrays: their types, shapes and bytes."""
-    digest = hashlib.sha256()
+def _digest(window: Window) -> str:
+    """The sha256 (hex) of the loss and all arrays: their types, shapes and bytes."""
+    arrays, nll = window
+    digest = hashlib.sha256(nll.hex().encode())
     for name, array in sorted(arrays.items()):
         digest.update(f"{name} {array.dtype} {tuple(array.shape)}".encode())
         digest.update(array.contiguous().view(-1).view(torch.uint8).numpy().tobytes())

@@ -49,11 +49,11 @@ def damaged_json(rng: random.Random, data: Any) -> Any:
     for _ in range(rng.choice((1, 1, 2, 3))):
         places = list(_places(data))
         if not places:
-            return rng.choice(VALUES)
+            return copy.deepcopy(rng.choice(VALUES))
         parent, key = rng.choice(places)
         kind = rng.randrange(6)
         if kind <= 2:
-            parent[key] = rng.choice(VALUES)
+            parent[key] = copy.deepcopy(rng.choice(VALUES))
         elif kind == 3:
             del parent[key]
         elif kind == 4 and isinstance(parent, list):
