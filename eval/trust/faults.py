@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -140,14 +140,9 @@ def full_disk(bench: Bench, _: random.Random, __: int) -> list[str]:
             return ["skipped: no right to mount"]
         bench.link(folder)
         filler = folder / "filler"
-        size = 1 << 20
-        with filler.open("wb") as file:
-            while size > 256:  # as much as fits
-                try:
-                    file.write(bytes(size))
-                    file.flush()
-                except OSError:
-                    size //= 2
+        with filler.open("wb", buffering=0) as file, suppress(OSError):
+            while file.write(bytes(4096)):
+                pass
         done = bench.run(folder)
         found = bench.problems(folder)
         if done.returncode not in (1, 2) or "No space left" not in done.stderr or "Traceback" in done.stderr:
