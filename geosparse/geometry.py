@@ -151,7 +151,7 @@ def _sum_of(alpha: torch.Tensor, value: torch.Tensor, picked: torch.Tensor) -> t
     value = value.expand(*alpha.shape[:-2], *value.shape[-2:])
     rows = value.reshape(-1, value.shape[-1])
     start = torch.arange(0, len(rows), value.shape[-2], device=value.device).view(*alpha.shape[:-2], 1, 1)
-    taken = rows.index_select(0, (picked + start).flatten()).view(*picked.shape, -1)
+    taken = rows.index_select(0, (picked + start).flatten()).view(*picked.shape, value.shape[-1])
     return (alpha.gather(-1, picked).unsqueeze(-2) @ taken).squeeze(-2)
 
 
