@@ -14,8 +14,9 @@ import os
 import random
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -87,10 +88,11 @@ def _run_tests(module: str, source: str, tests: Sequence[str]) -> int:
         return int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--no-header", *tests]))
 
 
-def examine(module: str, tests: Sequence[str], most: int, seed: int, done: dict[str, bool], seconds: float) -> bool:
+def examine(
+    module: str, tests: Sequence[str], most: int, seed: int, done: dict[str, bool], keep: Callable[[], object]
+) -> None:
     """Run the mutants of one module that are not in `done`, which learns whether each was killed; at most `most` of
-    them, drawn at random, and for about so many seconds. Returns whether all were run."""
-    import time
+    them, drawn at random. `keep` is called after each."""
 
     spec = importlib.util.find_spec(module)
     assert spec is not None
@@ -102,14 +104,18 @@ def examine(module: str, tests: Sequence[str], most: int, seed: int, done: dict[
     whole = Mutant(0, "nothing", source)
     if not survives(module, whole, tests):
         raise GeosparseError(f"The tests {' '.join(tests)} fail without any mutant: mend that first.")
-    end = time.monotonic() + seconds
     for mutant in chosen:
         name = f"{module}:{mutant.line} {mutant.what}"
         if name not in done:
-            if time.monotonic() > end:
-                return False
             done[name] = not survives(module, mutant, tests)
-    return True
+            keep()
+
+
+def _keep(out: Path, result: dict[str, Any], subject: str, done: dict[str, bool], finished: bool = False) -> None:
+    """Write what is known so far."""
+    share = sum(done.values()) / max(1, len(done))
+    result["subjects"][subject] = {"killed": done, "mutants": len(done), "share_killed": share, "finished": finished}
+    write_json(out, result)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -118,7 +124,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("subjects", nargs="+", help=f"of {', '.join(SUBJECTS)}")
     parser.add_argument("--most", type=int, default=100, help="mutants per module, drawn at random (100)")
     parser.add_argument("--seed", type=int, default=0, help="of the draw (0)")
-    parser.add_argument("--seconds", type=float, default=1e9, help="stop after about so many; the same command goes on")
     parser.add_argument("--survivors-again", action="store_true", help="run those that survived once more")
     parser.add_argument("--out", type=Path, required=True, help="JSON file")
     options = parser.parse_args(arguments)
@@ -138,12 +143,11 @@ def main(arguments: list[str] | None = None) -> int:
         done: dict[str, bool] = result["subjects"].get(subject, {}).get("killed", {})
         if options.survivors_again:
             done = {name: killed for name, killed in done.items() if killed}
+        keep = partial(_keep, options.out, result, subject, done)
         modules, tests = SUBJECTS[subject]
-        whole = [examine(module, tests, options.most, options.seed, done, options.seconds) for module in modules]
-        killed = sum(done.values())
-        facts = {"mutants": len(done), "share_killed": killed / max(1, len(done)), "finished": all(whole)}
-        result["subjects"][subject] = {"killed": done} | facts
-        write_json(options.out, result)
+        for module in modules:
+            examine(module, tests, options.most, options.seed, done, keep)
+        keep(finished=True)
     shown = {name: {key: part[key] for key in part if key != "killed"} for name, part in result["subjects"].items()}
     survivors = {
         name: [mutant for mutant, killed in part["killed"].items() if not killed]
