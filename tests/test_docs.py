@@ -23,8 +23,15 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^(?P<mark><!-- not run: .+ -->\n)?```(?P<kind>\w+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 # Other programs than geosparse.
 NOT_RUN = {"pip": "installs packages", "pytest": "is this suite"}
-# What a random model on two words needs changed: it loses more by far than a tolerance of a real one.
-SHORTER = {"--tolerance 0.01": "--tolerance 5", "--tolerance 0.02": "--tolerance 5"}
+# A random model loses more than a tolerance for a real one; the rest is for speed.
+SHORTER = {
+    "--tolerance 0.01": "--tolerance 5 --windows 4",
+    "--tolerance 0.02": "--tolerance 5",
+    "--limit 5": "--limit 1",
+    "--context 4096": "--context 512",
+    "--windows 8": "--windows 2",
+    "demo --out demo": "demo --out demo --length 256 --windows 2",
+}
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 WORDS = ("alpha", "Beta", "gamma;", "delta", "so")
 
