@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from . import __version__
 from .commands import COMMANDS
-from .commands.shared import DEFAULT_MODEL
+from .commands.shared import DEFAULT_MODEL, printable
 from .errors import GeosparseError
 
 
@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     except _Ended as end:
         return 128 + end.number
     except GeosparseError as error:
-        print(f"geosparse: error: {error}", file=sys.stderr)
+        print(f"geosparse: error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("geosparse: interrupted", file=sys.stderr)
