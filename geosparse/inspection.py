@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .artifact import finite_or_none, os_errors_as
+from .artifact import check_readable, finite_or_none, os_errors_as
 from .bands import Bands
 from .heads import assumptions, head_facts
 from .ops import TAILS
@@ -20,6 +20,7 @@ Described = tuple[dict[str, Any], str]
 
 def is_profile(path: Path) -> bool:
     """Whether a file is a profile and not a plan: safetensors starts with a length, JSON never holds a zero."""
+    check_readable(path)
     with os_errors_as("read", path), path.open("rb") as file:
         return b"\0" in file.read(8)
 

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .artifact import dump_json, write_atomic
+from .artifact import check_header, dump_json, write_atomic
+from .errors import GeosparseError
 from .interplay import Interplay
 from .moments import Moments
-from .profile import ARRAYS, MOMENTS
+from .profile import ARRAYS, MAX_HEADER, MOMENTS
 
 
 class Window(NamedTuple):
@@ -32,6 +33,7 @@ LAUNCHERS = (
     ("PMI_RANK", "PMI_SIZE"),
     ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE"),
 )
+ATTEMPTS = 5
 LONGEST_WAIT = timedelta(days=7)
 
 
@@ -44,7 +46,7 @@ class Parts:
         self.key = hashlib.sha256(dump_json(run).encode()).hexdigest()
 
     def load(self, index: int) -> Window | None:
-        """The window, or None where it is not there, not whole or of another run."""
+        """The window, or None where it is not there, not as it was written, or of another run."""
         found = self._read(f"window-{index:05d}")
         if found is None:
             return None
@@ -69,20 +71,40 @@ class Parts:
     def _read(self, name: str) -> tuple[dict[str, torch.Tensor], str] | None:
         from safetensors import SafetensorError, safe_open
 
+        path = self.folder / f"{name}.safetensors"
         try:
-            with safe_open(self.folder / f"{name}.safetensors", framework="pt") as file:
+            check_header(path, MAX_HEADER)
+            with safe_open(path, framework="pt") as file:
                 header = file.metadata() or {}
                 if header.get("run") != self.key:
                     return None
-                return {name: file.get_tensor(name) for name in list(file.keys())}, header["nll"]
-        except (OSError, SafetensorError):
+                tensors = {name: file.get_tensor(name) for name in list(file.keys())}
+            return (tensors, header["nll"]) if header.get("digest") == _digest(tensors, header["nll"]) else None
+        except (OSError, SafetensorError, GeosparseError, KeyError, ValueError):
             return None
 
     def _write(self, name: str, tensors: dict[str, torch.Tensor], nll: str) -> None:
         from safetensors.torch import save
 
-        blob = save({name: tensor.contiguous() for name, tensor in tensors.items()}, {"run": self.key, "nll": nll})
-        write_atomic(self.folder / f"{name}.safetensors", lambda temporary: temporary.write_bytes(blob))
+        tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        blob = save(tensors, {"run": self.key, "nll": nll, "digest": _digest(tensors, nll)})
+        for attempt in range(ATTEMPTS):
+            try:
+                write_atomic(self.folder / f"{name}.safetensors", lambda temporary: temporary.write_bytes(blob))
+                return
+            except GeosparseError as error:
+                # Another process with the same output was done first and removed the folder.
+                if not isinstance(error.__cause__, FileNotFoundError) or attempt == ATTEMPTS - 1:
+                    raise
+
+
+def _digest(tensors: dict[str, torch.Tensor], nll: str) -> str:
+    """The sha256 (hex) of the loss and all tensors: their types, shapes and bytes."""
+    digest = hashlib.sha256(nll.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def process_rank() -> tuple[int, int]:

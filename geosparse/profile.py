@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .artifact import damaged, dump_json, is_count, os_errors_as, parse_json, require, write_atomic
+from .artifact import (
+    check_header,
+    check_readable,
+    damaged,
+    dump_json,
+    is_count,
+    parse_json,
+    require,
+    write_atomic,
+)
 from .errors import GeosparseError, did_you_mean
 from .fits import Fits, fit
 from .geometry import DISTANCES
@@ -26,6 +36,10 @@ INTERPLAY = "interplay."
 MAX_FILE = 8 << 30
 # The fields that are tensors in the file; the others are its metadata.
 TENSORS = {"arrays", "moments", "interplay"}
+MAX_HEADER = 4 << 20
+"""Bytes of names, shapes and metadata; real ones have some ten thousand."""
+MAX_LENGTH = 1 << 24
+"""Tokens; no context is that long."""
 
 # What the geometry was measured at: the mean over sampled queries, and the last query of the window.
 PLACES = ("sampled", "final")
@@ -80,6 +94,7 @@ class Profile:
         provenance: Library versions.
         moments: `[windows, layers, Hq, ...]` the sums from which the assumptions are fitted, with the lag bins of the
             longest windows; None in profiles made before there were any.
+        interplay: What heads' errors do to each other under a plan; None without a second pass.
     """
 
     arrays: dict[str, torch.Tensor]
@@ -102,20 +117,13 @@ class Profile:
         require(
             self.arrays.keys() == ARRAYS.keys(), f"the arrays {sorted(ARRAYS.keys() ^ self.arrays.keys())} do not fit."
         )
-        for name, array in self.arrays.items():
+        later = self._named_moments() | self._named_interplay()
+        for name, array in (self.arrays | later).items():
+            kind = "float64" if name in later else "float32"
             require(tuple(array.shape) == self.shape_of(name), f"the array {name} has the shape {list(array.shape)}.")
-            require(array.dtype == torch.float32, f"the array {name} is not float32.")
-        for name in ("mass", "output_error", "output_norm", "fisher", "entropy"):
-            require(bool(torch.isfinite(self.arrays[name]).all()), f"the array {name} holds NaN or infinity.")
-        for name, array in self._named_moments().items():
-            heads = (self.windows, self.model.layers, self.model.heads)
-            shape = (*heads, *shape_of(name.removeprefix(MOMENTS), self.length))
-            require(tuple(array.shape) == shape, f"the array {name} has the shape {list(array.shape)}.")
-            require(array.dtype == torch.float64, f"the array {name} is not float64.")
-            require(bool(torch.isfinite(array).all()), f"the array {name} holds NaN or infinity.")
-        for name, array in self._named_interplay().items():
-            require(tuple(array.shape) == self.shape_of("fisher")[2:], f"the array {name} has another shape.")
-            require(array.dtype == torch.float64, f"the array {name} is not float64.")
+            require(array.dtype == getattr(torch, kind), f"the array {name} is not {kind}.")
+        for name in ("mass", "output_error", "output_norm", "fisher", "entropy", *later):
+            array = self.arrays[name] if name in self.arrays else later[name]
             require(bool(torch.isfinite(array).all()), f"the array {name} holds NaN or infinity.")
         if self.moments is not None:
             tokens = torch.tensor(self.lengths, dtype=torch.float64)[:, None, None]
@@ -163,13 +171,7 @@ class Profile:
 
     def shape_of(self, name: str) -> tuple[int, ...]:
         """The shape that the array `name` must have."""
-        sizes: dict[str, int] = {name: len(words) for name, words in DIMENSIONS.items()} | {
-            "selectors": len(self.selectors),
-            "layers": self.model.layers,
-            "heads": self.model.heads,
-            "budgets": len(self.budgets),
-        }
-        return (self.windows, *(sizes[dimension] for dimension in ARRAYS[name]))
+        return _shapes(self.model, vars(self))[name]
 
     def longest(self, name: str) -> torch.Tensor:
         """The array `name` of the longest windows, fp64, with its windows dimension."""
@@ -290,15 +292,18 @@ class Profile:
         from safetensors import SafetensorError, safe_open
 
         path = Path(path)
-        with os_errors_as("read", path):
-            size = path.stat().st_size
-            path.open("rb").close()
+        size = check_readable(path)
         if size > MAX_FILE:
             raise GeosparseError(f"{path} is not a profile: {size} bytes is more than a profile can have.")
         try:
+            check_header(path, MAX_HEADER)
             with safe_open(path, framework="pt") as file:
                 data = _parse_metadata(file.metadata())
                 names = set(file.keys())
+                expected = _shapes(data["model"], data)
+                for name in names & expected.keys():
+                    shape = tuple(file.get_slice(name).get_shape())
+                    require(shape == expected[name], f"the array {name} has the shape {list(shape)}.")
                 moments = _optional(file, names, MOMENTS, Moments)
                 interplay = _optional(file, names, INTERPLAY, Interplay)
                 require(names == ARRAYS.keys(), "its arrays are not those of a profile.")
@@ -316,6 +321,22 @@ def _optional(file: Any, names: set[str], prefix: str, kind: type[Any]) -> Any:
         return None
     names -= wanted
     return kind(**{name.removeprefix(prefix): file.get_tensor(name) for name in wanted})
+
+
+def _shapes(model: ModelIdentity, lists: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor of the file; `lists` holds lengths, selectors and budgets."""
+    sizes: dict[str, int] = {name: len(words) for name, words in DIMENSIONS.items()} | {
+        "selectors": len(lists["selectors"]),
+        "layers": model.layers,
+        "heads": model.heads,
+        "budgets": len(lists["budgets"]),
+    }
+    windows, longest = len(lists["lengths"]), max(lists["lengths"])
+    arrays = {name: (windows, *(sizes[dimension] for dimension in names)) for name, names in ARRAYS.items()}
+    heads = (windows, model.layers, model.heads)
+    moments = {MOMENTS + item.name: (*heads, *shape_of(item.name, longest)) for item in fields(Moments)}
+    prices = {INTERPLAY + item.name: arrays["fisher"][2:] for item in fields(Interplay)}
+    return arrays | moments | prices
 
 
 def _of_tail(arrays: torch.Tensor, tail: str) -> torch.Tensor:
@@ -337,12 +358,14 @@ def _parse_metadata(header: dict[str, str] | None) -> dict[str, Any]:
     budgets, lengths = data["budgets"], data["lengths"]
     require(bool(budgets) and budgets == sorted(set(budgets)), "budgets do not ascend.")
     require(bool(lengths) and lengths == sorted(lengths), "lengths do not ascend.")
+    require(lengths[-1] <= MAX_LENGTH, f"a length of {lengths[-1]} tokens is more than any context.")
     nlls = data["nlls"]
     require(isinstance(nlls, list) and all(isinstance(nll, float) for nll in nlls), "nlls is not a list of numbers.")
     names = data["selectors"]
     require(isinstance(names, list) and bool(names) and all(isinstance(name, str) for name in names), "no selectors.")
     require(len(set(names)) == len(names) and set(names) <= set(SELECTORS), "its selectors are not known.")
     identity = parse_identity(data["model"])
-    require(len(data["limits"]) == identity.layers, "limits do not fit the layers.")
+    limits = data["limits"]
+    require(len(limits) == identity.layers and max(limits) <= lengths[-1], "limits do not fit the layers and lengths.")
     lists = {key: tuple(data[key]) for key in ("budgets", "limits", "lengths", "nlls", "selectors")}
     return {key: data[key] for key in known} | lists | {"model": identity}

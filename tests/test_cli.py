@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -437,6 +438,30 @@ def test_a_failed_run_keeps_the_old_file(fails, tmp_path):
     (tmp_path / "q.json").write_bytes(Path("plan.json").read_bytes())
     fails("plan p.safetensors --mean-keep 0 --out", tmp_path / "q.json")
     assert (tmp_path / "q.json").read_bytes() == Path("plan.json").read_bytes()
+
+
+def test_names_in_a_file_do_not_steer_the_terminal(run, tmp_path):
+    plan = gs.Plan.load("plan.json")
+    name = "\x1b]0;owned\x07\x1b[2J\u009bname"
+    replace(plan, model=replace(plan.model, name=name)).save(tmp_path / "q.json")
+    code, out, _ = run("inspect", tmp_path / "q.json")
+    assert code == 0
+    assert "name (LlamaForCausalLM" in out
+    assert not set(out) & {"\x1b", "\x07", "\u009b"}
+    code, _, err = run("plan --diff plan.json", tmp_path / "q.json")
+    assert "\x1b" not in err
+    gs.Plan.uniform(gs.load_model("other")[0], 4).save(tmp_path / "o.json")
+    code, _, err = run("plan --diff", tmp_path / "q.json", tmp_path / "o.json")
+    assert code == 2
+    assert "\x1b" not in err
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGTERM"), reason="this system has no such signal")
+def test_being_asked_to_end_is_143_and_leaves_the_handler_as_it_was(run, monkeypatch):
+    monkeypatch.setattr(commands.doctor, "run", lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    assert run("doctor") == (143, "", "")
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_interruption_is_130(run, monkeypatch):

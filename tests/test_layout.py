@@ -153,3 +153,14 @@ def test_readme_table_is_the_committed_result():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     table = text.split("<!-- table: results/demo/result.json -->\n", 1)[1].split("\n<!-- end -->", 1)[0]
     assert table == markdown_table(json.loads((ROOT / "results/demo/result.json").read_text(encoding="utf-8")))
+
+
+def test_importing_adds_little_to_torch():
+    """Processor seconds, so that a busy machine does not matter; the least of three, as only the least is ours."""
+    code = (
+        "import time, torch\nstart = time.process_time()\nimport geosparse\n"
+        "for name in geosparse.__all__: getattr(geosparse, name)\n"
+        "print(time.process_time() - start)"
+    )
+    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(3)]
+    assert min(float(run.stdout) for run in runs) < 0.3

@@ -498,3 +498,10 @@ def test_a_model_spread_by_a_device_map_gives_the_same_numbers(tmp_path):
     assert apart.model == whole.model
     for name, array in whole.arrays.items():
         assert torch.equal(apart.arrays[name].nan_to_num(-7.0), array.nan_to_num(-7.0))
+
+
+def test_budgets_of_twice_the_shortest_length_and_more():
+    profile = profile_of(model_of(), lengths=(8, 40), windows=2, budgets=(1, 4, 16, 32))
+    short, long = (row.isnan().all() for row in profile.arrays["f1"][[0, -1], 0, 0, 0, ..., 2])
+    assert short
+    assert not long

@@ -12,7 +12,7 @@ from geosparse.architecture import AttentionLayer, attention_layers, dense_atten
 from geosparse.attention import split_mask
 from geosparse.errors import GeosparseError
 from geosparse.interception import Handler, intercepted
-from geosparse.ops import PATHS, Tail, best_path
+from geosparse.ops import PATHS, Tail, Visibility, best_path
 
 # Logits of one batch, elements.
 MOST_LOGITS = 1 << 28
@@ -40,7 +40,7 @@ class _OneHeadSparse:
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        attention_mask: torch.Tensor | None,
+        attention_mask: Visibility | None,
         **kwargs: Any,
     ) -> torch.Tensor:
         terms = read_terms(module, query, kwargs)
@@ -74,7 +74,7 @@ def _dense(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    attention_mask: Visibility | None,
     **kwargs: Any,
 ) -> torch.Tensor:
     return dense_attention(query, key, value, attention_mask, read_terms(module, query, kwargs))
@@ -143,7 +143,7 @@ def _starting_at(blocks: Sequence[torch.nn.Module], index: int, hidden: torch.Te
     hook = blocks[index].register_forward_pre_hook(replace)
     before = [block.__dict__.get("forward") for block in blocks[:index]]
     for block in blocks[:index]:
-        block.forward = lambda states, *rest, **options: states  # type: ignore[method-assign]
+        block.forward = lambda states, *rest, **options: states
     try:
         yield
     finally:
@@ -152,7 +152,7 @@ def _starting_at(blocks: Sequence[torch.nn.Module], index: int, hidden: torch.Te
             if forward is None:
                 del block.forward
             else:
-                block.forward = forward  # type: ignore[method-assign]
+                block.forward = forward
 
 
 def _nll(logits: torch.Tensor, window: torch.Tensor) -> list[float]:

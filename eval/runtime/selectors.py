@@ -26,6 +26,7 @@ from geosparse.attention import SparseAttention
 from geosparse.interception import intercepted
 from geosparse.ops import SELECTORS
 from geosparse.patch import rules_of
+from geosparse.plan import PlanTail
 from geosparse.receipt import Receipt
 from geosparse.statistics import mean_interval
 
@@ -33,7 +34,7 @@ from .prompt import about, dense_prefix, windows
 from .traffic import step_bytes
 
 SCHEMA = "geosparse.runtime.selectors/1"
-TAILS = ("renormalize", "centroid")
+TAILS: tuple[PlanTail, ...] = ("renormalize", "centroid")
 ERROR_QUERIES = 64
 # Tokens of a block whose mean loss counts as one observation of the interval.
 BLOCK = 64
@@ -43,9 +44,8 @@ def variants(plan: gs.Plan) -> dict[str, gs.Plan]:
     """`plan` with every selector, and every tail that goes with it: "lowbit/centroid" and so on."""
     found = {}
     for selector in SELECTORS:
-        for tail in TAILS if plan.head_tails is None else ("best",):
-            if selector == "sink_recent":
-                tail = "renormalize"
+        choices: tuple[PlanTail, ...] = TAILS if plan.head_tails is None else ("best",)
+        for tail in ("renormalize",) if selector == "sink_recent" else choices:
             tails = plan.head_tails if tail == "best" else None
             found[f"{selector}/{tail}"] = replace(plan, selector=selector, tail=tail, head_tails=tails)
     return found
@@ -111,7 +111,7 @@ def compare(model: Any, plans: dict[str, gs.Plan], found: torch.Tensor, scored: 
     table: dict[str, dict[str, Any]] = {}
     for name, plan in plans.items():
         difference = torch.cat(losses[name]) - torch.cat(losses["dense"])
-        interval = mean_interval([float(block.mean()) for block in difference.split(BLOCK)])
+        interval = mean_interval([float(block.mean()) for block in torch.split(difference, BLOCK)])
         table[name] = {
             "excess_nll": float(difference.mean()),
             "excess_nll_interval": interval and list(interval),

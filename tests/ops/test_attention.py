@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geosparse.ops import PATHS, TAILS, causal_mask, chunked, chunked_attention, cpu, reference_attention, top_n
+from geosparse.ops import PATHS, TAILS, causal_mask, chunked, chunked_attention, cpu, reference_attention
 
 
 def tensors(batch, heads, kv_heads, queries, keys, dim, seed=0, dtype=torch.float32):
@@ -103,24 +103,6 @@ def test_chunking_does_not_change_the_result(monkeypatch):
     single = chunked_attention(q, k, v, [4, 9, 1, 30, 2, 7], tail="centroid", scaling=0.25)
     assert (whole.output - single.output).abs().max() <= tolerance(v)
     assert torch.equal(whole.kept, single.kept)
-
-
-@given(st.integers(1, 30), st.integers(1, 35), st.integers(0, 2**31), st.booleans())
-@settings(max_examples=150, deadline=None)
-def test_top_n_keeps_the_highest_and_breaks_ties_to_the_left(keys, n, seed, ties):
-    generator = torch.Generator().manual_seed(seed)
-    scores = torch.randn(2, 3, 4, keys, generator=generator)
-    if ties:
-        scores = scores.round()
-    scores[torch.rand(scores.shape, generator=generator) < 0.3] = -torch.inf
-    keep, kept = top_n(scores, [n, 1, keys])
-    for index in torch.cartesian_prod(*(torch.arange(size) for size in scores.shape[:3])).tolist():
-        row = scores[tuple(index)].tolist()
-        budget = [n, 1, keys][index[1]]
-        seen = [i for i, score in enumerate(row) if score > float("-inf")]
-        expected = sorted(seen, key=lambda i: (-row[i], i))[:budget]
-        assert sorted(expected) == keep[tuple(index)].nonzero().flatten().tolist()
-        assert kept[tuple(index)] == len(expected)
 
 
 @given(st.integers(0, 2**31), st.permutations(range(6)))
