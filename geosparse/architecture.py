@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from .dense import chunked_dense
+from .dense import chunked_dense, decode_dense
 from .errors import GeosparseError
 from .interception import Handler, intercepted
 from .ops import Span, Visibility
@@ -83,8 +83,13 @@ DENSE_ROWS = 1024
 def dense_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Visibility | None, terms: Terms
 ) -> torch.Tensor:
-    """Dense attention `[B, Hq, T, Dv]`: SDPA, or the definition where a soft cap or learned sink rules SDPA out."""
+    """Dense attention `[B, Hq, T, Dv]`: SDPA, or the definition where a soft cap or learned sink rules SDPA out; single
+    queries by our own kernel where it takes them."""
     queries, keys = query.shape[2], key.shape[2]
+    if not isinstance(mask, torch.Tensor) or mask.dtype == torch.bool:
+        single = decode_dense(query, key, value, mask, **vars(terms))
+        if single is not None:
+            return single
     if mask is None and (queries == 1 or queries == keys) and terms.softcap is None and terms.sink is None:
         return _sdpa(query, key, value, None, terms, causal=queries > 1)
     if isinstance(mask, torch.Tensor):

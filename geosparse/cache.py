@@ -15,6 +15,7 @@ import torch
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from .cached_keys import serve_dense
 from .ops import IndexSlot, remember_index, remember_value_sum
 
 # Room to spare, as a fraction: each token is copied about 1 / SPARE times in all, and memory is at most 1 + SPARE.
@@ -37,9 +38,10 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
 
     def __init__(self) -> None:
         super().__init__()
+        self.dense = False  # whether a dense model decodes from it
         self._key_buffer: torch.Tensor | None = None
         self._value_buffer: torch.Tensor | None = None
-        self._summed: torch.Tensor | None = None  # the `values` that `_value_sum` is of
+        self._summed: torch.Tensor | None = None  # the `values` that `_value_sum` is of; not kept up for a dense model
         self._value_sum: torch.Tensor | None = None  # [B, Hkv, Dv] fp64
         self._indexed: torch.Tensor | None = None  # the `keys` that the index is of
         self.slot = IndexSlot()
@@ -52,11 +54,14 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
             _initialize(self, key_states, value_states)
         if self.keys is not self._indexed:
             self.slot.index = None
-        self._key_buffer, self.keys = _append(self._key_buffer, self.keys, key_states)
-        self._indexed = self.keys
-        remember_index(self.keys, self.slot)
         untouched = self.values is self._summed
+        self._key_buffer, self.keys = _append(self._key_buffer, self.keys, key_states)
         self._value_buffer, self.values = _append(self._value_buffer, self.values, value_states)
+        self._indexed = self.keys
+        if self.dense:
+            self._summed = None
+            return serve_dense(self.keys), self.values
+        remember_index(self.keys, self.slot)
         if untouched and self._value_sum is not None:
             self._value_sum = self._value_sum + value_states.sum(-2, dtype=torch.float64)
         else:
@@ -129,26 +134,34 @@ def _initialize(layer: Any, keys: torch.Tensor, values: torch.Tensor) -> None:
 
 
 class SparseCache(DynamicCache):  # type: ignore[misc]
-    """A `DynamicCache` whose full-attention layers grow in place."""
+    """A `DynamicCache` whose full-attention layers grow in place.
+
+    A sparsified model makes one by itself. Given to a dense model, it serves dense attention: on the CPU single queries
+    go to geosparse's kernel in the place of torch's.
+    """
 
     def __init__(self, config: Any) -> None:
         """Args: the config of the model, which says which layers slide."""
         super().__init__(config=config)
-        grow_in_place_(self)
+        grow_in_place_(self, dense=True)
 
     @classmethod
     def from_cache(cls, cache: Cache, config: Any) -> SparseCache:
         """A SparseCache that goes on from a filled `DynamicCache`, which stays as it is."""
         ours = cls(config)
         ours.layers = list(cache.layers)
-        grow_in_place_(ours)
+        grow_in_place_(ours, dense=True)
         return ours
 
 
-def grow_in_place_(cache: Cache) -> None:
+def grow_in_place_(cache: Cache, dense: bool = False) -> None:
     """Let the plain full-attention layers of `cache`, filled or not, grow in place from here on.
 
     Done to the cache object itself, because `generate` and its callers hold on to the one that they passed in.
+
+    Args:
+        cache: Any cache of transformers.
+        dense: A dense model decodes from it.
     """
     if getattr(cache, "layer_class_to_replicate", None) is DynamicLayer:
         cache.layer_class_to_replicate = GrowingLayer
@@ -158,6 +171,8 @@ def grow_in_place_(cache: Cache) -> None:
             if layer.is_initialized:
                 _initialize(cache.layers[index], layer.keys, layer.values)
                 cache.layers[index].keys, cache.layers[index].values = layer.keys, layer.values
+        if isinstance(cache.layers[index], GrowingLayer):
+            cache.layers[index].dense = dense
 
 
 def provide_cache(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -166,5 +181,7 @@ def provide_cache(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     if isinstance(cache, Cache):
         grow_in_place_(cache)
     elif cache is None and kwargs.get("use_cache", getattr(model.config.get_text_config(), "use_cache", True)):
-        kwargs = kwargs | {"past_key_values": SparseCache(model.config)}
+        cache = SparseCache(model.config)
+        grow_in_place_(cache)
+        kwargs = kwargs | {"past_key_values": cache}
     return args, kwargs

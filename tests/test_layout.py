@@ -24,7 +24,7 @@ LAYERS = [
     {"fits"},
     {"law"},
     {"envelopes"},
-    {"architecture", "models"},
+    {"architecture", "cached_keys", "models"},
     {"identity", "selectors"},
     {"plan", "parts", "profile", "receipt"},
     {"block", "curves", "compiled", "cache", "figures", "traffic"},
