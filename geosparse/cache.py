@@ -29,7 +29,7 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
     The sum of all values is kept up to date and goes with them, so that the centroid tail reads no values that a query
     does not keep.
 
-    Everything else that a cache layer does (crop, reorder, select, repeat, reset, offload) replaces `keys` and
+    Everything else that a cache layer does (crop, reorder, select, repeat, reset) replaces `keys` and
     `values` by other tensors, as in the parent; the next `update` then starts new buffers from them.
     """
 
@@ -39,12 +39,17 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__()
         self.dense = False  # whether a dense model decodes from it
+        self.pinned = False  # whether its buffers are page-locked host memory
         self._key_buffer: torch.Tensor | None = None
         self._value_buffer: torch.Tensor | None = None
         self._summed: torch.Tensor | None = None  # the `values` that `_value_sum` is of; not kept up for a dense model
         self._value_sum: torch.Tensor | None = None  # [B, Hkv, Dv] fp64
         self._indexed: torch.Tensor | None = None  # the `keys` that the index is of
-        self.slot = IndexSlot()
+        self.slot = self.new_slot()
+
+    def new_slot(self) -> IndexSlot:
+        """An empty place for an index."""
+        return IndexSlot()
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -55,8 +60,8 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
         if self.keys is not self._indexed:
             self.slot.index = None
         untouched = self.values is self._summed
-        self._key_buffer, self.keys = _append(self._key_buffer, self.keys, key_states)
-        self._value_buffer, self.values = _append(self._value_buffer, self.values, value_states)
+        self._key_buffer, self.keys = _append(self._key_buffer, self.keys, key_states, self.pinned)
+        self._value_buffer, self.values = _append(self._value_buffer, self.values, value_states, self.pinned)
         self._indexed = self.keys
         if self.dense:
             self._summed = None
@@ -100,12 +105,12 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
     def reset(self) -> None:
         """Forget all tokens and give the memory back."""
         self._key_buffer = self._value_buffer = self._summed = self._value_sum = self._indexed = None
-        self.slot = IndexSlot()
+        self.slot = self.new_slot()
         super().reset()
 
 
 def _append(
-    buffer: torch.Tensor | None, filled: torch.Tensor, states: torch.Tensor
+    buffer: torch.Tensor | None, filled: torch.Tensor, states: torch.Tensor, pinned: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`states` behind `filled`: in `buffer` where `filled` is its beginning and there is room, else in a new one."""
     start = filled.shape[-2] if filled.numel() else 0
@@ -114,7 +119,7 @@ def _append(
         batch, heads, _, dim = states.shape
         # Prompts arrive once: only a cache that has begun to grow needs room.
         spare = max(LEAST_SPARE, int(SPARE * stop)) if start else LEAST_SPARE
-        buffer = states.new_empty(batch, heads, stop + spare, dim)
+        buffer = states.new_empty(batch, heads, stop + spare, dim, pin_memory=pinned)
         if start:
             buffer[..., :start, :] = filled
     buffer[..., start:stop, :] = states
@@ -140,15 +145,17 @@ class SparseCache(DynamicCache):  # type: ignore[misc]
     go to geosparse's kernel in the place of torch's.
     """
 
-    def __init__(self, config: Any) -> None:
-        """Args: the config of the model, which says which layers slide."""
+    def __init__(self, config: Any, hot_pages: int | None = None) -> None:
+        """Args: the config of the model, which says which layers slide; where keys and values are to live in host
+        memory, the pages per layer and KV head that stay on the device, those read last (`offload`)."""
         super().__init__(config=config)
+        self.hot_pages = hot_pages
         grow_in_place_(self, dense=True)
 
     @classmethod
-    def from_cache(cls, cache: Cache, config: Any) -> SparseCache:
+    def from_cache(cls, cache: Cache, config: Any, hot_pages: int | None = None) -> SparseCache:
         """A SparseCache that goes on from a filled `DynamicCache`, which stays as it is."""
-        ours = cls(config)
+        ours = cls(config, hot_pages)
         ours.layers = list(cache.layers)
         grow_in_place_(ours, dense=True)
         return ours
@@ -167,12 +174,21 @@ def grow_in_place_(cache: Cache, dense: bool = False) -> None:
         cache.layer_class_to_replicate = GrowingLayer
     for index, layer in enumerate(cache.layers):
         if type(layer) is DynamicLayer:
-            cache.layers[index] = GrowingLayer()
+            ours = cache.layers[index] = _growing_layer(getattr(cache, "hot_pages", None))
             if layer.is_initialized:
-                _initialize(cache.layers[index], layer.keys, layer.values)
-                cache.layers[index].keys, cache.layers[index].values = layer.keys, layer.values
+                _initialize(ours, layer.keys, layer.values)
+                ours.keys, ours.values = layer.keys, layer.values
         if isinstance(cache.layers[index], GrowingLayer):
             cache.layers[index].dense = dense
+
+
+def _growing_layer(hot_pages: int | None) -> GrowingLayer:
+    """A new layer; one that lives in host memory where a number of pages for the device is given."""
+    if hot_pages is None:
+        return GrowingLayer()
+    from .offload import OffloadedLayer
+
+    return OffloadedLayer(hot_pages)
 
 
 def provide_cache(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
