@@ -17,6 +17,7 @@ from transformers.cache_utils import DynamicLayer
 
 from .cached_keys import serve_dense
 from .ops import IndexSlot, remember_index, remember_value_sum
+from .receipt import Receipt
 
 # Room to spare, as a fraction: each token is copied about 1 / SPARE times in all, and memory is at most 1 + SPARE.
 SPARE = 0.125
@@ -191,13 +192,19 @@ def _growing_layer(hot_pages: int | None) -> GrowingLayer:
     return OffloadedLayer(hot_pages)
 
 
-def provide_cache(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Forward pre-hook of a sparsified model: whatever dynamic cache it is about to use grows in place."""
+def provide_cache(
+    receipt: Receipt, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Forward pre-hook of a sparsified model: whatever dynamic cache it is about to use grows in place; the `receipt`
+    says once which layers of a caller's own cache cannot."""
     cache = kwargs.get("past_key_values")
+    if cache is None and kwargs.get("use_cache", getattr(model.config.get_text_config(), "use_cache", True)):
+        cache = SparseCache(model.config)
+        kwargs = kwargs | {"past_key_values": cache}
     if isinstance(cache, Cache):
         grow_in_place_(cache)
-    elif cache is None and kwargs.get("use_cache", getattr(model.config.get_text_config(), "use_cache", True)):
-        cache = SparseCache(model.config)
-        grow_in_place_(cache)
-        kwargs = kwargs | {"past_key_values": cache}
+        for place, layer in enumerate(cache.layers):
+            if not isinstance(layer, GrowingLayer) and not getattr(layer, "is_sliding", False):
+                why = f"a {type(layer).__name__} of the caller's own cache neither grows in place nor keeps an index"
+                receipt.note(place, "slower", why)
     return args, kwargs

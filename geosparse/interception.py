@@ -174,6 +174,10 @@ def install(model: Any, handlers: Mapping[torch.nn.Module, Handler]) -> list[tup
         for module, handler in handlers.items():
             setattr(module, ATTRIBUTE, handler)
         model.set_attn_implementation(NAME)
+        # A vision tower beside the language model keeps its own attention.
+        served = {id(getattr(module, "config", None)) for module in handlers}
+        served |= {id(model.config), id(model.config.get_text_config())}
+        _put_back((config, implementation) for config, implementation in before if id(config) not in served)
     except BaseException:
         uninstall(before, handlers)
         raise
@@ -182,10 +186,15 @@ def install(model: Any, handlers: Mapping[torch.nn.Module, Handler]) -> list[tup
 
 def uninstall(before: Iterable[tuple[Any, str | None]], modules: Iterable[torch.nn.Module]) -> None:
     """Undo `install`: the implementation of every config and the absence of every handler."""
-    for config, implementation in before:
-        config._attn_implementation_internal = implementation
+    _put_back(before)
     for module in modules:
         module.__dict__.pop(ATTRIBUTE, None)
+
+
+def _put_back(before: Iterable[tuple[Any, str | None]]) -> None:
+    """Let configs name the implementation that they named before."""
+    for config, implementation in before:
+        config._attn_implementation_internal = implementation
 
 
 def installed(model: Any) -> bool:
