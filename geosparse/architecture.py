@@ -196,6 +196,14 @@ class _Probe:
             self.waiting = None
 
 
+def drops_soft_cap(config: Any) -> bool:
+    """Whether SDPA is not what a model of this config means: in transformers 4 it leaves out the soft cap of logits."""
+    from transformers import __version__
+
+    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
+    return capped and int(__version__.split(".")[0]) < 5
+
+
 _discovered: weakref.WeakKeyDictionary[Any, tuple[AttentionLayer, ...]] = weakref.WeakKeyDictionary()
 
 
@@ -221,6 +229,12 @@ def _discover(model: Any) -> tuple[AttentionLayer, ...]:
         raise GeosparseError(f"{kind} is an encoder-decoder; geosparse supports decoder-only causal language models.")
     if model.get_output_embeddings() is None:
         raise GeosparseError(f"{kind} has no language-model head; load it with AutoModelForCausalLM.")
+    if model.config.get_text_config()._attn_implementation == "sdpa" and drops_soft_cap(model.config):
+        raise GeosparseError(
+            f"This {kind} does not compute what its configuration says: with sdpa attention this release of "
+            'transformers leaves out the soft cap of its logits; load it with attn_implementation="eager", or use '
+            "transformers 5."
+        )
     probe = _Probe()
     modules = dict.fromkeys(model.modules())
     handlers: dict[torch.nn.Module, Handler] = dict.fromkeys(modules, probe)

@@ -97,6 +97,8 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
         """Let `change` replace the keys and the index follow: cut to their length, with the batch rows `rows`."""
         index = self.slot.index if self.keys is self._indexed else None
         change()
+        if not self.get_seq_length():
+            index = None  # an empty layer has no batch rows either
         if index is not None:
             index.truncate(self.get_seq_length())
             if rows is not None:
@@ -116,7 +118,8 @@ def _append(
     """`states` behind `filled`: in `buffer` where `filled` is its beginning and there is room, else in a new one."""
     start = filled.shape[-2] if filled.numel() else 0
     stop = start + states.shape[-2]
-    if buffer is None or stop > buffer.shape[-2] or (start and not _begins(buffer, filled)):
+    fits = buffer is not None and (_begins(buffer, filled) if start else buffer.shape[:2] == states.shape[:2])
+    if buffer is None or not fits or stop > buffer.shape[-2]:
         batch, heads, _, dim = states.shape
         # Prompts arrive once: only a cache that has begun to grow needs room.
         spare = max(LEAST_SPARE, int(SPARE * stop)) if start else LEAST_SPARE

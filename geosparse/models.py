@@ -8,6 +8,7 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .architecture import drops_soft_cap
 from .artifact import os_errors_as
 from .errors import GeosparseError, did_you_mean
 from .weights import ALIASES, alias_folder
@@ -58,6 +59,7 @@ def load_model(
         config = _causal_config(name, source, where)
         tokenizer = AutoTokenizer.from_pretrained(source, **where)
         options = where | ({"quantization_config": _unpacked()} if gguf else {})
+        options |= {"attn_implementation": "eager"} if drops_soft_cap(config) else {}
         model, info = AutoModelForCausalLM.from_pretrained(
             source, config=config, dtype=wanted, device_map=device_map, output_loading_info=True, **options
         )

@@ -65,6 +65,16 @@ def test_changes_then_growth_equal_the_dynamic_layer(change):
     assert torch.equal(ours.values, theirs.values)
 
 
+def test_a_layer_cropped_to_nothing_takes_another_batch():
+    layer = GrowingLayer()
+    layer.update(*states(20))
+    layer.crop(-20)
+    new = torch.randn(5, 3, 4, 4)
+    keys, values = layer.update(new, new)
+    assert torch.equal(keys, new)
+    assert torch.equal(values, new)
+
+
 def test_the_sum_of_values_does_not_drift():
     layer, whole = GrowingLayer(), []
     for step in range(300):

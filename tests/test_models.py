@@ -56,7 +56,7 @@ def write_gguf(path: Path) -> Path:
     writer.add_vocab_size(len(VOCABULARY))
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(VOCABULARY)
-    writer.add_token_merges(["a b"])
+    writer.add_token_merges(["a b", "a b"])  # transformers 4 cannot read a list of one
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(1)
     shapes = {"token_embd": (len(VOCABULARY), WIDTH), "output_norm": (WIDTH,)}
