@@ -71,7 +71,11 @@ def _mask(
     places: dict[str, Any] = {"q_length": q_length, "q_offset": q_offset}
     if cache_position is not None:  # transformers 4: where the queries are, one by one
         places = {"cache_position": cache_position}
-        q_length, q_offset = len(cache_position), int(cache_position[0])
+        q_length = len(cache_position)
+        if not torch.compiler.is_compiling():
+            q_offset = int(cache_position[0])
+        elif q_length != kv_length:  # a compiled graph does not know the numbers in a tensor
+            q_offset = cache_position[0]
     aligned = not isinstance(q_offset, torch.Tensor) and q_offset + q_length == kv_offset + kv_length
     if torch.compiler.is_compiling():  # which cannot look into mask functions
         if aligned and attention_mask is None and mask_function is masking_utils.causal_mask_function:
