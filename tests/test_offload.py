@@ -55,6 +55,15 @@ def test_equals_a_cache_that_is_not_offloaded(kind, selector, hot):
     assert any(layer.pages.fetched for layer in offloaded(cache)) == (selector != "topn")
 
 
+@pytest.mark.parametrize("prompt", [1, 3, PAGE - 1, PAGE])
+def test_prompts_shorter_than_a_page(prompt):
+    model, ids = tiny_model("llama"), tokens(1, 40)
+    with gs.sparsified(model, varied(model, "lowbit")):
+        theirs = decode(model, gs.SparseCache(model.config), ids, prompt)
+        ours = decode(model, gs.SparseCache(model.config, hot_pages=1), ids, prompt)
+    assert (ours - theirs).abs().max() <= TOLERANCE
+
+
 @pytest.mark.parametrize("tail", TAILS)
 def test_left_padding_growth_and_mixed_selectors(tail):
     model, ids = tiny_model("llama"), tokens(3, LENGTH)

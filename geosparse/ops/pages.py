@@ -84,7 +84,7 @@ class HotPages:
             self._keys, self._values = grown
             self._page_of, self._read = page_of, read
         known = self._slot_of.shape[-1]
-        if known < pages:
+        if known < pages or not known:
             slot_of = torch.full((rows, pages + pages // 8 + 8), -1, device=device)
             if known:
                 slot_of[:, :known] = self._slot_of
