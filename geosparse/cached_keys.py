@@ -44,13 +44,26 @@ def _decode(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> torch.Tensor | None:
-    """What SDPA would return of one query per row that sees every key; None for any other call."""
-    if query.dim() != 4 or query.shape[2] != 1 or attn_mask is not None or dropout_p or is_causal:
+    """What SDPA would return where the queries of a row all see the same keys; None for any other call.
+
+    transformers asks for that in two ways: one query per row, or, where padding makes a mask, the query heads of a KV
+    head in the place of queries.
+    """
+    if query.dim() != 4 or dropout_p or is_causal or query.dtype != key.dtype:
         return None
-    heads, kv_heads = query.shape[1], key.shape[1]
-    if query.dtype != key.dtype or heads % kv_heads or (heads != kv_heads and not enable_gqa):
+    batch, heads, queries, dim = query.shape
+    if heads % key.shape[1] or (heads != key.shape[1] and not enable_gqa):
         return None
-    return decode_dense(query, key, value, None, query.shape[-1] ** -0.5 if scale is None else scale)
+    if attn_mask is None:
+        same = queries == 1
+    else:
+        shapes = [(rows, 1, 1, key.shape[2]) for rows in (1, batch)]
+        same = attn_mask.dtype == torch.bool and tuple(attn_mask.shape) in shapes
+    if not same:
+        return None
+    single = query.reshape(batch, heads * queries, 1, dim)
+    output = decode_dense(single, key, value, attn_mask, dim**-0.5 if scale is None else scale)
+    return None if output is None else output.view(batch, heads, queries, -1)
 
 
 def serve_dense(key: torch.Tensor) -> torch.Tensor:

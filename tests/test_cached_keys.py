@@ -72,7 +72,7 @@ def test_other_calls_are_torchs_own(served):
     with torch.no_grad():
         keys = serve_dense(key)
         assert isinstance(keys, CachedKeys)
-        single, mask = query[:, :, :1], torch.rand(1, 1, 1, 9) > 0.5
+        single, mask = query[:, :, :1], torch.rand(1, 4, 1, 9) > 0.5
         mask[..., 0] = True
         assert torch.equal(sdpa(query, keys, key), sdpa(query, key, key))
         assert torch.equal(sdpa(single, keys, key, mask), sdpa(single, key, key, mask))
@@ -83,6 +83,19 @@ def test_other_calls_are_torchs_own(served):
     for plain in (keys.clone(), keys + 1, keys[:, :2], keys.transpose(1, 2), query @ keys.transpose(-1, -2)):
         assert type(plain) is torch.Tensor
     assert type(serve_dense(key)) is torch.Tensor  # autograd is on
+
+
+@needs_kernels
+@pytest.mark.parametrize(("heads", "queries"), [(4, 1), (2, 3)])
+def test_queries_that_see_the_same_keys_under_a_mask(heads, queries, served):
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(2, heads, queries, 24, generator=generator)
+    key, value = (torch.randn(2, heads, 41, 24, generator=generator) for _ in range(2))
+    mask = (torch.arange(41) >= torch.tensor([0, 13])[:, None])[:, None, None]
+    with torch.no_grad():
+        ours, theirs = sdpa(query, serve_dense(key), value, mask), sdpa(query, key, value, mask)
+    assert len(served) == 1
+    assert (ours - theirs).abs().max() <= TOLERANCE
 
 
 @needs_kernels
