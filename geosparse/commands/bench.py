@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .shared import TEXT_HELP, Add, Options, add_model, load, show
+from .shared import TEXT_HELP, Add, Options, add_model, load, load_plan, show
 
 WHAT = "speed of prefill and decode, dense against sparse"
 EXAMPLE = "smollm2-135m --plan plan.json --context 4096 --new-tokens 32"
@@ -23,10 +23,9 @@ def run(options: Options) -> None:
     """Time both in one run, behind a correctness gate."""
     from ..bench import bench
     from ..inspection import describe_bench
-    from ..plan import Plan
     from ..text import load_texts, token_windows
 
-    plan = None if options.plan is None else Plan.load(options.plan)
+    plan = load_plan(options.plan)
     texts = load_texts(options.text)
     model, tokenizer = load(options)
     if plan is not None:
