@@ -86,10 +86,9 @@ def dense_attention(
     """Dense attention `[B, Hq, T, Dv]`: SDPA, or the definition where a soft cap or learned sink rules SDPA out; single
     queries by our own kernel where it takes them."""
     queries, keys = query.shape[2], key.shape[2]
-    if not isinstance(mask, torch.Tensor) or mask.dtype == torch.bool:
-        single = decode_dense(query, key, value, mask, **vars(terms))
-        if single is not None:
-            return single
+    single = decode_dense(query, key, value, mask, **vars(terms))
+    if single is not None:
+        return single
     if mask is None and (queries == 1 or queries == keys) and terms.softcap is None and terms.sink is None:
         return _sdpa(query, key, value, None, terms, causal=queries > 1)
     if isinstance(mask, torch.Tensor):

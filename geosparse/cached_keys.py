@@ -54,12 +54,7 @@ def _decode(
     batch, heads, queries, dim = query.shape
     if heads % key.shape[1] or (heads != key.shape[1] and not enable_gqa):
         return None
-    if attn_mask is None:
-        same = queries == 1
-    else:
-        shapes = [(rows, 1, 1, key.shape[2]) for rows in (1, batch)]
-        same = attn_mask.dtype == torch.bool and tuple(attn_mask.shape) in shapes
-    if not same:
+    if queries != 1 and (attn_mask is None or attn_mask.shape[-2] != 1):
         return None
     single = query.reshape(batch, heads * queries, 1, dim)
     output = decode_dense(single, key, value, attn_mask, dim**-0.5 if scale is None else scale)

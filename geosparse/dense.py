@@ -26,13 +26,15 @@ def decode_dense(
         query: `[B, Hq, 1, D]`.
         key: `[B, Hkv, S, D]`.
         value: `[B, Hkv, S, Dv]`.
-        mask: Bool, a Span, or None where every key is visible; not an additive one.
+        mask: As in `chunked_dense`, or a Span; None where every key is visible.
         scaling, softcap, sink: As in `chunked_dense`.
 
     Returns:
-        `[B, Hq, 1, Dv]`; None where the kernel does not take these tensors.
+        `[B, Hq, 1, Dv]`; None where the kernel does not take these tensors, or this mask.
     """
     if query.shape[2] != 1 or best_path(query, key, value, None) != "cpu":
+        return None
+    if isinstance(mask, torch.Tensor) and (mask.dtype != torch.bool or mask.shape[1:] != (1, 1, key.shape[2])):
         return None
     every = (EVERY,) * query.shape[1]
     return cpu_attention(
