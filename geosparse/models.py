@@ -135,7 +135,7 @@ def _device(device: str | None, device_map: Any) -> torch.device | None:
 
 
 def _causal_config(name: str, source: str, where: dict[str, Any]) -> PretrainedConfig:
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, __version__
 
     config = AutoConfig.from_pretrained(source, **where)
     classes = getattr(config, "architectures", None) or []
@@ -150,6 +150,11 @@ def _causal_config(name: str, source: str, where: dict[str, Any]) -> PretrainedC
         wrong = "not a causal language model"
     if wrong:
         raise GeosparseError(f"{name} is {wrong} ({architecture}); give a decoder-only causal language model.")
+    if int(__version__.split(".")[0]) < 5 and hasattr(config.get_text_config(), "rope_parameters"):
+        raise GeosparseError(
+            f"{name} was saved by transformers {config.transformers_version}, and {__version__} would take other "
+            "positions for it (rope_parameters): use transformers 5, or save the model with transformers 4."
+        )
     return config
 
 
