@@ -103,18 +103,24 @@ def _attend(
 ) -> torch.Tensor:
     """The kept tokens' weighted values plus the tail, `[B, Hq, T, Dv]` in fp32."""
     batch, heads, queries, keys = scores.shape
-    weight, lost = kept_weights(scores, choice, seen, sink)
+    weight, lost = kept_weights(scores, choice, seen, tail, sink)
     grouped = weight.view(batch, value.shape[1], -1, keys)
     output = (grouped @ value).view(batch, heads, queries, -1)
     return add_tail_(output, weight, lost, tail, lambda: visible_mean(value, seen))
 
 
 def kept_weights(
-    scores: torch.Tensor, choice: Choice, seen: torch.Tensor, sink: torch.Tensor | None
+    scores: torch.Tensor, choice: Choice, seen: torch.Tensor, tail: Tails, sink: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor | float]:
-    """Weights `[B, Hq, T, S]` of the kept tokens, zero elsewhere, as parts of all mass that the selector knows of, and
-    the weight that `sink` takes."""
+    """Weights `[B, Hq, T, S]` of the kept tokens, zero elsewhere, and the weight that `sink` takes.
+
+    They are parts of all mass that the selector knows of; for heads that renormalise, of the kept mass, which may be so
+    small a part of all that fp32 would lose it.
+    """
     known = scores if choice.estimate is scores else torch.where(choice.keep > 0, scores, choice.estimate)
+    renormalize, _ = tail_flags(tail, scores.shape[1], scores)
+    if renormalize.any():
+        known = known.masked_fill(renormalize & (choice.keep == 0), -torch.inf)
     weight, lost = attention_weights(known, seen, sink)
     return weight.mul_(choice.keep), lost
 

@@ -75,7 +75,7 @@ def offloaded_attention(
         needed = torch.where(paged[None, :, None, None], sight.candidates(sight.budgets), needed)
     found = read(needed[:, :, 0])
     choice = choose(sight, selector)
-    weight, lost = kept_weights(scores, choice, seen, sink)
+    weight, lost = kept_weights(scores, choice, seen, tail, sink)
     there = found.places.repeat_interleave(heads // kv_heads, dim=1).unsqueeze(2)
     part = weight.gather(-1, there.clamp_min(0)).where(there >= 0, 0.0)
     output = (part.view(batch, kv_heads, -1, part.shape[-1]) @ found.value.float()).view(batch, heads, 1, -1)
