@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import os
+from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from .artifact import dump_json, write_atomic
-from .profile import ARRAYS
+from .interplay import Interplay
+from .moments import Moments
+from .profile import ARRAYS, MOMENTS
 
-Window = tuple[dict[str, torch.Tensor], float]  # the arrays of one window, and its mean loss
+
+class Window(NamedTuple):
+    """One window that was measured: its arrays, its moments `[layers, Hq, ...]`, and its mean loss."""
+
+    arrays: dict[str, torch.Tensor]
+    moments: Moments
+    nll: float
+
 
 # Where launchers say which process this is, and of how many.
 LAUNCHERS = (
@@ -33,29 +43,46 @@ class Parts:
         self.folder = folder
         self.key = hashlib.sha256(dump_json(run).encode()).hexdigest()
 
-    def _path(self, index: int) -> Path:
-        return self.folder / f"window-{index:05d}.safetensors"
-
     def load(self, index: int) -> Window | None:
         """The window, or None where it is not there, not whole or of another run."""
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(self._path(index), framework="pt") as file:
-                header = file.metadata() or {}
-                if header.get("run") != self.key:
-                    return None
-                return {name: file.get_tensor(name) for name in ARRAYS}, float.fromhex(header["nll"])
-        except (OSError, SafetensorError):
+        found = self._read(f"window-{index:05d}")
+        if found is None:
             return None
+        tensors, nll = found
+        moments = Moments(**{item.name: tensors[MOMENTS + item.name] for item in fields(Moments)})
+        return Window({name: tensors[name] for name in ARRAYS}, moments, float.fromhex(nll))
 
     def save(self, index: int, window: Window) -> None:
         """Write one window, atomically."""
+        sums = {MOMENTS + item.name: getattr(window.moments, item.name) for item in fields(Moments)}
+        self._write(f"window-{index:05d}", window.arrays | sums, window.nll.hex())
+
+    def load_second(self, index: int) -> Interplay | None:
+        """A window of the second pass; None as in `load`."""
+        found = self._read(f"second-{index:05d}")
+        return None if found is None else Interplay(**found[0])
+
+    def save_second(self, index: int, interplay: Interplay) -> None:
+        """Write one window of the second pass, atomically."""
+        self._write(f"second-{index:05d}", vars(interplay), "")
+
+    def _read(self, name: str) -> tuple[dict[str, torch.Tensor], str] | None:
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self.folder / f"{name}.safetensors", framework="pt") as file:
+                header = file.metadata() or {}
+                if header.get("run") != self.key:
+                    return None
+                return {name: file.get_tensor(name) for name in list(file.keys())}, header["nll"]
+        except (OSError, SafetensorError):
+            return None
+
+    def _write(self, name: str, tensors: dict[str, torch.Tensor], nll: str) -> None:
         from safetensors.torch import save
 
-        arrays, nll = window
-        blob = save({name: array.contiguous() for name, array in arrays.items()}, {"run": self.key, "nll": nll.hex()})
-        write_atomic(self._path(index), lambda temporary: temporary.write_bytes(blob))
+        blob = save({name: tensor.contiguous() for name, tensor in tensors.items()}, {"run": self.key, "nll": nll})
+        write_atomic(self.folder / f"{name}.safetensors", lambda temporary: temporary.write_bytes(blob))
 
 
 def process_rank() -> tuple[int, int]:
