@@ -16,7 +16,7 @@ from .ops import PATHS, IndexSlot, Selector, best_path, remember_index, remember
 from .provenance import device_name
 from .weights import cache_dir
 
-SCHEMA = "geosparse.breakeven/1"
+SCHEMA = "geosparse.breakeven/2"
 CONTEXTS = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
 KEPT = 64
 REPEATS = 15

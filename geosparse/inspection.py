@@ -162,16 +162,23 @@ def describe_bench(result: dict[str, Any]) -> str:
         f"context {result['context']}, {result['new_tokens']} tokens, {result['dtype']}, {result['device']}",
         f"baseline: {result['baseline']}",
     ]
-    for name in ("dense", "dense_growing_cache", "sparse"):
+    for name in ("dense", "dense_sparse_cache", "sparse"):
+        if name not in result:
+            continue
         part = result[name]
         prefill = f"prefill {part['prefill_seconds']:.2f} s, " if "prefill_seconds" in part else ""
         lines.append(
             f"{name.replace('_', ' '):<20} {prefill}decode {part['ms_per_token']:.1f} ms/token "
             f"({part['tokens_per_second']:.1f} tokens/s, {part['gb_per_second']:.1f} GB/s)"
         )
+    ours = result["dense_sparse_cache"]
     lines.append(
-        f"sparse is {result['ratio']:.2f} times as fast as dense at decode; density {result['sparse']['density']:.4f}"
+        f"dense from a SparseCache is {result['cache_ratio']:.2f} times as fast as from the dynamic cache at decode; "
+        f"{ours['same_tokens']} of {ours['tokens']} tokens are the same"
     )
+    if "sparse" in result:
+        density = result["sparse"]["density"]
+        lines.append(f"sparse is {result['ratio']:.2f} times as fast as dense at decode; density {density:.4f}")
     return "\n".join([*lines, f"note: {result['note']}"])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -75,7 +76,7 @@ def sparsify_(model: Any, plan: Plan, prefill: str = "exact", dense_below: int |
     from .cache import provide_cache
 
     before = install(model, handlers)
-    hook = model.register_forward_pre_hook(provide_cache, with_kwargs=True)
+    hook = model.register_forward_pre_hook(partial(provide_cache, receipt), with_kwargs=True)
     model.__dict__[RECORD] = _Patch(before, list(handlers), receipt, hook)
     return receipt
 

@@ -14,6 +14,7 @@ import sys
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 from .artifact import os_errors_as, own_prefix, read_json, remove_stale, write_json
@@ -133,13 +134,18 @@ def _hub_snapshot(hub: str) -> Path | None:
 def _cached(name: str, convert: Convert) -> Path:
     """The converted folder of an alias, built when it is not there or damaged."""
     alias = ALIASES[name]
-    folder = cache_dir() / "models" / f"{name}-{alias.gguf_sha256[:12]}"
+    folder = cache_dir() / "models" / f"{name}-{alias.gguf_sha256[:12]}{_dialect()}"
     if folder.parent.is_dir():
         remove_stale(folder.parent, folder.name)
     if not _intact(folder, alias):
         with os_errors_as("keep the model in", folder.parent):
             _build(name, alias, folder, convert)
     return folder
+
+
+def _dialect() -> str:
+    """What tells folders apart that transformers 5 wrote, which 4 reads wrongly, from those that 4 wrote."""
+    return "" if int(version("transformers").split(".")[0]) >= 5 else "-transformers4"
 
 
 def _intact(folder: Path, alias: Alias) -> bool:

@@ -137,6 +137,7 @@ def test_the_whole_chain_as_text(run, tmp_path):
         ("generate model --plan plan.json --max-new-tokens 4 --prompt abc", {"text", "density", "new_tokens"}),
         ("generate model --max-new-tokens 4 --prompt abc", {"text"}),
         ("bench model --plan plan.json --text book.txt --context 32 --new-tokens 2", {"dense", "sparse", "gate"}),
+        ("bench model --text book.txt --context 32 --new-tokens 2", {"dense", "dense_sparse_cache", "cache_ratio"}),
         ("doctor", {"versions", "self_test_error"}),
     ],
 )

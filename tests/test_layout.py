@@ -24,10 +24,10 @@ LAYERS = [
     {"fits"},
     {"law"},
     {"envelopes"},
-    {"architecture", "models"},
+    {"architecture", "cached_keys", "models"},
     {"identity", "selectors"},
     {"plan", "parts", "profile", "receipt"},
-    {"block", "curves", "compiled", "cache", "figures", "traffic"},
+    {"block", "curves", "compiled", "cache", "offload", "figures", "traffic"},
     {"attention", "breakeven", "choices", "byte_budget"},
     {"growth", "policies", "bands"},
     {"planner"},
@@ -43,7 +43,7 @@ LAYERS = [
     {"__main__", "__init__"},
 ]
 # Subclasses of transformers' classes live here; the module itself is imported when used.
-SUBCLASSES = {"cache"}
+SUBCLASSES = {"cache", "offload"}
 HEAVY = {"transformers", "lm_eval", "datasets", "matplotlib", "triton", "flash_attn", "gguf", "accelerate"}
 
 

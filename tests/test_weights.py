@@ -134,7 +134,7 @@ def test_interruption_leaves_nothing(index: Index, monkeypatch: pytest.MonkeyPat
 
 
 def test_remains_of_dead_processes_go(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
-    name = f"tiny-{index.alias.gguf_sha256[:12]}"
+    name = f"tiny-{index.alias.gguf_sha256[:12]}{weights._dialect()}"
     dead, alive = (cache_dir() / "models" / f".{name}.here.{pid}.ab" for pid in (2**22 + 5, os.getpid()))
     for path in (dead, alive):
         (path / "model").mkdir(parents=True)

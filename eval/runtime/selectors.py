@@ -169,26 +169,31 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--lengths", default="2048,8192", help="tokens per window, comma-separated")
     parser.add_argument("--windows", default="2,1", help="windows of each length, comma-separated")
     parser.add_argument("--scored", type=int, default=512, help="tokens scored at the end of each window (512)")
-    parser.add_argument("--mean-keep", type=int, default=64, help="N of every head (64)")
-    parser.add_argument("--plan", type=Path, help="a plan to compare the selectors with, too")
-    parser.add_argument("--out", type=Path, help="folder for selectors-LENGTH.json")
+    parser.add_argument("--mean-keep", type=int, help="N of every head (64; none where a plan is given)")
+    parser.add_argument("--plan", type=Path, help="a plan to compare the selectors with")
+    parser.add_argument("--out", type=Path, help="folder for selectors-LENGTH.json, or -planned.json of a plan alone")
     options = parser.parse_args(arguments)
     try:
         lengths = [int(part) for part in options.lengths.split(",")]
         counts = [int(part) for part in options.windows.split(",")]
         model, tokenizer = gs.load_model(options.model, dtype="float32")
-        plans = {f"uniform {options.mean_keep}": gs.Plan.uniform(model, options.mean_keep)}
+        planned = "-planned" if options.plan is not None and options.mean_keep is None else ""
+        plans = {}
+        if options.mean_keep is not None or options.plan is None:
+            keep = options.mean_keep or 64
+            plans[f"uniform {keep}"] = gs.Plan.uniform(model, keep)
         if options.plan is not None:
             plan = gs.Plan.load(options.plan)
             plans[f"{plan.policy} {plan.mean_keep:g}"] = plan
         for length, count in zip(lengths, counts, strict=True):
-            result = about(SCHEMA, options.model, options.text) | {"scored": options.scored, "tables": []}
+            result: dict[str, Any] = about(SCHEMA, options.model, options.text)
+            result |= {"scored": options.scored, "tables": []}
             found = windows(tokenizer, options.text, length, count)
             for budget, plan in plans.items():
                 table = compare(model, variants(plan), found, options.scored)
                 result["tables"].append({"budget": budget, "length": length, "windows": count, "variants": table})
                 if options.out is not None:
-                    write_json(options.out / f"selectors-{length}.json", result)
+                    write_json(options.out / f"selectors-{length}{planned}.json", result)
             print(describe(result))
     except gs.GeosparseError as error:
         print(f"error: {error}", file=sys.stderr)

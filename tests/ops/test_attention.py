@@ -116,3 +116,24 @@ def test_permuting_heads_permutes_the_result(seed, order):
         q[:, order], k[:, order], v[:, order], [n_keep[h] for h in order], tail="centroid", scaling=0.3
     ).output
     assert (plain[:, order] - moved).abs().max() <= tolerance(v)
+
+
+@pytest.mark.parametrize("path", ["torch", "cpu"])
+@pytest.mark.parametrize("queries", [1, 5])
+def test_kept_tokens_of_next_to_no_mass_are_renormalised(path, queries):
+    if path == "cpu" and cpu.library() is None:
+        pytest.skip(f"no C++ kernels: {cpu.load_error()}")
+    q, k, v = tensors(1, 4, 2, queries, 80, 16)
+    k[:, :, 40] = 0
+    q, k = q * 6, k * 6
+    k[:, :, 40] = 40 * torch.nn.functional.normalize(
+        q[:, ::2, -1], dim=-1
+    )  # holds all mass, and is neither first nor last
+    arguments = {"tail": "renormalize", "scaling": 0.25, "selector": "sink_recent"}
+    fast = PATHS[path](q, k, v, [9] * 4, **arguments).output
+    true = reference_attention(q, k, v, [9] * 4, **arguments).output
+    kept = reference_attention(q, k, v, [9] * 4, **arguments | {"tail": "drop"}).output
+    assert kept[:, ::2, -1].abs().max() < 1e-40
+    assert (fast - true).abs().max() <= 40 * tolerance(
+        v
+    )  # logits reach 150: their rounding is a relative one of weights
