@@ -20,18 +20,26 @@ from .artifact import (
     write_atomic,
 )
 from .errors import GeosparseError, did_you_mean
+from .fits import Fits, fit
 from .geometry import DISTANCES
 from .identity import ModelIdentity, parse_identity
+from .interplay import Interplay
+from .moments import Moments, shape_of
 from .ops import SELECTORS, TAILS
 from .provenance import versions
 from .regimes import SIGNATURES, Regimes, classify, typical
 
 SCHEMA = "geosparse.profile/3"
+# What goes before the names of moments in the file; a profile made before there were any has none.
+MOMENTS = "moments."
+INTERPLAY = "interplay."
 MAX_FILE = 8 << 30
 MAX_HEADER = 4 << 20
 """Bytes of names, shapes and metadata; real ones have some ten thousand."""
 MAX_LENGTH = 1 << 24
 """Tokens; no context is that long."""
+# The fields that are tensors in the file; the others are its metadata.
+TENSORS = {"arrays", "moments", "interplay"}
 
 # What the geometry was measured at: the mean over sampled queries, and the last query of the window.
 PLACES = ("sampled", "final")
@@ -84,6 +92,8 @@ class Profile:
         selectors: The names in `SELECTORS` whose mass and errors were measured.
         config: The ProfileConfig as JSON.
         provenance: Library versions.
+        moments: `[windows, layers, Hq, ...]` the sums from which the assumptions are fitted, with the lag bins of the
+            longest windows; None in profiles made before there were any.
     """
 
     arrays: dict[str, torch.Tensor]
@@ -97,6 +107,8 @@ class Profile:
     selectors: tuple[str, ...] = ("topn",)
     config: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=versions)
+    moments: Moments | None = None
+    interplay: Interplay | None = None
 
     def __post_init__(self) -> None:
         """Check names, shapes and types of the arrays against the rest."""
@@ -109,6 +121,20 @@ class Profile:
             require(array.dtype == torch.float32, f"the array {name} is not float32.")
         for name in ("mass", "output_error", "output_norm", "fisher", "entropy"):
             require(bool(torch.isfinite(self.arrays[name]).all()), f"the array {name} holds NaN or infinity.")
+        for name, array in self._named_moments().items():
+            heads = (self.windows, self.model.layers, self.model.heads)
+            shape = (*heads, *shape_of(name.removeprefix(MOMENTS), self.length))
+            require(tuple(array.shape) == shape, f"the array {name} has the shape {list(array.shape)}.")
+            require(array.dtype == torch.float64, f"the array {name} is not float64.")
+            require(bool(torch.isfinite(array).all()), f"the array {name} holds NaN or infinity.")
+        for name, array in self._named_interplay().items():
+            require(tuple(array.shape) == self.shape_of("fisher")[2:], f"the array {name} has another shape.")
+            require(array.dtype == torch.float64, f"the array {name} is not float64.")
+            require(bool(torch.isfinite(array).all()), f"the array {name} holds NaN or infinity.")
+        if self.moments is not None:
+            tokens = torch.tensor(self.lengths, dtype=torch.float64)[:, None, None]
+            sound = bool((self.moments.windows == 1).all()) and bool((self.moments.tokens == tokens).all())
+            require(sound, "its moments are not of its windows.")
 
     @property
     def windows(self) -> int:
@@ -146,6 +172,7 @@ class Profile:
             nlls=tuple(self.nlls[row] for row in rows),
             limits=tuple(min(limit, length) for limit in self.limits),
             calibration=self.calibration | {"windows": len(rows), "lengths": [length]},
+            moments=None if self.moments is None else self.moments.of_windows(rows, length),
         )
 
     def shape_of(self, name: str) -> tuple[int, ...]:
@@ -168,6 +195,11 @@ class Profile:
     def fisher(self, tail: str, selector: str = "topn") -> torch.Tensor:
         """Mean (g . e)^2, `[layers, Hq, budgets]` fp64; the tail "best" is the least of all at each budget."""
         return _of_tail(self.mean("fisher")[self._place(selector)], tail)
+
+    def price(self, tail: str, selector: str = "topn") -> torch.Tensor:
+        """`fisher` as a head's error is felt among those of all other heads, where that was measured."""
+        prices = self.mean("fisher")[self._place(selector)]
+        return _of_tail(prices if self.interplay is None else prices * self.interplay.factors, tail)
 
     def relative_output_error(self, tail: str, selector: str = "topn") -> torch.Tensor:
         """Mean |W_O e|^2 over mean |W_O z|^2, `[layers, Hq, budgets]` fp64; for "best" likewise."""
@@ -200,6 +232,29 @@ class Profile:
         """The regime of each head `[layers, Hq]`, by the typical signatures of the longest windows."""
         return classify(typical(self.longest("signatures")))
 
+    def fits(self) -> Fits:
+        """The paper's assumptions A1 to A3 fitted to each head `[layers, Hq]`, from the longest windows.
+
+        Raises:
+            GeosparseError: The profile has no moments, or its windows are too short.
+        """
+        if self.moments is None:
+            raise GeosparseError("The profile is older than the fits: make it again with `geosparse profile`.")
+        rows = [row for row, length in enumerate(self.lengths) if length == self.length]
+        return fit(self.moments.of_windows(rows, self.length).summed())
+
+    def _named_moments(self) -> dict[str, torch.Tensor]:
+        """The moments by their names in the file."""
+        if self.moments is None:
+            return {}
+        return {MOMENTS + item.name: getattr(self.moments, item.name) for item in fields(self.moments)}
+
+    def _named_interplay(self) -> dict[str, torch.Tensor]:
+        """The interplay by its names in the file."""
+        if self.interplay is None:
+            return {}
+        return {INTERPLAY + item.name: getattr(self.interplay, item.name) for item in fields(self.interplay)}
+
     def _place(self, selector: str) -> int:
         if selector not in self.selectors:
             raise GeosparseError(
@@ -220,15 +275,16 @@ class Profile:
 
     def metadata(self) -> dict[str, Any]:
         """Everything but the arrays, as a JSON object."""
-        data = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "arrays"}
+        data = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in TENSORS}
         return data | {"schema": SCHEMA, "model": self.model.to_json(), "dimensions": DIMENSIONS}
 
     def save(self, path: Path | str) -> Path:
         """Write the profile as one `.safetensors` file, atomically."""
         from safetensors.torch import save
 
+        tensors = {name: self.arrays[name] for name in ARRAYS} | self._named_moments() | self._named_interplay()
         blob = save(
-            {name: self.arrays[name].contiguous() for name in ARRAYS}, {"geosparse": dump_json(self.metadata())}
+            {name: tensor.contiguous() for name, tensor in tensors.items()}, {"geosparse": dump_json(self.metadata())}
         )
         return write_atomic(path, lambda temporary: temporary.write_bytes(blob))
 
@@ -249,12 +305,17 @@ class Profile:
             check_header(path, MAX_HEADER)
             with safe_open(path, framework="pt") as file:
                 data = _parse_metadata(file.metadata())
-                require(set(file.keys()) == ARRAYS.keys(), "its arrays are not those of a profile.")
-                shapes = {name: tuple(file.get_slice(name).get_shape()) for name in ARRAYS}
-                expected = _shapes(data["model"], data)
-                for name, shape in shapes.items():
-                    require(shape == expected[name], f"the array {name} has the shape {list(shape)}.")
-                return cls(arrays={name: file.get_tensor(name) for name in ARRAYS}, **data)
+                names = set(file.keys())
+                optional = {name for name in names if name.startswith((MOMENTS, INTERPLAY))}
+                require(names - optional == ARRAYS.keys(), "its arrays are not those of a profile.")
+                for name, wanted in _shapes(data["model"], data).items():
+                    found = tuple(file.get_slice(name).get_shape())
+                    require(found == wanted, f"the array {name} has the shape {list(found)}.")
+                moments = _optional(file, names, MOMENTS, Moments)
+                interplay = _optional(file, names, INTERPLAY, Interplay)
+                require(names == ARRAYS.keys(), "its arrays are not those of a profile.")
+                arrays = {name: file.get_tensor(name) for name in ARRAYS}
+                return cls(arrays=arrays, moments=moments, interplay=interplay, **data)
         except (GeosparseError, SafetensorError, OSError, ValueError, RecursionError) as error:
             reason = str(error) if isinstance(error, GeosparseError) else "it does not parse as safetensors"
             raise damaged(path, "profile", reason) from error
@@ -272,6 +333,15 @@ def _shapes(model: ModelIdentity, lists: Mapping[str, Any]) -> dict[str, tuple[i
     return {name: (windows, *(sizes[dimension] for dimension in names)) for name, names in ARRAYS.items()}
 
 
+def _optional(file: Any, names: set[str], prefix: str, kind: type[Any]) -> Any:
+    """A dataclass of tensors that the file holds under `prefix`, or None; what it takes leaves `names`."""
+    wanted = {prefix + item.name for item in fields(kind)}
+    if not wanted <= names:
+        return None
+    names -= wanted
+    return kind(**{name.removeprefix(prefix): file.get_tensor(name) for name in wanted})
+
+
 def _of_tail(arrays: torch.Tensor, tail: str) -> torch.Tensor:
     """`arrays` `[tails, ...]` at one of TAILS, or the least over all of them for "best"."""
     return arrays.amin(0) if tail == "best" else arrays[list[str](TAILS).index(tail)]
@@ -281,7 +351,7 @@ def _parse_metadata(header: dict[str, str] | None) -> dict[str, Any]:
     data = parse_json((header or {}).get("geosparse", "null"))
     require(isinstance(data, dict) and data.get("schema") == SCHEMA, f"its schema is not {SCHEMA}.")
     require(data.get("dimensions") == DIMENSIONS, "its tails, rankings or distances are not known.")
-    known = {item.name for item in fields(Profile)} - {"arrays"}
+    known = {item.name for item in fields(Profile)} - TENSORS
     require(data.keys() == known | {"schema", "dimensions"}, "its metadata is not complete.")
     for key in ("calibration", "config", "provenance"):
         require(isinstance(data[key], dict), f"{key} is not an object.")

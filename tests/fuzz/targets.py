@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,9 +14,10 @@ import torch
 import geosparse as gs
 from geosparse import breakeven, weights
 from geosparse.comparison import compare_plans, describe_comparison
-from geosparse.inspection import describe, describe_plan, describe_profile
+from geosparse.inspection import describe_plan, describe_profile, is_profile
+from geosparse.moments import Moments
 from geosparse.ops import SELECTORS, TAILS
-from geosparse.parts import Parts
+from geosparse.parts import Parts, Window
 from geosparse.plan import Plan
 from geosparse.profile import Profile
 
@@ -107,7 +108,8 @@ def _profile(folder: Path) -> Target:
     def read() -> None:
         nonlocal count
         count += 1
-        describe(path) if count % 2 else describe_profile(Profile.load(path))
+        is_profile(path)
+        describe_profile(Profile.load(path))
         if count % 8 == 0:
             gs.make_plan(Profile.load(path), 4)
 
@@ -117,14 +119,16 @@ def _profile(folder: Path) -> Target:
 def _part(folder: Path) -> Target:
     parts = Parts(folder / "parts", {"seed": 0})
     arrays = {name: array[0] for name, array in synthetic(budgets=(1, 2)).arrays.items()}
-    parts.save(0, (arrays, 2.5))
+    sums = Moments(*(torch.rand(2).double() for _ in fields(Moments)))
+    parts.save(0, Window(arrays, sums, 2.5))
     (path,) = (folder / "parts").iterdir()
 
     def read() -> None:
         found = parts.load(0)
         if found is not None:
-            assert found[1] == 2.5
-            assert all(torch.equal(array, arrays[name]) for name, array in found[0].items())
+            assert found.nll == 2.5
+            assert all(torch.equal(array, arrays[name]) for name, array in found.arrays.items())
+            assert all(torch.equal(getattr(found.moments, f.name), getattr(sums, f.name)) for f in fields(Moments))
 
     return Target(path, [path.read_bytes()], damaged_safetensors, read)
 
