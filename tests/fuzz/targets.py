@@ -22,6 +22,7 @@ from geosparse.plan import Plan
 from geosparse.profile import Profile
 
 from ..synthetic import synthetic
+from ..tiny import VOCABULARY, tiny_model, tiny_tokenizer
 from .mutations import damaged_bytes, damaged_json, damaged_safetensors, json_bytes
 
 
@@ -62,6 +63,14 @@ def damaged_document(rng: random.Random, blob: bytes) -> bytes:
 def sound_profile() -> Profile:
     """A profile of two lengths and two selectors."""
     return synthetic(budgets=(1, 2, 4, 8), lengths=(16, 16, 32), selectors=("topn", "lowbit"), kv_heads=2)
+
+
+def measured_profile() -> Profile:
+    """A profile of a tiny model, with all that a profile may hold."""
+    model = tiny_model(vocab_size=len(VOCABULARY))
+    text = " ".join(f"word{number}" for number in range(99))
+    config = gs.ProfileConfig(length=40, windows=1, queries=4, budgets=(1, 8))
+    return gs.profile_model(model, tiny_tokenizer(), text, config)
 
 
 def sound_plans() -> list[Plan]:
@@ -113,7 +122,7 @@ def _profile(folder: Path) -> Target:
         if count % 8 == 0:
             gs.make_plan(Profile.load(path), 4)
 
-    return Target(path, _saved(path, [sound_profile(), synthetic(budgets=(1, 4))]), damaged_safetensors, read)
+    return Target(path, _saved(path, [sound_profile(), measured_profile()]), damaged_safetensors, read)
 
 
 def _part(folder: Path) -> Target:
