@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
 from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
@@ -52,11 +51,8 @@ class Parts:
         if found is None:
             return None
         tensors, nll = found
-        try:
-            moments = Moments(**{item.name: tensors[MOMENTS + item.name] for item in fields(Moments)})
-            return Window({name: tensors[name] for name in ARRAYS}, moments, float.fromhex(nll))
-        except (KeyError, ValueError):
-            return None
+        moments = Moments(**{item.name: tensors[MOMENTS + item.name] for item in fields(Moments)})
+        return Window({name: tensors[name] for name in ARRAYS}, moments, float.fromhex(nll))
 
     def save(self, index: int, window: Window) -> None:
         """Write one window, atomically."""
@@ -82,16 +78,16 @@ class Parts:
                 header = file.metadata() or {}
                 if header.get("run") != self.key:
                     return None
-                tensors, nll = {name: file.get_tensor(name) for name in list(file.keys())}, header.get("nll", "")
-            return (tensors, nll) if header.get("digest") == _digest(tensors, nll) else None
-        except (OSError, SafetensorError, GeosparseError):
+                tensors = {name: file.get_tensor(name) for name in list(file.keys())}
+            return (tensors, header["nll"]) if header.get("digest") == _digest(tensors, header["nll"]) else None
+        except (OSError, SafetensorError, GeosparseError, KeyError, ValueError):
             return None
 
     def _write(self, name: str, tensors: dict[str, torch.Tensor], nll: str) -> None:
         from safetensors.torch import save
 
-        header = {"run": self.key, "nll": nll, "digest": _digest(tensors, nll)}
-        blob = save({name: tensor.contiguous() for name, tensor in tensors.items()}, header)
+        tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        blob = save(tensors, {"run": self.key, "nll": nll, "digest": _digest(tensors, nll)})
         for attempt in range(ATTEMPTS):
             try:
                 write_atomic(self.folder / f"{name}.safetensors", lambda temporary: temporary.write_bytes(blob))
@@ -102,7 +98,7 @@ class Parts:
                     raise
 
 
-def _digest(tensors: Mapping[str, torch.Tensor], nll: str) -> str:
+def _digest(tensors: dict[str, torch.Tensor], nll: str) -> str:
     """The sha256 (hex) of the loss and all tensors: their types, shapes and bytes."""
     digest = hashlib.sha256(nll.encode())
     for name, tensor in sorted(tensors.items()):

@@ -34,12 +34,12 @@ SCHEMA = "geosparse.profile/3"
 MOMENTS = "moments."
 INTERPLAY = "interplay."
 MAX_FILE = 8 << 30
+# The fields that are tensors in the file; the others are its metadata.
+TENSORS = {"arrays", "moments", "interplay"}
 MAX_HEADER = 4 << 20
 """Bytes of names, shapes and metadata; real ones have some ten thousand."""
 MAX_LENGTH = 1 << 24
 """Tokens; no context is that long."""
-# The fields that are tensors in the file; the others are its metadata.
-TENSORS = {"arrays", "moments", "interplay"}
 
 # What the geometry was measured at: the mean over sampled queries, and the last query of the window.
 PLACES = ("sampled", "final")
@@ -94,6 +94,7 @@ class Profile:
         provenance: Library versions.
         moments: `[windows, layers, Hq, ...]` the sums from which the assumptions are fitted, with the lag bins of the
             longest windows; None in profiles made before there were any.
+        interplay: What heads' errors do to each other under a plan; None without a second pass.
     """
 
     arrays: dict[str, torch.Tensor]
@@ -116,20 +117,13 @@ class Profile:
         require(
             self.arrays.keys() == ARRAYS.keys(), f"the arrays {sorted(ARRAYS.keys() ^ self.arrays.keys())} do not fit."
         )
-        for name, array in self.arrays.items():
+        later = self._named_moments() | self._named_interplay()
+        for name, array in (self.arrays | later).items():
+            kind = "float64" if name in later else "float32"
             require(tuple(array.shape) == self.shape_of(name), f"the array {name} has the shape {list(array.shape)}.")
-            require(array.dtype == torch.float32, f"the array {name} is not float32.")
-        for name in ("mass", "output_error", "output_norm", "fisher", "entropy"):
-            require(bool(torch.isfinite(self.arrays[name]).all()), f"the array {name} holds NaN or infinity.")
-        for name, array in self._named_moments().items():
-            heads = (self.windows, self.model.layers, self.model.heads)
-            shape = (*heads, *shape_of(name.removeprefix(MOMENTS), self.length))
-            require(tuple(array.shape) == shape, f"the array {name} has the shape {list(array.shape)}.")
-            require(array.dtype == torch.float64, f"the array {name} is not float64.")
-            require(bool(torch.isfinite(array).all()), f"the array {name} holds NaN or infinity.")
-        for name, array in self._named_interplay().items():
-            require(tuple(array.shape) == self.shape_of("fisher")[2:], f"the array {name} has another shape.")
-            require(array.dtype == torch.float64, f"the array {name} is not float64.")
+            require(array.dtype == getattr(torch, kind), f"the array {name} is not {kind}.")
+        for name in ("mass", "output_error", "output_norm", "fisher", "entropy", *later):
+            array = self.arrays[name] if name in self.arrays else later[name]
             require(bool(torch.isfinite(array).all()), f"the array {name} holds NaN or infinity.")
         if self.moments is not None:
             tokens = torch.tensor(self.lengths, dtype=torch.float64)[:, None, None]
@@ -306,11 +300,10 @@ class Profile:
             with safe_open(path, framework="pt") as file:
                 data = _parse_metadata(file.metadata())
                 names = set(file.keys())
-                optional = {name for name in names if name.startswith((MOMENTS, INTERPLAY))}
-                require(names - optional == ARRAYS.keys(), "its arrays are not those of a profile.")
-                for name, wanted in _shapes(data["model"], data).items():
-                    found = tuple(file.get_slice(name).get_shape())
-                    require(found == wanted, f"the array {name} has the shape {list(found)}.")
+                expected = _shapes(data["model"], data)
+                for name in names & expected.keys():
+                    shape = tuple(file.get_slice(name).get_shape())
+                    require(shape == expected[name], f"the array {name} has the shape {list(shape)}.")
                 moments = _optional(file, names, MOMENTS, Moments)
                 interplay = _optional(file, names, INTERPLAY, Interplay)
                 require(names == ARRAYS.keys(), "its arrays are not those of a profile.")
@@ -321,18 +314,6 @@ class Profile:
             raise damaged(path, "profile", reason) from error
 
 
-def _shapes(model: ModelIdentity, lists: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """The shape of each array; `lists` holds lengths, selectors and budgets."""
-    sizes: dict[str, int] = {name: len(words) for name, words in DIMENSIONS.items()} | {
-        "selectors": len(lists["selectors"]),
-        "layers": model.layers,
-        "heads": model.heads,
-        "budgets": len(lists["budgets"]),
-    }
-    windows = len(lists["lengths"])
-    return {name: (windows, *(sizes[dimension] for dimension in names)) for name, names in ARRAYS.items()}
-
-
 def _optional(file: Any, names: set[str], prefix: str, kind: type[Any]) -> Any:
     """A dataclass of tensors that the file holds under `prefix`, or None; what it takes leaves `names`."""
     wanted = {prefix + item.name for item in fields(kind)}
@@ -340,6 +321,22 @@ def _optional(file: Any, names: set[str], prefix: str, kind: type[Any]) -> Any:
         return None
     names -= wanted
     return kind(**{name.removeprefix(prefix): file.get_tensor(name) for name in wanted})
+
+
+def _shapes(model: ModelIdentity, lists: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor of the file; `lists` holds lengths, selectors and budgets."""
+    sizes: dict[str, int] = {name: len(words) for name, words in DIMENSIONS.items()} | {
+        "selectors": len(lists["selectors"]),
+        "layers": model.layers,
+        "heads": model.heads,
+        "budgets": len(lists["budgets"]),
+    }
+    windows, longest = len(lists["lengths"]), max(lists["lengths"])
+    arrays = {name: (windows, *(sizes[dimension] for dimension in names)) for name, names in ARRAYS.items()}
+    heads = (windows, model.layers, model.heads)
+    moments = {MOMENTS + item.name: (*heads, *shape_of(item.name, longest)) for item in fields(Moments)}
+    prices = {INTERPLAY + item.name: arrays["fisher"][2:] for item in fields(Interplay)}
+    return arrays | moments | prices
 
 
 def _of_tail(arrays: torch.Tensor, tail: str) -> torch.Tensor:
