@@ -160,7 +160,7 @@ def _rows_of(value: torch.Tensor, picked: torch.Tensor) -> torch.Tensor:
     if value.dim() > 2:
         start = torch.arange(0, len(rows), value.shape[-2], device=value.device)
         picked = picked + start.view(*picked.shape[:-2], 1, 1)
-    return rows.index_select(0, picked.flatten()).view(*picked.shape, -1)
+    return rows.index_select(0, picked.flatten()).view(*picked.shape, value.shape[-1])
 
 
 def _distances(

@@ -518,7 +518,13 @@ class TestProcess:
             "p.forward_backward = slow\n"
             "sys.exit(geosparse.cli.main(sys.argv[1:]))"
         )
-        process = subprocess.Popen([sys.executable, "-c", code, *line], stderr=subprocess.PIPE, text=True)
+        # Jobs in the background of a shell ignore SIGINT, and so would this child of one.
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, *line],
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
         assert process.stderr.readline() == "running\n"
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)

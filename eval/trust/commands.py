@@ -87,7 +87,13 @@ def start(command: Command, folder: Path, **changes: str) -> subprocess.Popen[st
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=hear_interrupts,
     )
+
+
+def hear_interrupts() -> None:
+    """In a child: undo what a shell does to its background jobs, which ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def orphans() -> list[int]:

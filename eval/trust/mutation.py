@@ -19,7 +19,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from geosparse.artifact import dump_json, read_json, write_json
 from geosparse.errors import GeosparseError, did_you_mean
@@ -31,23 +31,16 @@ SECONDS = 120
 ROOT = Path(__file__).parents[2]
 
 
-class Subject(NamedTuple):
-    """Modules and the tests that should notice what is wrong in them."""
-
-    modules: Sequence[str]
-    tests: Sequence[str]
-
-
-SUBJECTS = {
-    "geometry": Subject(("geosparse.geometry",), ("tests/test_geometry.py",)),
-    "planner": Subject(
-        ("geosparse.planner",),
-        ("tests/test_planner.py", "tests/test_byte_budget.py", "tests/test_growth.py"),
-    ),
-    "selection": Subject(
-        ("geosparse.ops.select", "geosparse.selectors"),
-        ("tests/ops/test_select.py", "tests/test_selectors.py"),
-    ),
+# Subject -> module -> the tests that should notice what is wrong in it.
+SUBJECTS: dict[str, dict[str, tuple[str, ...]]] = {
+    "geometry": {"geosparse.geometry": ("tests/test_geometry.py",)},
+    "planner": {
+        "geosparse.planner": ("tests/test_planner.py", "tests/test_byte_budget.py", "tests/test_growth.py"),
+    },
+    "selection": {
+        "geosparse.ops.select": ("tests/ops/test_select.py",),
+        "geosparse.selectors": ("tests/test_selectors.py",),
+    },
 }
 
 
@@ -144,8 +137,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.survivors_again:
             done = {name: killed for name, killed in done.items() if killed}
         keep = partial(_keep, options.out, result, subject, done)
-        modules, tests = SUBJECTS[subject]
-        for module in modules:
+        for module, tests in SUBJECTS[subject].items():
             examine(module, tests, options.most, options.seed, done, keep)
         keep(finished=True)
     shown = {name: {key: part[key] for key in part if key != "killed"} for name, part in result["subjects"].items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,13 +14,15 @@ import torch
 import geosparse as gs
 from geosparse import breakeven, weights
 from geosparse.comparison import compare_plans, describe_comparison
-from geosparse.inspection import describe, describe_plan, describe_profile
+from geosparse.inspection import describe_plan, describe_profile, is_profile
+from geosparse.moments import Moments
 from geosparse.ops import SELECTORS, TAILS
-from geosparse.parts import Parts
+from geosparse.parts import Parts, Window
 from geosparse.plan import Plan
 from geosparse.profile import Profile
 
 from ..synthetic import synthetic
+from ..tiny import VOCABULARY, tiny_model, tiny_tokenizer
 from .mutations import damaged_bytes, damaged_json, damaged_safetensors, json_bytes
 
 
@@ -61,6 +63,14 @@ def damaged_document(rng: random.Random, blob: bytes) -> bytes:
 def sound_profile() -> Profile:
     """A profile of two lengths and two selectors."""
     return synthetic(budgets=(1, 2, 4, 8), lengths=(16, 16, 32), selectors=("topn", "lowbit"), kv_heads=2)
+
+
+def measured_profile() -> Profile:
+    """A profile of a tiny model, with all that a profile may hold."""
+    model = tiny_model(vocab_size=len(VOCABULARY))
+    text = " ".join(f"word{number}" for number in range(99))
+    config = gs.ProfileConfig(length=40, windows=1, queries=4, budgets=(1, 8))
+    return gs.profile_model(model, tiny_tokenizer(), text, config)
 
 
 def sound_plans() -> list[Plan]:
@@ -107,24 +117,27 @@ def _profile(folder: Path) -> Target:
     def read() -> None:
         nonlocal count
         count += 1
-        describe(path) if count % 2 else describe_profile(Profile.load(path))
+        is_profile(path)
+        describe_profile(Profile.load(path))
         if count % 8 == 0:
             gs.make_plan(Profile.load(path), 4)
 
-    return Target(path, _saved(path, [sound_profile(), synthetic(budgets=(1, 4))]), damaged_safetensors, read)
+    return Target(path, _saved(path, [sound_profile(), measured_profile()]), damaged_safetensors, read)
 
 
 def _part(folder: Path) -> Target:
     parts = Parts(folder / "parts", {"seed": 0})
     arrays = {name: array[0] for name, array in synthetic(budgets=(1, 2)).arrays.items()}
-    parts.save(0, (arrays, 2.5))
+    sums = Moments(*(torch.rand(2).double() for _ in fields(Moments)))
+    parts.save(0, Window(arrays, sums, 2.5))
     (path,) = (folder / "parts").iterdir()
 
     def read() -> None:
         found = parts.load(0)
         if found is not None:
-            assert found[1] == 2.5
-            assert all(torch.equal(array, arrays[name]) for name, array in found[0].items())
+            assert found.nll == 2.5
+            assert all(torch.equal(array, arrays[name]) for name, array in found.arrays.items())
+            assert all(torch.equal(getattr(found.moments, f.name), getattr(sums, f.name)) for f in fields(Moments))
 
     return Target(path, [path.read_bytes()], damaged_safetensors, read)
 

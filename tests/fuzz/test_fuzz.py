@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import geosparse as gs
-from geosparse.inspection import describe, describe_plan, describe_profile
+from geosparse.inspection import describe_plan, describe_profile, is_profile
 from geosparse.plan import MAX_FILE, Plan
 from geosparse.profile import MAX_HEADER, Profile
 
@@ -181,7 +181,7 @@ def test_what_is_no_file_is_never_waited_for(tmp_path: Path, device: str) -> Non
         os.mkfifo(path)
     elif not path.exists():
         pytest.skip(f"this system has no {device}")
-    for read in (Plan.load, Profile.load, describe):
+    for read in (Plan.load, Profile.load, is_profile):
         with pytest.raises(gs.GeosparseError, match="not a plain file"):
             read(path)
 
