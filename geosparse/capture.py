@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import torch
 from .architecture import AttentionLayer, Terms, attention_layers, dense_attention, input_device, read_terms
 from .attention import split_mask
 from .errors import GeosparseError
+from .faults import ADVICE, first_fault, heads_at_fault, heads_in_words
 from .interception import intercepted
 from .ops import Span, Visibility
 from .ops.chunked import attention_scores, attention_weights
@@ -196,15 +198,22 @@ def forward_backward(
     with intercepted(model, handlers), recomputed, _inputs_that_need_grad(model) as inputs:
         logits = model(ids, use_cache=False).logits
         loss, slope = loss_and_slope(logits.detach()[0], ids[0].to(logits.device))
-        if not torch.isfinite(torch.tensor(loss)):
-            raise GeosparseError(
-                f"The model's loss on the calibration text is {loss}: its weights or its dtype, {model.dtype}, "
-                "overflow; use a sound checkpoint in float32."
-            )
-        torch.autograd.backward([logits], [slope[None]], inputs=inputs)
+        if math.isfinite(loss):
+            torch.autograd.backward([logits], [slope[None]], inputs=inputs)
+    if not math.isfinite(loss):
+        raise GeosparseError(
+            f"The model's loss on the calibration text is {loss}: its weights or its dtype, {model.dtype}, overflow, "
+            f"first at {first_fault(model, ids)}; {ADVICE}."
+        )
     gradients = [recorder.gradients[layer.module] for layer in layers]
-    if not all(bool(torch.isfinite(gradient).all()) for gradient in gradients):
-        raise GeosparseError(f"The gradients of the model's loss overflow in {model.dtype}; profile in float32.")
+    # The backward pass comes to the last layer first.
+    for index in reversed(range(len(layers))):
+        heads = heads_at_fault(gradients[index], 0)
+        if heads:
+            raise GeosparseError(
+                f"The gradients of the model's loss overflow in {model.dtype}, first at layer {index}, "
+                f"{heads_in_words(heads)}; profile in float32."
+            )
     return loss, [recorder.calls[layer.module] for layer in layers], gradients
 
 

@@ -103,7 +103,7 @@ class Profile:
             require(tuple(array.shape) == self.shape_of(name), f"the array {name} has the shape {list(array.shape)}.")
             require(array.dtype == torch.float32, f"the array {name} is not float32.")
         for name in ("mass", "output_error", "output_norm", "fisher", "entropy"):
-            require(bool(torch.isfinite(self.arrays[name]).all()), f"the array {name} holds NaN or infinity.")
+            require(bool(torch.isfinite(self.arrays[name]).all()), f"the array {name} {self._fault(name)}")
         for name, array in self._named_moments().items():
             heads = (self.windows, self.model.layers, self.model.heads)
             shape = (*heads, *shape_of(name.removeprefix(MOMENTS), self.length))
@@ -222,6 +222,14 @@ class Profile:
             raise GeosparseError("The profile is older than the fits: make it again with `geosparse profile`.")
         rows = [row for row, length in enumerate(self.lengths) if length == self.length]
         return fit(self.moments.of_windows(rows, self.length).summed())
+
+    def _fault(self, name: str) -> str:
+        """Where an array is not finite."""
+        first = (~torch.isfinite(self.arrays[name])).nonzero()
+        if not len(first):
+            return ""
+        place = dict(zip(("windows", *ARRAYS[name]), first[0].tolist(), strict=True))
+        return f"holds NaN or infinity, first at layer {place['layers']}, head {place['heads']}."
 
     def _named_moments(self) -> dict[str, torch.Tensor]:
         """The moments by their names in the file."""
