@@ -13,6 +13,7 @@ import torch
 from .architecture import AttentionLayer, Terms, attention_layers, dense_attention, input_device, read_terms
 from .attention import split_mask
 from .errors import GeosparseError
+from .faults import ADVICE, first_fault, heads_at_fault, heads_in_words
 from .interception import intercepted
 from .ops import Span, Visibility
 from .ops.chunked import attention_scores, attention_weights
@@ -207,16 +208,16 @@ def forward_backward(
 
     def slope_of(logits: torch.Tensor) -> list[torch.Tensor]:
         loss, slope = loss_and_slope(logits, window.to(logits.device))
-        if not math.isfinite(loss):
-            raise GeosparseError(
-                f"The model's loss on the calibration text is {loss}: its weights or its dtype, {model.dtype}, "
-                "overflow; use a sound checkpoint in float32."
-            )
         losses.append(loss)
-        return [slope]
+        return [slope] if math.isfinite(loss) else []
 
-    (gradients,) = backward_passes(model, layers, window, recorder, slope_of)
-    return losses[0], [recorder.calls[layer.module] for layer in layers], gradients
+    gradients = backward_passes(model, layers, window, recorder, slope_of)
+    if not gradients:
+        raise GeosparseError(
+            f"The model's loss on the calibration text is {losses[0]}: its weights or its dtype, {model.dtype}, "
+            f"overflow, first at {first_fault(model, window[None].to(input_device(model)))}; {ADVICE}."
+        )
+    return losses[0], [recorder.calls[layer.module] for layer in layers], gradients[0]
 
 
 def backward_passes(
@@ -252,8 +253,15 @@ def backward_passes(
             again = place + 1 < len(slopes)
             torch.autograd.backward([logits], [slope[None]], retain_graph=again, inputs=inputs)
             found.append([recorder.gradients[layer.module] for layer in layers])
-    if not all(bool(torch.isfinite(gradient).all()) for gradients in found for gradient in gradients):
-        raise GeosparseError(f"The gradients of the model's loss overflow in {model.dtype}; profile in float32.")
+    for gradients in found:
+        # The backward pass comes to the last layer first.
+        for index in reversed(range(len(layers))):
+            heads = heads_at_fault(gradients[index], 0)
+            if heads:
+                raise GeosparseError(
+                    f"The gradients of the model's loss overflow in {model.dtype}, first at layer {index}, "
+                    f"{heads_in_words(heads)}; profile in float32."
+                )
     return found
 
 

@@ -23,6 +23,8 @@ SIMILARITY_R2, SIMILARITY_MAE, SIMILARITY_DROP = 0.8, 0.03, 0.02
 PROFILE_R2, PROFILE_MAE, RECENCY_RISE = 0.8, 0.5, 0.5
 """A3 holds: the pieces explain the curve, are off by at most so many nats, and recency is so many above the plateau."""
 DECAY_GRID = 240
+LARGEST_DIMENSION = 1024.0
+"""Directions that scatter less than in so many dimensions (cosines by 3 %) are taken to scatter so much."""
 LEAST_BINS = 7
 
 
@@ -167,7 +169,7 @@ def fit_similarity(moments: Moments) -> SimilarityFit:
         mae=residual.abs().mean(-1),
         r2=_explained(residual.square().sum(-1), about.square().sum(-1)),
         sink=sink_cosine / sink_pairs,
-        dimension=((1 + systematic) / scatter).clamp_min(1.0),
+        dimension=((1 + systematic) / scatter).clamp(1.0, LARGEST_DIMENSION),
     )
 
 

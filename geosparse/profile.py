@@ -122,8 +122,9 @@ class Profile:
             kind = "float64" if name in later else "float32"
             require(tuple(array.shape) == self.shape_of(name), f"the array {name} has the shape {list(array.shape)}.")
             require(array.dtype == getattr(torch, kind), f"the array {name} is not {kind}.")
-        for name in ("mass", "output_error", "output_norm", "fisher", "entropy", *later):
-            array = self.arrays[name] if name in self.arrays else later[name]
+        for name in ("mass", "output_error", "output_norm", "fisher", "entropy"):
+            require(bool(torch.isfinite(self.arrays[name]).all()), f"the array {name} {self._fault(name)}")
+        for name, array in later.items():
             require(bool(torch.isfinite(array).all()), f"the array {name} holds NaN or infinity.")
         if self.moments is not None:
             tokens = torch.tensor(self.lengths, dtype=torch.float64)[:, None, None]
@@ -236,6 +237,14 @@ class Profile:
             raise GeosparseError("The profile is older than the fits: make it again with `geosparse profile`.")
         rows = [row for row, length in enumerate(self.lengths) if length == self.length]
         return fit(self.moments.of_windows(rows, self.length).summed())
+
+    def _fault(self, name: str) -> str:
+        """Where an array is not finite."""
+        first = (~torch.isfinite(self.arrays[name])).nonzero()
+        if not len(first):
+            return ""
+        place = dict(zip(("windows", *ARRAYS[name]), first[0].tolist(), strict=True))
+        return f"holds NaN or infinity, first at layer {place['layers']}, head {place['heads']}."
 
     def _named_moments(self) -> dict[str, torch.Tensor]:
         """The moments by their names in the file."""

@@ -106,7 +106,12 @@ def _graded(title: str, shade: torch.Tensor, value: torch.Tensor, cells: list[li
     low, high = (float(finite.min()), float(finite.max())) if finite.numel() else (0.0, 1.0)
     level = ((shade - low) / max(high - low, 1e-12) * LEVELS).nan_to_num(0.0).clamp(0, LEVELS - 1).long().tolist()
     shown = value.tolist()
-    return _map(title, lambda layer, head: (f"h{level[layer][head]}", f"{shown[layer][head]:{form}}"), cells, note)
+
+    def cell(layer: int, head: int) -> tuple[str, str]:
+        told = shown[layer][head]
+        return f"h{level[layer][head]}", f"{told:{form}}" if math.isfinite(told) else "–"
+
+    return _map(title, cell, cells, note)
 
 
 def _map(title: str, cell: Callable[[int, int], tuple[str, str]], cells: list[list[int]], note: str) -> str:

@@ -122,8 +122,11 @@ def classify(typical_signatures: torch.Tensor) -> Regimes:
     """
     mass = typical_signatures[..., SIGNATURES.index("sink_mass")].double()
     free_set = typical_signatures[..., SIGNATURES.index("log_free_set")].double()
-    if not bool(torch.isfinite(mass + free_set).all()):
-        raise GeosparseError("A regime needs finite signatures, found NaN; the attention of a head is not finite.")
+    broken = (~torch.isfinite(mass + free_set)).nonzero().tolist()
+    if broken:
+        *layer, head = broken[0] or [0]
+        where = "".join(f"layer {place}, " for place in layer)
+        raise GeosparseError(f"A regime needs finite signatures, found NaN at {where}head {head}: profile again.")
     reset = torch.special.ndtr((mass - RESET_MASS) / MASS_SCALE)
     focused = torch.special.ndtr((FOCUS - free_set) / FOCUS_SCALE)
     probability = torch.stack([(1 - reset) * focused, (1 - reset) * (1 - focused), reset], -1)

@@ -28,7 +28,7 @@ LAYERS = [
     {"identity", "selectors"},
     {"plan", "parts", "profile", "receipt"},
     {"block", "curves", "compiled", "cache", "offload", "figures", "traffic"},
-    {"attention", "breakeven", "choices", "byte_budget"},
+    {"attention", "breakeven", "choices", "byte_budget", "faults"},
     {"growth", "policies", "bands"},
     {"planner"},
     {"page", "comparison", "panels", "heads"},

@@ -14,9 +14,7 @@ def arguments(add: Add) -> None:
     """The flags."""
     add("artifact", type=Path, help="a plan (.json) or profile (.safetensors)")
     add("--html", type=Path, metavar="FILE", help="also write it as one HTML page with maps of its heads")
-    add(
-        "--envelopes", action="store_true", help="bounds on P, R, F of a profile's heads by their fits; --html has them"
-    )
+    add("--envelopes", action="store_true", help="bounds on P, R, F of a profile's heads by their fits, as in --html")
 
 
 def run(options: Options) -> None:
