@@ -53,9 +53,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--data", type=Path, help="folder of texts named data:FILE; data sets of lm-eval are looked for in its hub/")
     add("--results", type=Path, default=ROOT / "results", help="where results go (results/)")
     add("--limit", type=int, help="at most so many samples per task; the result goes to results/_scratch/")
-    add(
-        "--only", help="score samples of these tasks only, by id, comma-separated; writes no result until all are there"
-    )
+    add("--only", help="score samples of these tasks only, by id, comma-separated; no result until all are there")
+    add("--variants", help="the same for variants")
     add("--model", help="another model than the recipe's: a folder, alias or hub id (results/_scratch/)")
     add("--json", action="store_true", help="print the result as JSON")
     return parser

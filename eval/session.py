@@ -76,13 +76,13 @@ class Session:
         with alone(self.scratch):
             started = time.perf_counter()
             benches, planner, model = self._prepare()
-            only = self.options.only and self.options.only.split(",")
+            tasks, variants = (_names(given) for given in (self.options.only, self.options.variants))
             for bench in benches:
-                if not only or bench.task.id in only:
-                    bench.run(self._tell)
+                if not tasks or bench.task.id in tasks:
+                    bench.run(self._tell, variants)
             left = sum(bench.missing() for bench in benches)
             if left:
-                return f"{left} samples are still to be scored: give the same command without --only."
+                return f"{left} samples are still to be scored: give the same command without --only and --variants."
             result = self._result(benches, planner, model)
             self._write(result, benches, planner)
             seconds = time.perf_counter() - started
@@ -185,6 +185,10 @@ class Session:
         from .report.page import write_page
 
         write_page(folder / "report.html", [folder])
+
+
+def _names(given: str | None) -> list[str]:
+    return given.split(",") if given else []
 
 
 def _compares_peers(task: Task) -> bool:
