@@ -9,9 +9,11 @@ from statistics import fmean
 
 import torch
 
-from geosparse.statistics import bootstrap_interval
+from geosparse.statistics import bootstrap_interval, mean_interval
 
 RESAMPLES = 2000
+FEWEST = 10
+"""Samples from which the bootstrap is used; below, its intervals are too narrow, and Student's t takes its place."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,8 @@ class Paired:
 
     Attributes:
         difference: Mean over samples of variant minus dense.
-        interval: Of it, 95 %, by resampling whole samples; None below two samples or where nothing changed.
+        interval: Of it, 95 %, by resampling whole samples, or Student's t for few; None below two samples or where
+            nothing changed.
         changed: Samples whose score changed.
         mcnemar: For accuracies, the exact two-sided probability of a split of the changed samples at least as uneven;
             1 where none changed; None for other metrics.
@@ -38,19 +41,22 @@ def paired(dense: Sequence[float], variant: Sequence[float], kind: str) -> Paire
         return None
     differences = [b - a for a, b in zip(dense, variant, strict=True)]
     changed = sum(difference != 0 for difference in differences)
-    # Without a single change there is no spread to take an interval from, which is not certainty.
-    bounds = (
-        bootstrap_interval(torch.tensor(differences, dtype=torch.float64)[:, None], resamples=RESAMPLES)
-        if changed
-        else None
-    )
     won, lost = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
     return Paired(
         fmean(differences),
-        None if bounds is None else (float(bounds[0]), float(bounds[1])),
+        # Without a single change there is no spread to take an interval from, which is not certainty.
+        interval(differences) if changed else None,
         changed,
         mcnemar(won, lost) if kind == "accuracy" else None,
     )
+
+
+def interval(differences: Sequence[float]) -> tuple[float, float] | None:
+    """The 95 % interval of the mean of paired differences; None for fewer than two."""
+    if len(differences) < FEWEST:
+        return mean_interval(differences)
+    bounds = bootstrap_interval(torch.tensor(differences, dtype=torch.float64)[:, None], resamples=RESAMPLES)
+    return None if bounds is None else (float(bounds[0]), float(bounds[1]))
 
 
 def mcnemar(won: int, lost: int) -> float:

@@ -434,6 +434,8 @@ def _lm_eval(options: argparse.Namespace) -> None:
         device=options.device,
         dense=not options.no_dense,
     )
+    if not result:  # not the first of several processes
+        return
     if options.out is not None:
         from .artifact import write_json
 

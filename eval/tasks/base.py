@@ -127,5 +127,4 @@ class Task:
 
     def finish(self, records: Sequence[dict[str, Any]]) -> dict[str, Column]:
         """The metrics over the records of the samples, in order."""
-        names = records[0]["values"]
-        return {name: Column.of([record["values"][name] for record in records]) for name in names}
+        return {name: Column.of([record["values"][name] for record in records]) for name in self.metrics}
