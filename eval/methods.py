@@ -24,10 +24,12 @@ class Method:
         id: The variant's, or "dense".
         plan: What it follows; None for the dense model.
         shrinks: It reads the prompt itself and leaves a cache with fewer tokens behind.
+        most_per_call: Tokens that a call behind the prompt may have; None: any number.
         counted: Tokens kept and visible since `forget`.
     """
 
     shrinks = False
+    most_per_call: int | None = None
 
     def __init__(self, id: str = DENSE, plan: Plan | None = None) -> None:
         self.id = id
@@ -74,13 +76,14 @@ class Planner:
     def method(self, variant: Variant, length: int) -> Method:
         """The method of a variant for a task whose contexts have `length` tokens."""
         if variant.peer is not None:
-            from .peers.presses import Press
+            from .peers.presses import NEEDS_PLAN, Press
 
-            return Press(variant.id, variant.peer, variant.density or 0.0)
+            plan = self.plan(variant, length, share_kv=True) if variant.peer == NEEDS_PLAN else None
+            return Press(variant.id, variant.peer, variant.density or 0.0, plan)
         return Method(variant.id, self.plan(variant, variant.length or length))
 
-    def plan(self, variant: Variant, length: int) -> Plan:
-        """The plan of a variant at a context length."""
+    def plan(self, variant: Variant, length: int, share_kv: bool = False) -> Plan:
+        """The plan of a variant at a context length; `share_kv`: the query heads of a KV head keep the same tokens."""
         assert self.profile is not None
         key = variant.id, length
         if key not in self.plans:
@@ -94,5 +97,6 @@ class Planner:
                 density=variant.density,
                 length=length if len(known) > 1 else known[0],
                 selector=variant.selector,
+                share_kv=share_kv,
             )
         return self.plans[key]

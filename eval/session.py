@@ -23,6 +23,7 @@ from geosparse.text import load_texts, text_sha256
 
 from .measure import Bench
 from .methods import DENSE, Method, Planner
+from .peers.presses import NEEDS_PLAN
 from .recipe import Recipe, load_recipe
 from .results import (
     TIMING_SCHEMA,
@@ -130,7 +131,7 @@ class Session:
 
     def _profile(self, model: Any, tokenizer: Any, setting: Setting) -> Profile | None:
         """The recipe's profile, shared by all recipes that ask for the same one, resumed where it was stopped."""
-        if all(variant.peer for variant in self.recipe.variants):
+        if not any(variant.peer in (None, NEEDS_PLAN) for variant in self.recipe.variants):
             return None
         asked = self.recipe.profile
         texts = load_texts(setting.text(asked.text))

@@ -13,14 +13,8 @@ from geosparse.errors import GeosparseError
 
 ROOT = Path(__file__).parents[2]
 FOLDER = Path(os.environ.get("GEOSPARSE_PEERS", ROOT / ".venv" / "peers"))
-# The kvpress release that is compared with pins this transformers.
-PACKAGES = (
-    "transformers==5.2.0",
-    "kvpress==0.5.5",
-    "lm-eval[hf,ruler]>=0.4.13",
-    "matplotlib>=3.8",
-    "nvidia-modelopt==0.47.0",
-)
+# geosparse itself comes from this checkout; gguf is what its alias models are unpacked with.
+PACKAGES = ("transformers==5.2.0", "kvpress==0.5.5", "nvidia-modelopt==0.47.0", "gguf>=0.10")
 MARK = "GEOSPARSE_PEERS_INSIDE"
 
 
@@ -31,9 +25,8 @@ def inside() -> bool:
 
 def run_inside(arguments: list[str]) -> int:
     """Run Python with `arguments` in the environment; returns the exit code."""
-    python = build()
     environment = os.environ | {MARK: "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run([str(python), *arguments], env=environment, check=False).returncode
+    return subprocess.run([str(build()), *arguments], env=environment, check=False).returncode
 
 
 def build() -> Path:
@@ -43,16 +36,21 @@ def build() -> Path:
         GeosparseError: pip failed.
     """
     python = FOLDER / "bin" / "python"
-    stamp, wanted = FOLDER / "packages.sha256", hashlib.sha256(" ".join(PACKAGES).encode()).hexdigest()
+    packages = [f"torch=={_version_here('torch')}", *PACKAGES]
+    stamp, wanted = FOLDER / "packages.sha256", hashlib.sha256(" ".join(packages).encode()).hexdigest()
     if stamp.exists() and stamp.read_text() == wanted:
         return python
-    print(f"building {FOLDER}: {', '.join(PACKAGES)}", file=sys.stderr, flush=True)
+    print(f"building {FOLDER}: {', '.join(packages)}", file=sys.stderr, flush=True)
     venv.create(FOLDER, with_pip=True, clear=True)
-    torch = [sys.executable, "-c", "import torch; print(torch.__version__.split('+')[0])"]
-    version = subprocess.run(torch, capture_output=True, text=True, check=True).stdout.strip()
-    for packages in ([f"torch=={version}"], [*PACKAGES, "--no-build-isolation", f"torch=={version}", str(ROOT)]):
-        done = subprocess.run([str(python), "-m", "pip", "install", "-q", *packages], check=False)
-        if done.returncode:
-            raise GeosparseError(f"pip could not install the peers ({' '.join(packages)}): see its message above.")
+    done = subprocess.run([str(python), "-m", "pip", "install", "-q", *packages], check=False)
+    if done.returncode:
+        raise GeosparseError(f"pip could not install the peers into {FOLDER}: see its message above, then try again.")
     stamp.write_text(wanted)
     return python
+
+
+def _version_here(package: str) -> str:
+    """The version of a package in this environment, without what says for which device it was built."""
+    from importlib import metadata
+
+    return metadata.version(package).split("+")[0]

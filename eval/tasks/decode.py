@@ -92,7 +92,7 @@ class Decode(Task):
         cache = self._cache(place, method)
         shrunk = copy.deepcopy(cache) if method.shrinks and asked.timed else None
         with method.decoding(model):
-            losses, _ = token_losses(model, rest, cache, asked.chunk, start)
+            losses, _ = token_losses(model, rest, cache, method.most_per_call or asked.chunk, start)
         timing = {"cache_bytes": float(cache_bytes(cache))}
         if asked.timed:
             del cache
