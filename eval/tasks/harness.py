@@ -17,8 +17,6 @@ from typing import Any
 import numpy
 
 from geosparse.errors import GeosparseError
-from geosparse.integrations.lm_eval.arguments import require_lm_eval
-from geosparse.integrations.lm_eval.console import as_sentence, logging_at
 
 from ..methods import Method
 from .base import Column, Metric, Outcome, Setting, Task
@@ -62,6 +60,9 @@ class Harness(Task):
     block = 25
 
     def __init__(self, asked: HarnessSettings, setting: Setting) -> None:
+        from geosparse.integrations.lm_eval.arguments import require_lm_eval
+        from geosparse.integrations.lm_eval.console import as_sentence
+
         super().__init__(asked, setting)
         require_lm_eval()
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -223,6 +224,8 @@ def _replay_class() -> Any:
 @contextmanager
 def _quietly(setting: Setting) -> Iterator[None]:
     """lm-eval's chatter off standard output; its data sets are looked for below `--data` first."""
+    from geosparse.integrations.lm_eval.console import logging_at
+
     here = os.getcwd()
     hub = None if setting.data is None else setting.data / "hub"
     logging.getLogger("datasets").setLevel(logging.ERROR)

@@ -8,14 +8,13 @@ from typing import Any
 
 import torch
 
-from geosparse.integrations.lm_eval import lm_class
-
 Request = tuple[Any, list[int], list[int]]
 
 
 @functools.cache
 def shared_prefix_class() -> Any:
     """A geosparse LM that reads what all requests of a call begin with once, and each rest behind a copy of it."""
+    from geosparse.integrations.lm_eval import lm_class
 
     class SharedPrefixLM(lm_class()):  # type: ignore[misc]
         """Answers as its parent does; the density counts the common beginning once."""
