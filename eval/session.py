@@ -18,7 +18,7 @@ from geosparse.identity import identify
 from geosparse.models import load_model
 from geosparse.profile import Profile
 from geosparse.profiler import ProfileConfig, profile_to_file
-from geosparse.provenance import device_name, versions
+from geosparse.provenance import device_name, processor, versions
 from geosparse.text import load_texts, text_sha256
 
 from .measure import Bench
@@ -159,6 +159,7 @@ class Session:
         provenance = {
             "versions": versions(),
             "device": device_name(model.device),
+            "processor": processor(),
             "commits": commits,
             "calibration": {} if planner.profile is None else planner.profile.calibration,
             "threads": torch.get_num_threads(),

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-from .points import Panel, Point
+from .points import Panel, Point, log_range
 
 WIDTH, HEIGHT = 640, 330
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 14, 46
@@ -49,7 +49,7 @@ def scatter(panel: Panel, found: dict[str, int]) -> str:
     """A panel as an `<svg>` element."""
     xs = [math.log10(p.x) if panel.log_x else p.x for p in panel.points]
     ys = [value for p in panel.points for value in (p.y, p.low, p.high) if value is not None]
-    x_low, x_high = _padded(min(xs), max(xs))
+    x_low, x_high = log_range(panel) if panel.log_x else _padded(min(xs), max(xs))
     # Of losses, dense is at zero and belongs into the picture.
     y_low, y_high = _padded(min([*ys, 0.0]) if "loss" in panel.y_label else min(ys), max(ys))
 
@@ -147,5 +147,5 @@ def _ticks(low: float, high: float, most: int = 6) -> list[float]:
 def _x_ticks(panel: Panel, low: float, high: float) -> list[tuple[float, str]]:
     if not panel.log_x:
         return [(tick, f"{tick:g}") for tick in _ticks(low, high)]
-    choices = [base * 10.0**power for power in range(-4, 1) for base in (1, 2, 5)]
+    choices = [base * 10.0**power for power in range(-4, 1) for base in (1, 2, 3, 5)]
     return [(math.log10(v), f"{100 * v:g} %") for v in choices if low <= math.log10(v) <= high]

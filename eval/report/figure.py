@@ -9,7 +9,7 @@ from geosparse.artifact import write_atomic
 from geosparse.figures import SERIES, require_plots
 
 from .chart import colours
-from .points import Loaded, Panel, density_panels, series_of, speed_panels
+from .points import Loaded, Panel, density_panels, log_range, series_of, speed_panels
 
 HUES = [light for light, _ in SERIES] + ["#b8406a", "#8a7a1c", "#59636e"]
 INK, MUTED, GRID = "#1f2328", "#59636e", "#e2e6ea"
@@ -61,9 +61,11 @@ def _draw(axes: Any, panel: Panel, hues: dict[str, int]) -> None:
             if p.low is not None:
                 axes.plot([x, x], [p.low, p.high], color=colour, linewidth=1)
     if panel.log_x:
-        from matplotlib.ticker import FuncFormatter, NullFormatter
+        from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
         axes.set_xscale("log")
+        axes.set_xlim(*(100 * 10**end for end in log_range(panel)))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 3.0, 5.0)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %"))
         axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_title(panel.title, fontsize=8.5, color=INK)

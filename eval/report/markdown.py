@@ -58,7 +58,8 @@ def results_page(found: Sequence[Loaded], results: Path) -> str:
     for loaded in found:
         result = loaded.result
         name, versions = result.run.recipe, result.provenance["versions"]
-        facts = [result.run.model["name"], result.run.dtype, result.provenance["device"]]
+        facts = [result.run.model["name"], result.run.dtype]
+        facts += [result.provenance["device"], result.provenance["processor"]]
         facts += [f"{key} {versions[key]}" for key in sorted(versions)]
         place = loaded.folder.relative_to(results).as_posix()
         parts.append(f"## {name}\n\n{result.run.title}\n\n`python -m eval.run {name}`: {', '.join(facts)}.\n")

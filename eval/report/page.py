@@ -39,7 +39,7 @@ def section(loaded: Loaded) -> str:
     """One recipe: facts, plots, tables."""
     result = loaded.result
     run, words = result.run, [f"<section>\n<h2>{escape(result.run.recipe)}</h2>\n<p>{escape(result.run.title)}</p>"]
-    facts = [run.model["name"], run.dtype, result.provenance["device"]]
+    facts = [run.model["name"], run.dtype, result.provenance["device"], result.provenance["processor"]]
     facts += [f"{name} {version}" for name, version in sorted(result.provenance["versions"].items())]
     words.append(f'<p class="facts">{escape(" · ".join(facts))}</p>')
     if run.limit is not None:

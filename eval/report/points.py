@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..methods import DENSE
 from ..results import Result, read_result, read_timing
+
+LEAST_DECADES = 0.6
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,13 @@ class Loaded:
         """A timing by variant."""
         rows = (row for row in self.timing["rows"] if row["task"] == task and what in row)
         return {row["variant"]: row[what] for row in rows}
+
+
+def log_range(panel: Panel) -> tuple[float, float]:
+    """The x axis of a logarithmic panel, in decades: all marks with some room, and never less than a factor of 4."""
+    values = [math.log10(p.x) for p in panel.points]
+    room = max(0.06 * (max(values) - min(values)), (LEAST_DECADES - max(values) + min(values)) / 2)
+    return min(values) - room, max(values) + room
 
 
 def series_of(result: Result, variant: str) -> str:

@@ -66,7 +66,7 @@ def example() -> Result:
         measurements=rows,
         summary=[Summary("fisher-best-16", 2, 0.985, 0.98, "quiz")],
         warnings=["quiz: dense acc is 0.5, no better than guessing; left out of means."],
-        provenance={"versions": {"torch": "2"}, "device": "cpu"},
+        provenance={"versions": {"torch": "2"}, "device": "cpu", "processor": "some, 2 cores"},
     )
 
 
