@@ -32,21 +32,16 @@ def shared_prefix_class() -> Any:
         def _behind(self, requests: list[Request], shared: int) -> list[tuple[float, bool]]:
             """The answers, where all requests begin with the same `shared` tokens of context."""
             ids = torch.tensor([requests[0][1][:shared]], device=self.device)
+            rests = [tuple([*context, *continuation][shared:-1]) for _, context, continuation in requests]
             with torch.no_grad():
                 cache = self.model(ids, use_cache=True, logits_to_keep=1).past_key_values
-                read: dict[tuple[int, ...], torch.Tensor] = {}
-                answers = []
-                for _, context, continuation in requests:
-                    rest = tuple([*context, *continuation][shared:-1])
-                    if rest not in read:
-                        keep = {"logits_to_keep": len(rest) - (len(context) - 1 - shared)}
-                        tokens = torch.tensor([rest], device=self.device)
-                        output = self.model(tokens, past_key_values=copy.deepcopy(cache), use_cache=True, **keep)
-                        read[rest] = output.logits[0].float().log_softmax(-1)
-                    goal = torch.tensor(continuation, device=self.device)
-                    found = read[rest][-len(goal) :]
-                    likelihood = found.gather(-1, goal[:, None]).sum()
-                    answers.append((float(likelihood), bool((found.argmax(-1) == goal).all())))
+                read = _read(self.model, cache, list(dict.fromkeys(rests)), max(len(goal) for _, _, goal in requests))
+            answers = []
+            for rest, (_, _, continuation) in zip(rests, requests, strict=True):
+                goal = torch.tensor(continuation, device=read[rest].device)
+                found = read[rest][-len(goal) :]
+                likelihood = found.gather(-1, goal[:, None]).sum()
+                answers.append((float(likelihood), bool((found.argmax(-1) == goal).all())))
             return answers
 
     return SharedPrefixLM
@@ -58,3 +53,20 @@ def _shared(requests: list[Request]) -> int:
     most = min(len(context) for _, context, _ in requests) - 1
     first = rows[0]
     return next((at for at in range(most) if any(row[at] != first[at] for row in rows)), most)
+
+
+def _read(model: Any, cache: Any, rests: list[tuple[int, ...]], most: int) -> dict[tuple[int, ...], torch.Tensor]:
+    """Log-probabilities `[tokens, vocabulary]` after the last `most` tokens of each rest, behind copies of `cache`.
+
+    Rests of one length are rows of one batch, so that nothing is padded.
+    """
+    read = {}
+    for length in dict.fromkeys(map(len, rests)):
+        rows = [rest for rest in rests if len(rest) == length]
+        copied = copy.deepcopy(cache)
+        if len(rows) > 1:
+            copied.batch_repeat_interleave(len(rows))
+        tokens = torch.tensor(rows, device=model.device)
+        output = model(tokens, past_key_values=copied, use_cache=True, logits_to_keep=min(most, length))
+        read |= dict(zip(rows, output.logits.float().log_softmax(-1), strict=True))
+    return read

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,21 @@ def test_scores_are_those_of_lm_eval(name: str, sparse: bool, setting: Setting) 
     assert sum(metric.main for metric in found.metrics.values()) == 1
     assert found.effective == 4
     assert found.original == 5
+
+
+def test_with_sliding_windows(setting: Setting) -> None:
+    from lm_eval import simple_evaluate
+
+    sliding = replace(setting, model=tiny_model("gemma3_text", vocab_size=300, max_position_embeddings=1024))
+    found, plan = task(sliding, "tiny_choice"), Plan.uniform(sliding.model, 8)
+    lm = lm_class()(pretrained=sliding.model, tokenizer=sliding.tokenizer, batch_size=1)
+    with sparsified(sliding.model, plan):
+        ours = records(found, Method("sparse", plan))
+        theirs = simple_evaluate(lm, tasks=["tiny_choice"], limit=4, task_manager=lm_eval.tasks.TaskManager())
+    for record, sample in zip(ours, theirs["samples"]["tiny_choice"], strict=True):
+        found_here = [answer[0] for _, _, answer in record["answers"]]
+        expected = [float(response[0][0]) for response in sample["resps"]]
+        assert found_here == pytest.approx(expected, rel=1e-4)
 
 
 def test_what_a_document_begins_with_is_read_once(setting: Setting) -> None:
