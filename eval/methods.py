@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from geosparse.patch import sparsified
 from geosparse.plan import Plan
@@ -17,13 +17,25 @@ if TYPE_CHECKING:
 DENSE = "dense"
 
 
+class Prompt(NamedTuple):
+    """A prompt after one dense pass.
+
+    Attributes:
+        cache: Keys and values of all its tokens.
+        calls: Attention module -> the keyword arguments it was called with, where they were asked for.
+    """
+
+    cache: Any
+    calls: dict[Any, dict[str, Any]]
+
+
 class Method:
     """The dense model, or one that follows a plan.
 
     Attributes:
         id: The variant's, or "dense".
         plan: What it follows; None for the dense model.
-        shrinks: It reads the prompt itself and leaves a cache with fewer tokens behind.
+        shrinks: It keeps a part of the prompt's keys and values, once and for all.
         most_per_call: Tokens that a call behind the prompt may have; None: any number.
         counted: Tokens kept and visible since `forget`.
     """
@@ -60,8 +72,8 @@ class Method:
         if counted:
             self.counted = self.counted[0] + kept, self.counted[1] + visible
 
-    def shrunken_cache(self, model: Any, prompt: Any) -> Any:
-        """The cache of `prompt` `[1, T]`, of a method that shrinks it."""
+    def shrunken_cache(self, model: Any, prompt: Prompt) -> Any:
+        """What a method that shrinks the cache leaves of a densely read prompt, which stays as it is."""
         raise NotImplementedError
 
 

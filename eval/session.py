@@ -102,7 +102,8 @@ class Session:
     def _prepare(self) -> tuple[list[Bench], Planner, Any]:
         recipe = self.recipe
         model, tokenizer = load_model(recipe.model, dtype=recipe.dtype)
-        setting = Setting(model, tokenizer, self.data, self.scratch)
+        shrinking = any(variant.peer for variant in recipe.variants)
+        setting = Setting(model, tokenizer, self.data, self.scratch, shrinking)
         planner = Planner(self._profile(model, tokenizer, setting))
         about = {
             "model": identify(model).to_json(),

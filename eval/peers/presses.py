@@ -1,7 +1,12 @@
-"""The presses of kvpress as methods: they read the prompt densely, then keep a part of its keys and values."""
+"""The presses of kvpress as methods: of a densely read prompt they keep a part of the keys and values.
+
+A press works in a hook after each attention module of the prompt's pass and changes nothing of that pass but the cache.
+So the pass is run once for all presses, and each press's own hook is called with what the module was called with.
+"""
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +20,7 @@ from geosparse.integrations.export import export_plan
 from geosparse.models import reason
 from geosparse.plan import Plan
 
-from ..methods import Method
+from ..methods import Method, Prompt
 
 NEEDS_PLAN = "lukv"
 # AdaKV and LU-KV mask keys per head by a key that no query of a call may attend to: easy to find for one query only.
@@ -50,13 +55,13 @@ class Press(Method):
         fed = {} if self.budgets is None else Method("", self.budgets).about()
         return {"peer": self.name, "density": self.density, "kvpress": metadata.version("kvpress")} | fed
 
-    def shrunken_cache(self, model: Any, prompt: torch.Tensor) -> Any:
-        """The cache of `prompt` `[1, T]`; keys that a press only masks are masked while decoding."""
-        from transformers import DynamicCache
-
-        cache = DynamicCache()
-        with torch.no_grad(), self._press(model)(model):
-            model.model(input_ids=prompt, past_key_values=cache)
+    def shrunken_cache(self, model: Any, prompt: Prompt) -> Any:
+        """What the press leaves of the prompt's cache; keys that it only masks are masked while decoding."""
+        cache = copy.deepcopy(prompt.cache)
+        press = self._press()
+        with torch.no_grad(), press(model):
+            for module, keywords in prompt.calls.items():
+                press.forward_hook(module, [], keywords | {"past_key_values": cache}, [None, None])
         self._masks = [(module, getattr(module, MASK)) for module in model.modules() if getattr(module, MASK, None)]
         _unmask(model)
         return cache
@@ -71,7 +76,7 @@ class Press(Method):
         finally:
             _unmask(model)
 
-    def _press(self, model: Any) -> Any:
+    def _press(self) -> Any:
         try:
             import kvpress
         except ImportError as error:

@@ -59,13 +59,13 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Setting:
-    """What tasks are prepared with."""
+    """What tasks are prepared with; `shrinking`: methods that shrink the cache are among those to come."""
 
     model: Any
     tokenizer: Any
     data: Path | None
     scratch: Path
-    files: dict[str, str] = field(default_factory=dict)
+    shrinking: bool = False
 
     def text(self, source: str) -> str | Path:
         """A text's place: `data:NAME` lies below the folder of `--data`, everything else is what `load_texts` takes."""

@@ -1,24 +1,25 @@
 """The decode protocol: a document's first part is read densely, the rest is scored through the cache.
 
 Some methods only act after the prompt. Here all of them start from the same prompt, read once with dense attention,
-and are scored on the same tokens; methods that shrink the cache read the prompt themselves, densely too, and shrink it
-then.
+and are scored on the same tokens; methods that shrink the cache do so at its end.
 """
 
 from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
 import torch
 
-from geosparse.architecture import check_context, input_device
+from geosparse.architecture import attention_layers, check_context, input_device
 from geosparse.text import load_texts, text_sha256, token_windows
 
-from ..methods import Method
+from ..methods import Method, Prompt
 from .base import Metric, Outcome, Setting, Task
 from .through_cache import cache_bytes, token_losses
 
@@ -64,26 +65,27 @@ class Decode(Task):
         self.effective = len(self.windows)
         self.data_sha256 = text_sha256(texts)
         self.metrics = {"nll": Metric("nll", False, main=True)}
-        self._dense: tuple[int, Any] | None = None
+        self._read: tuple[int, Prompt] | None = None
 
     def about(self) -> dict[str, Any]:
         """With the number of documents, which decides where each is cut."""
         return super().about() | {"windows": self.asked.samples}
 
-    def _prompt(self, place: int) -> torch.Tensor:
-        return self.windows[place][None, : -self.asked.scored - 1].to(input_device(self.setting.model))
+    def prompt(self, place: int) -> Prompt:
+        """The first part of a document, read densely, once for all methods."""
+        if self._read is None or self._read[0] != place:
+            self._read = None
+            model = self.setting.model
+            ids = self.windows[place][None, : -self.asked.scored - 1].to(input_device(model))
+            with torch.no_grad(), _calls(model, self.setting.shrinking) as calls:
+                cache = model(ids, use_cache=True, logits_to_keep=1).past_key_values
+            self._read = place, Prompt(cache, calls)
+        return self._read[1]
 
     def _cache(self, place: int, method: Method) -> Any:
-        """A cache of the prompt, for this method alone; the dense one is made once per document."""
-        model = self.setting.model
-        if method.shrinks:
-            return method.shrunken_cache(model, self._prompt(place))
-        if self._dense is None or self._dense[0] != place:
-            self._dense = None
-            with torch.no_grad():
-                output = model(self._prompt(place), use_cache=True, logits_to_keep=1)
-            self._dense = place, output.past_key_values
-        return copy.deepcopy(self._dense[1])
+        """A cache of the prompt, for this method alone."""
+        prompt = self.prompt(place)
+        return method.shrunken_cache(self.setting.model, prompt) if method.shrinks else copy.deepcopy(prompt.cache)
 
     def score(self, place: int, method: Method) -> Outcome:
         model, asked = self.setting.model, self.asked
@@ -111,6 +113,23 @@ class Decode(Task):
                 model(token, past_key_values=cache, use_cache=True, position_ids=where)
                 times.append(_now(device) - begin)
         return 1e3 * median(times[WARMUP:])
+
+
+@contextmanager
+def _calls(model: Any, wanted: bool) -> Iterator[dict[Any, dict[str, Any]]]:
+    """What every attention module is called with inside the block, where it is wanted; it takes memory."""
+    calls: dict[Any, dict[str, Any]] = {}
+
+    def note(module: Any, arguments: Any, keywords: dict[str, Any]) -> None:
+        calls[module] = keywords
+
+    modules = [layer.module for layer in attention_layers(model)] if wanted else []
+    hooks = [module.register_forward_pre_hook(note, with_kwargs=True) for module in modules]
+    try:
+        yield calls
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _now(device: torch.device) -> float:

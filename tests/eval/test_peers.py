@@ -26,7 +26,7 @@ def task(tmp_path: Path) -> Decode:
     (tmp_path / "a.txt").write_text("the cat sat on the mat and looked at the dog. " * 40)
     model = tiny_model(vocab_size=300, max_position_embeddings=4096)
     settings = DecodeSettings("data:a.txt", LENGTH, SCORED, 8, 2, 2)
-    return Decode(settings, Setting(model, tiny_tokenizer(), tmp_path, tmp_path))
+    return Decode(settings, Setting(model, tiny_tokenizer(), tmp_path, tmp_path, True))
 
 
 def press(model: Any, name: str, density: float) -> Press:
@@ -51,11 +51,28 @@ def test_presses_keep_what_they_are_asked_to_and_leave_nothing_behind(name: str,
     if name in ("adakv", "lukv"):
         assert held == prompt
         masked = press(model, name, 0.25)
-        masked.shrunken_cache(model, task._prompt(0))
+        masked.shrunken_cache(model, task.prompt(0))
         dropped = sum(len(mask[2]) for _, mask in masked._masks)
         assert 1 - dropped / (2 * 2 * prompt) == pytest.approx(0.25, abs=0.01)
     else:
         assert held == pytest.approx(0.25 * prompt, abs=1)
+
+
+@pytest.mark.parametrize("name", sorted(PRESSES))
+def test_one_pass_for_all_is_what_each_press_would_do(name: str, task: Decode) -> None:
+    pytest.importorskip("kvpress", reason="kvpress is in the environment of the peers only")
+    from transformers import DynamicCache
+
+    model, theirs = task.setting.model, DynamicCache()
+    ours, own = press(model, name, 0.25), press(model, name, 0.25)
+    cache = ours.shrunken_cache(model, task.prompt(0))
+    with torch.no_grad(), own._press()(model):
+        model.model(input_ids=task.windows[0][None, : -SCORED - 1], past_key_values=theirs)
+    for one, other in zip(cache.layers, theirs.layers, strict=True):
+        torch.testing.assert_close(one.keys, other.keys)
+        torch.testing.assert_close(one.values, other.values)
+    for module, mask in ours._masks:
+        assert all((a == b).all() for a, b in zip(mask, getattr(module, MASK), strict=True))
 
 
 def test_everything_kept_is_dense(task: Decode) -> None:
