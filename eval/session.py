@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from geosparse.artifact import dump_json, write_atomic, write_json
-from geosparse.errors import GeosparseError
+from geosparse.errors import GeosparseError, did_you_mean
 from geosparse.identity import identify
 from geosparse.models import load_model
 from geosparse.profile import Profile
@@ -76,11 +76,12 @@ class Session:
         """Score what is missing, write the result, and say where it is."""
         with alone(self.scratch):
             started = time.perf_counter()
+            tasks = _chosen("--only", self.options.only, [task.id for task in self.recipe.tasks])
+            variants = _chosen("--variants", self.options.variants, [DENSE, *(v.id for v in self.recipe.variants)])
             benches, planner, model = self._prepare()
-            tasks, variants = (_names(given) for given in (self.options.only, self.options.variants))
             for bench in benches:
                 if not tasks or bench.task.id in tasks:
-                    bench.run(self._tell, variants)
+                    bench.run(show, variants)
             left = sum(bench.missing() for bench in benches)
             if left:
                 return f"{left} samples are still to be scored: give the same command without --only and --variants."
@@ -89,15 +90,9 @@ class Session:
             seconds = time.perf_counter() - started
         from .report.text import table
 
-        text = (
-            dump_json(result.to_json())
-            if self.options.json
-            else f"{table(result)}\n\nWrote {self.folder} ({seconds:.0f} s)."
-        )
-        return text
-
-    def _tell(self, line: str) -> None:
-        show(line)
+        if self.options.json:
+            return dump_json(result.to_json())
+        return f"{table(result)}\n\nWrote {self.folder} ({seconds:.0f} s)."
 
     def _prepare(self) -> tuple[list[Bench], Planner, Any]:
         recipe = self.recipe
@@ -108,13 +103,14 @@ class Session:
         about = {
             "model": identify(model).to_json(),
             "dtype": recipe.dtype,
+            "device": model.device.type,
             "versions": {key: value for key, value in versions().items() if key != "geosparse"},
         }
         benches = []
         for asked in recipe.tasks:
             task = TASKS[asked.kind](asked, setting)
             methods = [Method(), *(planner.method(variant, asked.length) for variant in recipe.variants)]
-            if not isinstance(asked.length, int) or not _compares_peers(task):
+            if task.applies:  # methods that shrink the cache act after the prompt: only tasks that decode show them
                 methods = [method for method in methods if not method.shrinks]
             samples = min(task.effective, self.options.limit or task.effective)
             task.effective = samples
@@ -190,13 +186,13 @@ class Session:
         write_page(folder / "report.html", [folder])
 
 
-def _names(given: str | None) -> list[str]:
-    return given.split(",") if given else []
-
-
-def _compares_peers(task: Task) -> bool:
-    """Methods that shrink the cache act after the prompt: only tasks that decode show them."""
-    return not task.applies
+def _chosen(flag: str, given: str | None, known: list[str]) -> list[str]:
+    """The names that a flag gives, each of which must be known."""
+    names = given.split(",") if given else []
+    for name in names:
+        if name not in known:
+            raise GeosparseError(f"{flag}: the recipe has no {name!r}; {did_you_mean(name, known)}")
+    return names
 
 
 def _info(task: Task) -> TaskInfo:

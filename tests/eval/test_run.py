@@ -146,9 +146,10 @@ def test_a_second_run_in_the_same_place_is_refused(
 def test_mistakes_are_one_sentence(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "nowhere.yaml")]) == 2
     assert main([str(recipe), "--limit", "0"]) == 2
+    assert main([str(recipe), "--results", str(tmp_path), "--only", "needle-30"]) == 2
     path = tmp_path / "a.yaml"
     path.write_text(recipe.read_text() + '  - {task: perplexity, text: "data:a.txt", length: 64}\n')
     assert main([str(path), "--results", str(tmp_path)]) == 2
     errors = capsys.readouterr().err.splitlines()
-    assert [line.startswith("eval.run: error: ") for line in errors if "error" in line] == [True] * 3
+    assert [line.startswith("eval.run: error: ") for line in errors if "error" in line] == [True] * 4
     assert "--data FOLDER" in errors[-1]
