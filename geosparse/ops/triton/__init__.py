@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -11,9 +12,10 @@ from ..cpu.decode import value_sum_of
 from ..index import index_of
 from ..selectors import needs_index
 from ..span import Span, Visibility, page_starts
-from ..types import Attended, Keep, Selectors, Tails, per_head
+from ..types import Attended, Keep, Selectors, Tails, Word, per_head
 from .decode import Keys, decode, passes_of
-from .library import interpreting, runs_on
+from .library import runs_on
+from .prefill import block_prefill
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_DIM = 256
@@ -81,7 +83,7 @@ def triton_attention(
     return Attended(output[:, :, None], kept.sum(0, dtype=torch.int64))
 
 
-def _hashable(words: str | tuple[str, ...] | list[str]) -> str | tuple[str, ...]:
+def _hashable(words: Word | Sequence[Word]) -> Word | tuple[Word, ...]:
     return words if isinstance(words, str | tuple) else tuple(words)
 
 
@@ -114,7 +116,9 @@ def _indexed(keys: Keys, first: tuple[int, ...]) -> Keys:
         return keys._replace(low=index.low, high=index.high, codes=index.codes)
     batch, kv_heads = keys.key.shape[:2]
     empty = keys.first.new_zeros(batch, kv_heads, 1, 16, dtype=torch.float16)
-    return keys._replace(low=empty, high=empty, codes=keys.first.new_zeros(batch, kv_heads, 1, 2, 16, 4, dtype=torch.uint8))
+    return keys._replace(
+        low=empty, high=empty, codes=keys.first.new_zeros(batch, kv_heads, 1, 2, 16, 4, dtype=torch.uint8)
+    )
 
 
 def _value_sum(value: torch.Tensor, span: Span) -> torch.Tensor:
@@ -128,4 +132,4 @@ def _value_sum(value: torch.Tensor, span: Span) -> torch.Tensor:
     return torch.where(seen[:, None], value, 0.0).sum(-2, dtype=torch.float32)
 
 
-__all__ = ["interpreting", "runs_on", "supports", "triton_attention"]
+__all__ = ["block_prefill", "supports", "triton_attention"]

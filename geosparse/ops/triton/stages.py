@@ -7,13 +7,17 @@ The stages are also operators of torch, `torch.ops.geosparse.NAME`, for graphs t
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch._subclasses import FakeTensor
 
 from ..index import PAGE
 from ..selectors.sink_recent import SINKS
 from .library import mixed_precision, precision, shares
 
 SEGMENT = 512
+ALIGNED = 16  # places
 LEAST_ROWS = 16  # of a product on tensor cores
 
 
@@ -44,10 +48,11 @@ def score_pages(
     scores = query.new_empty(1 + mean, batch, heads, page_room(capacity), dtype=torch.float32)
     query = _unit(query)
     programs = shares(query.device, batch * kv_heads, _ceil(scores.shape[-1], 16))
-    score_bounds[(batch * kv_heads, programs)](
+    launch(
+        score_bounds, (batch * kv_heads, programs),
         query, low, high, first, length, scores[0], scores[-1],
         scaling, softcap or 1.0, query.stride(0), query.stride(1), low.stride(0), low.stride(1), scores.shape[-1],
-        KV=kv_heads, G=heads // kv_heads, D=dim, WIDTH=low.shape[-1], GP=_rows(heads // kv_heads), DP=_width(dim),
+        KV=kv_heads, G=heads // kv_heads, D=dim, WIDTH=low.shape[-1], GP=_rows(heads // kv_heads), DP=width_of(dim),
         MEAN=mean, CAPPED=softcap is not None, PRECISION=mixed_precision(query.dtype),
     )  # fmt: skip
     return scores
@@ -81,19 +86,20 @@ def score_tokens(
     from .kernels.common import LISTED, TOKENS
 
     (batch, heads, dim), kv_heads = query.shape, key.shape[1]
-    room = key.shape[2] if pages is None else pages.shape[-1] * PAGE
+    room = _padded(key.shape[2]) if pages is None else pages.shape[-1] * PAGE
     scores = query.new_empty(batch, heads, room, dtype=torch.float32)
     query, key = _unit(query), _unit(key)
     index = query[None] if low is None else low
     coded = query if codes is None else codes.view(torch.int32)
     programs = shares(query.device, batch * kv_heads, _ceil(scores.shape[-1], 64))
-    kernels.score_tokens[(batch * kv_heads, programs)](
+    launch(
+        kernels.score_tokens, (batch * kv_heads, programs),
         query, key, index, index if high is None else high, coded, first, length,
         first if pages is None else pages, first if words is None else words, first if count is None else count, scores,
         scaling, softcap or 1.0, query.stride(0), query.stride(1), key.stride(0), key.stride(1), key.stride(2),
         index.stride(0), index.stride(1), coded.stride(0), coded.stride(1),
         0 if pages is None else pages.shape[-1], scores.shape[-1],
-        KV=kv_heads, G=heads // kv_heads, D=dim, WIDTH=index.shape[-1], GP=_rows(heads // kv_heads), DP=_width(dim),
+        KV=kv_heads, G=heads // kv_heads, D=dim, WIDTH=index.shape[-1], GP=_rows(heads // kv_heads), DP=width_of(dim),
         ROWS=(TOKENS if pages is None else LISTED).value, CODED=codes is not None, CAPPED=softcap is not None,
         PRECISION=mixed_precision(query.dtype), EXACT=precision(key.dtype),
     )  # fmt: skip
@@ -125,7 +131,8 @@ def select(
     batch, heads, row = scores.shape
     chosen = first.new_empty(2, batch, heads)
     rows = PAGES if factor else TOKENS if count is None else LISTED
-    find_threshold[(batch * heads,)](
+    launch(
+        find_threshold, (batch * heads,),
         scores, first, length, first if count is None else count, budgets, chosen[0], chosen[1],
         row, heads if budgets.shape[0] > 1 else 0,
         KV=kv_heads, G=heads // kv_heads, FACTOR=factor, ROWS=rows.value, BLOCK=4096, num_warps=8,
@@ -164,7 +171,8 @@ def list_pages(
     pages, words = first.new_empty(2, batch, kv_heads, row).unbind()
     count = first.new_empty(batch, kv_heads)
     rest = scores.new_empty(2, batch, heads, 1)
-    kernels.list_pages[(batch * kv_heads,)](
+    launch(
+        kernels.list_pages, (batch * kv_heads,),
         scores[0], scores[-1], first, length, chosen[0], chosen[1], served, pages, words, count, rest[0], rest[1],
         row, pages.shape[-1],
         KV=kv_heads, G=group, GR=_power(group), BLOCK=max(256, 4096 // _power(group)), REST=len(scores) > 1,
@@ -208,7 +216,8 @@ def list_tokens(
     tokens, words = first.new_empty(2, batch, kv_heads, segments, SEGMENT).unbind()
     count = first.new_empty(batch, kv_heads, segments)
     mass = first.new_empty(2, batch, heads, segments, dtype=torch.float32)
-    kernels.list_tokens[(batch * kv_heads, segments)](
+    launch(
+        kernels.list_tokens, (batch * kv_heads, segments),
         mass if scores is None else scores, first, length, *((first, first) if chosen is None else chosen.unbind()),
         budgets, served, tokens, words, count, mass[0], mass[1],
         0 if scores is None else scores.shape[-1], heads if budgets.shape[0] > 1 else 0, segments,
@@ -266,13 +275,16 @@ def attend(
     paged = chosen is not None
     kind = EVERY if entries is None else LISTED if paged else SEGMENTS
     segmented = count is not None and not paged
-    parts = count.shape[-1] if segmented and count is not None else shares(key.device, batch * kv_heads, _ceil(keys, 64))
+    parts = (
+        count.shape[-1] if segmented and count is not None else shares(key.device, batch * kv_heads, _ceil(keys, 64))
+    )
     sums = query.new_empty(batch, heads, parts, value_dim, dtype=torch.float32)
     maxima, totals, near_max, near_sum = query.new_empty(4, batch, heads, parts, dtype=torch.float32).unbind()
     counts = first.new_empty(batch, heads, parts)
     near = paged and far is not None
     scored = maxima if scores is None else scores
-    attend_part[(batch * kv_heads, parts)](
+    launch(
+        attend_part, (batch * kv_heads, parts),
         query, key, value, scored, first, length, first if entries is None else entries,
         first if words is None else words, first if count is None else count,
         *((first, first) if chosen is None else chosen.unbind()),
@@ -280,27 +292,39 @@ def attend(
         scaling, softcap or 1.0, query.stride(0), query.stride(1), key.stride(0), key.stride(1), key.stride(2),
         value.stride(0), value.stride(1), value.stride(2), 0 if entries is None else entries.shape[-1],
         scored.shape[-1], parts,
-        KV=kv_heads, G=group, D=dim, DV=value_dim, GP=_rows(group), DP=_width(dim), DVP=_width(value_dim),
+        KV=kv_heads, G=group, D=dim, DV=value_dim, GP=_rows(group), DP=width_of(dim), DVP=width_of(value_dim),
         SEGMENT=SEGMENT, LIST=kind.value, KNOWN=known, REST=near, CAPPED=softcap is not None,
         PRECISION=precision(value.dtype),
     )  # fmt: skip
-    combine_parts[(batch * heads,)](
+    launch(
+        combine_parts, (batch * heads,),
         sums, maxima, totals, counts, near_max, near_sum, *((maxima, maxima) if far is None else far.unbind()),
         tails, tails if sink is None else sink, sums if value_sum is None else value_sum, first, length, output, kept,
         parts, 0 if far is None else far.shape[-1],
-        HEADS=heads, G=group, DV=value_dim, DVP=_width(value_dim),
+        HEADS=heads, G=group, DV=value_dim, DVP=width_of(value_dim),
         REST=near, FAR=far is not None, SUNK=sink is not None, MEAN=value_sum is not None, BLOCK=16,
     )  # fmt: skip
     return output, kept
 
 
+def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
+    """Run `kernel`; not on tensors without data, on which a stage only says what shapes it makes."""
+    if not any(isinstance(arg, FakeTensor) for arg in args):
+        kernel[grid](*args, **constants)
+
+
 def page_room(capacity: int) -> int:
     """Places for the pages of `capacity` tokens, the one that is not complete included."""
-    return capacity // PAGE + 1
+    return _padded(capacity // PAGE + 1)
 
 
 def _unit(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def _padded(places: int) -> int:
+    """Rows of such a length are aligned alike, however many places they hold: kernels are compiled once."""
+    return _ceil(places, ALIGNED) * ALIGNED
 
 
 def _ceil(a: int, b: int) -> int:
@@ -311,7 +335,8 @@ def _power(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
-def _width(dim: int) -> int:
+def width_of(dim: int) -> int:
+    """The width in which kernels hold a row of `dim` channels."""
     return max(LEAST_ROWS, _power(dim))
 
 

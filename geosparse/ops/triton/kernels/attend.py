@@ -12,7 +12,7 @@ SEGMENTS = tl.constexpr(1)
 
 
 @tuned((64, 32, 128), ("G", "D", "DV", "LIST", "KNOWN", "REST"))
-@triton.jit
+@triton.jit(do_not_specialize=["parts", "entries_row"])
 def attend_part(
     q, k, v, scores, first, length, entries, words, count, least, last_tie,
     part, part_max, part_sum, part_kept, rest_max, rest_sum,
@@ -24,8 +24,8 @@ def attend_part(
     """One part of a list: sums of exp(logit) value, of exp(logit) and of kept tokens, per head of a KV group.
 
     LIST says what is listed: EVERY visible token (no list), tokens in SEGMENTS of SEGMENT, one part each, or LISTED
-    pages, whose tokens a head keeps by its threshold on `scores`. If KNOWN, the logits are `scores`; else keys are read.
-    If REST, tokens of a head's own pages that it does not keep are summed up by their scores.
+    pages, whose tokens a head keeps by its threshold on `scores`. If KNOWN, the logits are `scores`; else keys are
+    read. If REST, tokens of a head's own pages that it does not keep are summed up by their scores.
     """
     pair, split = tl.program_id(0), tl.program_id(1)
     b, h = pair // KV, pair % KV
@@ -127,14 +127,14 @@ def mass_of(maxima, sums, base, size, largest, BLOCK: tl.constexpr):
 @triton.jit
 def largest_of(maxima, base, size, largest, BLOCK: tl.constexpr):
     """The largest of `largest` and some partial maxima."""
+    found = tl.full([BLOCK], NEGATIVE_INFINITY, tl.float32)
     for start in range(0, size, BLOCK):
         i = start + tl.arange(0, BLOCK)
-        top = tl.load(maxima + base + i, mask=i < size, other=NEGATIVE_INFINITY)
-        largest = tl.maximum(largest, tl.max(top, axis=0))
-    return largest
+        found = tl.maximum(found, tl.load(maxima + base + i, mask=i < size, other=NEGATIVE_INFINITY))
+    return tl.maximum(tl.max(found, axis=0), largest)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["parts", "far_parts"])
 def combine_parts(
     part, part_max, part_sum, part_kept, rest_max, rest_sum, far_max, far_sum, tails, sink, value_sum, first, length,
     out, kept, parts, far_parts,
@@ -155,11 +155,12 @@ def combine_parts(
     if SUNK:
         sunk = tl.load(sink + head % HEADS).to(tl.float32)
         largest = tl.maximum(largest, sunk)
-    if tail != 1:
-        if REST:
-            largest = largest_of(rest_max, base, parts, largest, BLOCK)
-        if FAR:
-            largest = largest_of(far_max, far, far_parts, largest, BLOCK)
+    own = largest
+    if REST:
+        largest = largest_of(rest_max, base, parts, largest, BLOCK)
+    if FAR:
+        largest = largest_of(far_max, far, far_parts, largest, BLOCK)
+    largest = tl.where(tail == 1, own, largest)
     largest = tl.where(largest == NEGATIVE_INFINITY, 0.0, largest)
     e = tl.arange(0, DVP)
     output = tl.zeros([DVP], tl.float32)
@@ -179,18 +180,17 @@ def combine_parts(
     if SUNK:
         mass += tl.exp(sunk - largest)
     missing = 0.0
-    if tail != 1:
-        if REST:
-            missing += mass_of(rest_max, rest_sum, base, parts, largest, BLOCK)
-        if FAR:
-            missing += mass_of(far_max, far_sum, far, far_parts, largest, BLOCK)
+    if REST:
+        missing += mass_of(rest_max, rest_sum, base, parts, largest, BLOCK)
+    if FAR:
+        missing += mass_of(far_max, far_sum, far, far_parts, largest, BLOCK)
+    missing = tl.where(tail == 1, 0.0, missing)
     mass += missing
     mass = tl.where(mass == 0.0, 1.0, mass)
     output = output / mass
     if MEAN:
-        if tail == 2:
-            visible = visible_of(first, length, b)
-            average = tl.load(value_sum + (head // G).to(tl.int64) * DV + e, mask=e < DV, other=0.0).to(tl.float32)
-            output += missing / mass * average / tl.maximum(visible, 1)
+        seen = (e < DV) & (tail == 2)
+        total_value = tl.load(value_sum + (head // G).to(tl.int64) * DV + e, mask=seen, other=0.0).to(tl.float32)
+        output += missing / mass * total_value / tl.maximum(visible_of(first, length, b), 1)
     tl.store(out + head.to(tl.int64) * DV + e, output.to(out.dtype.element_ty), mask=e < DV)
     tl.store(kept + head, tl.sum(counted, axis=0))

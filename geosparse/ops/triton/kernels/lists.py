@@ -62,7 +62,7 @@ def list_pages(
         tl.store(rest_sum + head, total * PAGE, mask=g < G)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["segments", "budgets_b"])
 def list_tokens(
     scores, first, length, least, last_tie, budgets, served, tokens, words, count, rest_max, rest_sum,
     row, budgets_b, segments,

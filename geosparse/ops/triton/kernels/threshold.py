@@ -9,7 +9,7 @@ DIGITS = tl.constexpr(256)
 SIGN = tl.constexpr(0x80000000)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["budgets_b"])
 def find_threshold(
     scores, first, length, count, budgets, least, last_tie,
     row, budgets_b,
@@ -33,7 +33,7 @@ def find_threshold(
     found = wanted.to(tl.uint32)
     equal = wanted
     for step in tl.static_range(4):
-        shift: tl.constexpr = 24 - 8 * step
+        shift = 24 - 8 * step
         counts = tl.zeros([DIGITS], tl.int32)
         for start in range(0, size, BLOCK):
             place = start + tl.arange(0, BLOCK)

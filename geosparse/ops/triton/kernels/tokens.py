@@ -28,7 +28,7 @@ def decoded(low, high, codes, base, code_base, page, slot, inside, WIDTH: tl.con
 
 
 @tuned((64, 128), ("G", "D", "ROWS", "CODED"))
-@triton.jit
+@triton.jit(do_not_specialize=["pages_row"])
 def score_tokens(
     q, k, low, high, codes, first, length, pages, words, count, scores,
     scaling, softcap, q_b, q_h, k_b, k_h, k_s, x_b, x_h, c_b, c_h, pages_row, row,
@@ -69,12 +69,12 @@ def score_tokens(
         if CODED:
             exact = seen & (token >= complete)
             coded = seen & (token < complete)
-            key = decoded(
+            near = decoded(
                 low, high, codes,
                 b.to(tl.int64) * x_b + h.to(tl.int64) * x_h, b.to(tl.int64) * c_b + h.to(tl.int64) * c_h,
                 token // PAGE, token % PAGE, coded, WIDTH, DP,
             )  # fmt: skip
-            dots += product(query.to(tl.float32), tl.trans(key), PRECISION)
+            dots += product(query.to(tl.float32), tl.trans(near), PRECISION)
         if tl.max(exact.to(tl.int32), axis=0) > 0:
             at = (tl.load(first + b) + token).to(tl.int64)
             key = tl.load(
