@@ -168,7 +168,8 @@ def list_pages(
 
     batch, heads, row = scores.shape[1:]
     group = heads // kv_heads
-    pages, words = first.new_empty(2, batch, kv_heads, row).unbind()
+    pages = first.new_empty(batch, kv_heads, row)
+    words = torch.empty_like(pages)
     count = first.new_empty(batch, kv_heads)
     rest = scores.new_empty(2, batch, heads, 1)
     launch(
@@ -213,7 +214,8 @@ def list_tokens(
     heads, batch = served.shape[0], first.shape[0]
     group = heads // kv_heads
     segments = _ceil(capacity, SEGMENT)
-    tokens, words = first.new_empty(2, batch, kv_heads, segments, SEGMENT).unbind()
+    tokens = first.new_empty(batch, kv_heads, segments, SEGMENT)
+    words = torch.empty_like(tokens)
     count = first.new_empty(batch, kv_heads, segments)
     mass = first.new_empty(2, batch, heads, segments, dtype=torch.float32)
     launch(
@@ -291,7 +293,7 @@ def attend(
         sums, maxima, totals, counts, near_max, near_sum,
         scaling, softcap or 1.0, query.stride(0), query.stride(1), key.stride(0), key.stride(1), key.stride(2),
         value.stride(0), value.stride(1), value.stride(2), 0 if entries is None else entries.shape[-1],
-        scored.shape[-1], parts,
+        0 if scores is None else scores.shape[-1], parts,
         KV=kv_heads, G=group, D=dim, DV=value_dim, GP=_rows(group), DP=width_of(dim), DVP=width_of(value_dim),
         SEGMENT=SEGMENT, LIST=kind.value, KNOWN=known, REST=near, CAPPED=softcap is not None,
         PRECISION=precision(value.dtype),

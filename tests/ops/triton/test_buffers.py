@@ -1,4 +1,4 @@
-"""Buffers of a fixed capacity: the index that kernels keep is the one that KeyIndex builds, and decode goes on from it."""
+"""Buffers of a fixed capacity: their index is the one that KeyIndex builds, and decode goes on from it."""
 
 import pytest
 import torch

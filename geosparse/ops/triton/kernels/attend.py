@@ -11,7 +11,7 @@ EVERY = tl.constexpr(0)
 SEGMENTS = tl.constexpr(1)
 
 
-@tuned((64, 32, 128), ("G", "D", "DV", "LIST", "KNOWN", "REST"))
+@tuned((32, 64, 128), ("G", "D", "DV", "LIST", "KNOWN", "REST"))
 @triton.jit(do_not_specialize=["parts", "entries_row"])
 def attend_part(
     q, k, v, scores, first, length, entries, words, count, least, last_tie,

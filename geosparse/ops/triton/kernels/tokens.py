@@ -27,7 +27,7 @@ def decoded(low, high, codes, base, code_base, page, slot, inside, WIDTH: tl.con
     return code * ((top - bottom) * (1.0 / 15)) + bottom
 
 
-@tuned((64, 128), ("G", "D", "ROWS", "CODED"))
+@tuned((32, 64, 128), ("G", "D", "ROWS", "CODED"))
 @triton.jit(do_not_specialize=["pages_row"])
 def score_tokens(
     q, k, low, high, codes, first, length, pages, words, count, scores,
