@@ -44,7 +44,7 @@ def score_blocks(
         bottom = tl.load(low + place, mask=inside[None, :] & (d < D)[:, None], other=0.0)
         top = tl.load(high + place, mask=inside[None, :] & (d < D)[:, None], other=0.0)
         asked = row < queries - hidden
-        for g in tl.static_range(G):
+        for g in range(0, G):
             at = b.to(tl.int64) * q_b + (h * G + g).to(tl.int64) * q_h + (hidden + row)[:, None].to(tl.int64) * q_s
             query = tl.load(q + at + d[None, :], mask=asked[:, None] & (d < D)[None, :], other=0.0)
             zero = tl.zeros_like(query)
