@@ -14,7 +14,7 @@ import torch
 import transformers
 
 import geosparse as gs
-from geosparse import cli, doctor
+from geosparse import commands, doctor
 from geosparse.cli import main
 
 from .tiny import VOCABULARY, save_tiny, tiny_model, tiny_tokenizer
@@ -443,7 +443,7 @@ def test_interruption_is_130(run, monkeypatch):
     def interrupt(_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_doctor", interrupt)
+    monkeypatch.setattr(commands.doctor, "run", interrupt)
     assert run("doctor") == (130, "", "geosparse: interrupted\n")
 
 
