@@ -1,5 +1,7 @@
 """Speed of one layer's decode step on the CPU: `python -m eval.speed [--contexts 8192] [--out FILE]`.
 
+With `--device cuda` as the first arguments, kernels and whole models on a GPU: the options are those of `eval.gpu`.
+
 Every variant passes a correctness gate against the fp64 reference first. Buffers of many layers are used in turn, so
 that the processor's cache does not hide memory traffic. Ratios are within one run; medians with p20 and p80.
 """
@@ -7,6 +9,7 @@ that the processor's cache does not hide memory traffic. Ratios are within one r
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -171,6 +174,11 @@ def measure(shape_name: str, context: int, dtype_name: str, keeps: Sequence[int]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print a table, write JSON."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:2] == ["--device", "cuda"]:
+        from .gpu.__main__ import main as main_on_gpu
+
+        return main_on_gpu(["--stages", "correctness", "kernels", "models", "prefill", *given[2:]])
     parser = argparse.ArgumentParser(prog="python -m eval.speed", description=__doc__)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["smollm2"])
     parser.add_argument("--contexts", nargs="+", type=int, default=[8192])
@@ -178,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--keep", nargs="+", type=int, default=[64, 256])
     parser.add_argument("--out", type=Path, help="write JSON here")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(given[2:] if given[:2] == ["--device", "cpu"] else given)
     cases = [(s, c, d) for s in options.shapes for c in options.contexts for d in options.dtypes]
     result: dict[str, Any] = {
         "schema": SCHEMA,

@@ -173,7 +173,7 @@ class SparseAttention:
         """N of every head, and of every query where it grows with what the query sees."""
         if self._growth is None:
             return self._n_keep
-        if mask is None and visible.shape[-1] == 1:
+        if mask is None and visible.shape[-1] == 1 and visible.device.type == "cpu":
             return budgets_of_row(self._n_keep, self._growth, self.rules.budgets.reference, keys)
         return self.rules.budgets.at(visible).movedim(0, 1)
 

@@ -124,7 +124,8 @@ def _read_by(plan: Plan) -> list[str]:
 def _path(model: Any) -> str:
     """What serves decode on this model's device, in words."""
     probe = torch.empty(1, 1, 1, 1, dtype=model.dtype, device=model.device)
-    return {"cpu": f"C++ kernels ({cpu.isa()})", "torch": "plain PyTorch"}[best_path(probe, probe, probe, None)]
+    words = {"cpu": f"C++ kernels ({cpu.isa()})", "torch": "plain PyTorch", "triton": "Triton kernels"}
+    return words[best_path(probe, probe, probe, None)]
 
 
 def _gate(model: Any, ids: torch.Tensor) -> dict[str, float]:

@@ -18,6 +18,8 @@ from .weights import cache_dir
 
 SCHEMA = "geosparse.breakeven/2"
 CONTEXTS = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
+# On a GPU a dense step takes as long as its launches up to contexts that a CPU needs milliseconds for.
+LONGER = (16384, 32768, 65536)
 KEPT = 64
 REPEATS = 15
 # Rotated, so that the processor's cache does not hold one layer's keys from step to step.
@@ -56,7 +58,7 @@ def calibrate(shape: Shape, selectors: tuple[Selector, ...] = ("topn", "lowbit")
     result: dict[str, int] = {}
     for selector in selectors:
         faster_from = NEVER
-        for context in reversed(CONTEXTS):
+        for context in reversed(CONTEXTS + (LONGER if shape.device.type == "cuda" else ())):
             dense, sparse = _times(shape, context, selector)
             if sparse > dense:
                 break

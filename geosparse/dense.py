@@ -67,7 +67,7 @@ def chunked_dense(
     """
     batch, heads, queries, _ = query.shape
     keys = key.shape[2]
-    rows = chunk_rows(batch, heads, keys)
+    rows = chunk_rows(batch, heads, keys, query.device)
     outputs = []
     for start in range(0, queries, rows):
         stop = min(start + rows, queries)

@@ -15,7 +15,7 @@ import torch
 def versions() -> dict[str, str]:
     """Versions of what decides the numbers."""
     found = {"python": platform.python_version()}
-    for package in ("geosparse", "torch", "transformers", "lm_eval"):
+    for package in ("geosparse", "torch", "triton", "transformers", "lm_eval"):
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

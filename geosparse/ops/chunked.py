@@ -11,15 +11,17 @@ from .selectors import Choice, Sight, choose, needs_index, reads_codes
 from .span import Span, Visibility, chunk_of, page_starts
 from .types import Attended, Keep, Selectors, Tails, keep_tensor, tail_flags
 
-# Scores of one chunk, bytes; a handful of tensors of this size are alive at once.
+# Scores of one chunk, bytes; a handful of tensors of this size are alive at once. A GPU needs larger ones to be busy.
 CHUNK_BYTES = 8 << 20
+CUDA_CHUNK_BYTES = 40 << 20
 # Causal rows of one chunk share their key range, so longer chunks score keys that nobody sees.
 MAX_CHUNK = 128
 
 
-def chunk_rows(batch: int, heads: int, keys: int) -> int:
-    """Queries per chunk such that the fp32 scores `[B, Hq, chunk, S]` stay within `CHUNK_BYTES`."""
-    return max(1, min(MAX_CHUNK, CHUNK_BYTES // (4 * batch * heads * keys)))
+def chunk_rows(batch: int, heads: int, keys: int, device: torch.device) -> int:
+    """Queries per chunk such that the fp32 scores `[B, Hq, chunk, S]` stay within the bytes of a chunk on `device`."""
+    most = CUDA_CHUNK_BYTES if device.type == "cuda" else CHUNK_BYTES
+    return max(1, min(MAX_CHUNK, most // (4 * batch * heads * keys)))
 
 
 def chunked_attention(
@@ -52,7 +54,7 @@ def chunked_attention(
     output = query.new_empty(batch, heads, queries, value.shape[-1])
     kept = torch.zeros(heads, dtype=torch.int64, device=query.device)
     budgets = keep_tensor(n_keep, query.device)
-    rows = chunk_rows(batch, heads, keys)
+    rows = chunk_rows(batch, heads, keys, query.device)
     key, value = key.float(), value.float()
     finish = logit_of(scaling, softcap)
     for start in range(0, queries, rows):
