@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ def raggedness(shape_name: str, context: int, dtype_name: str, plan: Plan, selec
                 # Each kind on a layer that was not read just before.
                 layer = layers[(repeat + place + len(layers) // 2 * (kind == "even")) % len(layers)]
                 run = ours_with(budgets, selector, "centroid", shape[2] ** -0.5)
-                spent[kind] += seconds(lambda run=run, layer=layer: run(layer))
+                spent[kind] += seconds(partial(run, layer))
         ratios.append(spent["ragged"] / spent["even"])
         totals.append(spent["ragged"])
     return {
@@ -79,7 +80,7 @@ def overhead() -> dict[str, float]:
         result = {}
         for selector in ("topn", "lowbit"):
             run = ours_with((64,) * 9, selector, "centroid", 0.125)
-            times = torch.tensor([seconds(lambda run=run: run(layer)) for _ in range(1000)])
+            times = torch.tensor([seconds(partial(run, layer)) for _ in range(1000)])
             result[selector] = float(times.median()) * 1e6
         return result
     finally:

@@ -1,5 +1,7 @@
 """Speed of one layer's decode step on the CPU: `python -m eval.speed [--contexts 8192] [--out FILE]`.
 
+With `--device cuda` as the first arguments, kernels and whole models on a GPU: the options are those of `eval.gpu`.
+
 Every variant passes a correctness gate against the fp64 reference first. Buffers of many layers are used in turn, so
 that the processor's cache does not hide memory traffic. Ratios are within one run; medians with p20 and p80.
 """
@@ -7,7 +9,9 @@ that the processor's cache does not hide memory traffic. Ratios are within one r
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,7 +38,7 @@ class Variant(NamedTuple):
     run: Callable[[Layer], torch.Tensor]
     bytes: int
     n_keep: int | None
-    selector: str | None
+    selector: Selector | None
 
 
 def variants_of(
@@ -47,17 +51,20 @@ def variants_of(
     scaling = dim**-0.5
 
     def sdpa(layer: Layer) -> torch.Tensor:
-        return torch.nn.functional.scaled_dot_product_attention(*layer, enable_gqa=heads != kv_heads)
+        attend = torch.nn.functional.scaled_dot_product_attention
+        output: torch.Tensor = attend(*layer, enable_gqa=heads != kv_heads)
+        return output
 
     def products(layer: Layer) -> torch.Tensor:
         query = layer.query.view(1, kv_heads, heads // kv_heads, dim)
         weights = (query @ layer.key.transpose(-1, -2) * scaling).softmax(-1)
-        return (weights @ layer.value).view(1, heads, 1, dim)
+        output: torch.Tensor = (weights @ layer.value).view(1, heads, 1, dim)
+        return output
 
     def ours(n: int, selector: Selector, tail: Tail) -> Callable[[Layer], torch.Tensor]:
         return ours_with((n,) * heads, selector, tail, scaling)
 
-    result = {
+    result: dict[str, Variant] = {
         "sdpa": Variant(sdpa, dense, None, None),
         "bmm": Variant(products, dense, None, None),
         "own dense": Variant(ours(context, "topn", "drop"), dense, context, "topn"),
@@ -79,7 +86,7 @@ def gate(layer: Layer, variant: Variant, scaling: float) -> float:
     """Largest difference from the fp64 reference; raises GeosparseError where rounding cannot explain it."""
     heads, context = layer.query.shape[1], layer.key.shape[2]
     n, selector = variant.n_keep or context, variant.selector or "topn"
-    tail = "centroid" if selector == "lowbit" or (selector == "topn" and n < context) else "renormalize"
+    tail: Tail = "centroid" if selector == "lowbit" or (selector == "topn" and n < context) else "renormalize"
     true = reference_attention(*layer, [n] * heads, tail=tail, scaling=scaling, selector=selector).output
     error = float((variant.run(layer).double() - true).abs().max())
     allowed = 64 * torch.finfo(torch.float32).eps + 4 * torch.finfo(layer.query.dtype).eps
@@ -105,7 +112,7 @@ def measure(shape_name: str, context: int, dtype_name: str, keeps: Sequence[int]
     for repeat in range(repeats or REPEATS):
         for name, variant in variants.items():
             layer = layers[repeat % len(layers)]
-            times[name].append(seconds(lambda run=variant.run, layer=layer: run(layer)))
+            times[name].append(seconds(partial(variant.run, layer)))
     sdpa, own = (float(torch.tensor(times[name]).median()) for name in ("sdpa", "own dense"))
     rows = []
     for name, variant in variants.items():
@@ -126,6 +133,11 @@ def measure(shape_name: str, context: int, dtype_name: str, keeps: Sequence[int]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print a table, write JSON."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:2] == ["--device", "cuda"]:
+        from .gpu.__main__ import main as main_on_gpu
+
+        return main_on_gpu(["--stages", "correctness", "kernels", "models", "prefill", *given[2:]])
     parser = argparse.ArgumentParser(prog="python -m eval.speed", description=__doc__)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["smollm2"])
     parser.add_argument("--contexts", nargs="+", type=int, default=[8192])
@@ -136,9 +148,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--plan", type=Path, help="also time this plan's budgets against even ones")
     parser.add_argument("--out", type=Path, help="write JSON here")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(given[2:] if given[:2] == ["--device", "cpu"] else given)
     cases = [(s, c, d) for s in options.shapes for c in options.contexts for d in options.dtypes]
-    result = {
+    result: dict[str, Any] = {
         "schema": SCHEMA,
         "device": f"{device_name('cpu')}, {torch.get_num_threads()} threads, {cpu.isa()}",
         "read_gb_per_second": bandwidth() / 1e9,

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 
 from .architecture import Terms, dense_attention
-from .ops import Attended, Span
+from .ops import Attended, Span, triton
 
 BLOCK = 64
 # Chosen key tokens per kept token of the group's largest budget.
@@ -38,6 +38,9 @@ def block_attention(
     """
     (batch, heads, queries, _), (kv_heads, keys) = query.shape, key.shape[1:3]
     groups = heads // kv_heads
+    if query.is_cuda and triton.supports(query, key, value, None):
+        each = [-(-OVERSAMPLE * max(n_keep[head : head + groups]) // BLOCK) for head in range(0, heads, groups)]
+        return triton.block_prefill(query, key, value, span.starts(batch), each, BLOCK, **vars(terms))
     output = query.new_zeros(batch, heads, queries, value.shape[-1])
     kept = torch.zeros(heads, dtype=torch.int64, device=query.device)
     for row, first in enumerate(span.starts(batch)):

@@ -6,15 +6,16 @@ from collections.abc import Callable
 
 import torch
 
-from . import memory
+from . import cpu, memory, triton
 from .budget import Budgets, budgets_of_row
 from .chunked import chunked_attention
-from .cpu import cpu_attention, remember_value_sum, supports
+from .cpu import cpu_attention, remember_value_sum
 from .index import PAGE, IndexSlot, KeyIndex, remember_index
 from .reference import reference_attention
 from .select import top_n
 from .selectors import needs_index
 from .span import Span, Visibility, causal_mask, dense_mask, span_of, visible_rows
+from .triton import triton_attention
 from .types import INDEXED, SELECTORS, TAILS, Attended, Selector, Selectors, Tail, Tails, check_selector
 
 # Name -> attention path; all take the arguments of `reference_attention`.
@@ -22,12 +23,15 @@ PATHS: dict[str, Callable[..., Attended]] = {
     "reference": reference_attention,
     "torch": chunked_attention,
     "cpu": cpu_attention,
+    "triton": triton_attention,
 }
 
 
 def best_path(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor | None) -> str:
     """The name of the fastest path that takes these tensors."""
-    return "cpu" if supports(query, key, value, bias) else "torch"
+    if query.is_cuda:
+        return "triton" if triton.supports(query, key, value, bias) else "torch"
+    return "cpu" if cpu.supports(query, key, value, bias) else "torch"
 
 
 __all__ = [
@@ -60,5 +64,6 @@ __all__ = [
     "remember_value_sum",
     "span_of",
     "top_n",
+    "triton_attention",
     "visible_rows",
 ]

@@ -52,7 +52,7 @@ def prefill(
     # Coded keys of all heads where all are coded, so that there is one product.
     scored = index.decoded(keys, dim) if index is not None and len(coded) == heads else key
     coarse = index.decoded(keys, dim) if index is not None and 0 < len(coded) < heads else None
-    rows = chunk_rows(batch, heads, keys)
+    rows = chunk_rows(batch, heads, keys, query.device)
     buffer = value.new_empty(batch * heads * min(rows, queries) * keys)
     # Adding up one kept row of values costs about four times what a matrix product spends on any row.
     most = budgets.amax(-1).clamp_max(keys).sum() // budgets.shape[0]

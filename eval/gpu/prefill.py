@@ -1,0 +1,52 @@
+"""Prefill of one layer: in blocks, and exact, against the dense kernel that is here."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+
+from geosparse.architecture import Terms
+from geosparse.block import block_attention
+from geosparse.ops import Span, triton_attention
+
+from . import timing
+from .baselines import dense_prefill
+from .shapes import DTYPE, SHAPES, budgets_of
+
+# Exact prefill is a reference mode; longer prompts would take the whole budget of a session.
+EXACT_MOST = 16384
+
+
+def measure(name: str, context: int, density: float) -> dict[str, Any]:
+    """Times and extra memory of one prompt of `context` tokens."""
+    shape, device = SHAPES[name], timing.gpu()
+    generator = torch.Generator(device).manual_seed(0)
+    query = torch.randn(1, shape.heads, context, shape.dim, generator=generator, device=device, dtype=DTYPE)
+    key, value = (
+        torch.randn(1, shape.kv_heads, context, shape.dim, generator=generator, device=device, dtype=DTYPE)
+        for _ in range(2)
+    )
+    n_keep = budgets_of(shape.heads, context, density)[0].tolist()
+    terms = Terms(shape.dim**-0.5, None, None)
+    runs = {
+        "dense": partial(dense_prefill, query, key, value),
+        "block": partial(block_attention, query, key, value, n_keep, Span(), terms),
+    }
+    if context <= EXACT_MOST:
+        runs["exact"] = partial(triton_attention, query, key, value, n_keep, tail="renormalize", scaling=terms.scaling)
+    rows: dict[str, Any] = {}
+    for mode, run in runs.items():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        found = run()
+        extra = torch.cuda.max_memory_allocated() - before - query.numel() * query.element_size()
+        rows[mode] = {"extra_bytes": max(0, extra)}
+        if mode == "block":
+            seen = shape.heads * context * (context + 1) / 2
+            rows[mode]["read"] = float(found.kept.sum()) / seen
+        del found
+        rows[mode]["us"] = timing.microseconds([run], graphed=False)
+        rows[mode]["over_dense"] = rows["dense"]["us"]["p50"] / rows[mode]["us"]["p50"]
+    return {"shape": name, "context": context, "density": density, "rows": rows}

@@ -1,0 +1,60 @@
+"""`geosparse generate`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from ..errors import GeosparseError
+from .shared import Add, Options, add_model, load, load_plan, show
+
+WHAT = "write text with the sparse model"
+EXAMPLE = "smollm2-135m --plan plan.json --prompt 'Why is the sky blue?' --chat"
+DENSE_HELP = "decode densely below so many tokens, or where `doctor --calibrate` measured that to be faster: measured"
+
+
+def arguments(add: Add) -> None:
+    """The flags."""
+    add_model(add)
+    add("--plan", type=Path, help="plan to apply; without it the dense model writes")
+    add("--prompt", required=True, help="text to continue; - reads standard input")
+    add("--chat", action="store_true", help="put the prompt into the tokenizer's chat template")
+    add("--max-new-tokens", type=int, default=128, help="at most so many tokens (128)")
+    add("--prefill", default="exact", help="the prompt: exact (each token by the plan, default), dense or block")
+    add("--dense-below", type=_tokens_or_measured, default=0, help=DENSE_HELP)
+
+
+def run(options: Options) -> None:
+    """Write as the tokens come; what was kept goes to standard error."""
+    from ..generate import generate
+
+    plan = load_plan(options.plan)
+    model, tokenizer = load(options)
+    prompt = _read_prompt() if options.prompt == "-" else options.prompt
+    serving = {"prefill": options.prefill, "dense_below": options.dense_below}
+    result = generate(
+        model, tokenizer, prompt, plan, options.max_new_tokens, chat=options.chat, stream=not options.json, **serving
+    )
+    if options.json:
+        show(options, result, "")
+    elif plan is not None:
+        print(
+            f"[{result['new_tokens']} tokens, density {result['density']:.4f}]",
+            *result["notes"],
+            sep="\n",
+            file=sys.stderr,
+        )
+
+
+def _read_prompt() -> str:
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise GeosparseError("Standard input is not UTF-8 text: give a prompt in UTF-8.") from error
+
+
+def _tokens_or_measured(text: str) -> int | str:
+    if text == "measured" or text.isdecimal():
+        return text if text == "measured" else int(text)
+    raise argparse.ArgumentTypeError(f"a whole number of tokens, or measured, found {text!r}")

@@ -1,0 +1,111 @@
+"""`geosparse plan`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..artifact import check_writable
+from ..errors import GeosparseError
+from .shared import DEFAULT_MODEL, MODEL_HELP, TEXT_HELP, Add, Options, show
+
+if TYPE_CHECKING:
+    from ..plan import Plan
+    from ..profile import Profile
+
+WHAT = "choose how many tokens each head keeps"
+EXAMPLE = (
+    "p.safetensors --mean-keep 32 --policy fisher --tail centroid --out plan.json\n"
+    "  geosparse plan --diff plan.json other.json"
+)
+POLICY_HELP = (
+    "fisher (default), output_error, mass, separability, entropy, regime, uniform, or a control: permuted, random"
+)
+SELECTOR_HELP = "how tokens are found: topn (default), lowbit, paged, paged+lowbit, sink_recent, or auto (with --bytes)"
+PLANNING = ("policy", "tail", "seed", "density", "length", "selector", "share_kv")
+"""Options that `make_plan` takes under the same name, where given."""
+BESIDE_DIFF = {"command", "run", "rest", "json", "diff"}
+
+
+def arguments(add: Add) -> None:
+    """The flags."""
+    add("profile", type=Path, nargs="?", help="profile from `geosparse profile`")
+    add("--mean-keep", type=float, help="tokens kept per head, on average")
+    add("--density", type=float, help="instead of --mean-keep: the same as a fraction of the length")
+    add("--bytes", type=float, help="instead of --mean-keep: bytes that a decode step reads of the cache, modelled")
+    add("--tolerance", type=float, help="instead: the smallest budget within this relative loss increase, e.g. 0.01")
+    add("--model", help=f"for --tolerance, the model to measure: {MODEL_HELP}")
+    add("--text", help=f"for --tolerance, text to search on (pydoc:planning): {TEXT_HELP}")
+    add("--verify-text", help="for --tolerance, text to verify on, used for nothing else (pydoc:test)")
+    add("--windows", type=int, help="for --tolerance, windows to search on, and twice as many to verify (8)")
+    add("--length", type=int, help="context to plan for, tokens (the longest of the profile)")
+    add("--selector", help=SELECTOR_HELP)
+    add("--share-kv", action="store_true", default=None, help="the heads of one KV group keep the same tokens")
+    add("--policy", help=POLICY_HELP)
+    add("--tail", help="what stands for the rest: centroid, renormalize, drop, or best (default): the best per head")
+    add("--seed", type=int, help="seed of the controls (0)")
+    add("--out", type=Path, help="plan to write, .json")
+    add("--diff", type=Path, nargs=2, metavar="PLAN", help="make no plan: how do two plans for one model differ")
+
+
+def run(options: Options) -> None:
+    """Make a plan and write it, or compare two."""
+    from ..inspection import describe_plan
+    from ..planner import make_plan
+    from ..profile import Profile
+
+    if options.diff is not None:
+        return _diff(options)
+    for name, given in (("PROFILE", options.profile), ("--out", options.out)):
+        if given is None:
+            raise GeosparseError(f"geosparse plan needs {name}: geosparse plan PROFILE --mean-keep 32 --out plan.json.")
+    chosen = {name: value for name in PLANNING if (value := getattr(options, name)) is not None}
+    profile = Profile.load(options.profile)
+    if options.tolerance is None:
+        plan = make_plan(profile, options.mean_keep, bytes_read=options.bytes, **chosen)
+    else:
+        plan = _within_tolerance(options, profile, chosen)
+    plan.save(options.out)
+    data, text = describe_plan(plan)
+    show(options, data | {"out": str(options.out)}, f"{text}\nWrote {options.out}.")
+
+
+def _within_tolerance(options: Options, profile: Profile, chosen: dict[str, Any]) -> Plan:
+    from ..models import load_model
+    from ..planner import make_plan
+    from ..text import load_texts, token_windows
+    from ..tolerance import plan_within
+
+    if any(getattr(options, name) is not None for name in ("mean_keep", "density", "bytes")):
+        raise GeosparseError("--tolerance finds the budget itself: leave out --mean-keep, --density and --bytes.")
+    check_writable(options.out)
+    search, verify = (
+        load_texts(text) for text in (options.text or "pydoc:planning", options.verify_text or "pydoc:test")
+    )
+    if search == verify:
+        raise GeosparseError("--text and --verify-text are the same: verify on text that was not searched on.")
+    model, tokenizer = load_model(options.model or DEFAULT_MODEL)
+    profile.check(model)
+    length, count = options.length or profile.length, options.windows or 8
+    return plan_within(
+        model,
+        lambda mean_keep: make_plan(profile, mean_keep, **chosen),
+        options.tolerance,
+        token_windows(tokenizer, search, length, count),
+        token_windows(tokenizer, verify, length, 2 * count),
+        show_progress=True,
+        say=lambda line: print(line, file=sys.stderr),
+    )
+
+
+def _diff(options: Options) -> None:
+    from ..comparison import compare_plans, describe_comparison
+    from ..plan import Plan
+
+    for name, value in vars(options).items():
+        if value is not None and name not in BESIDE_DIFF:
+            flag = "a profile" if name == "profile" else f"--{name.replace('_', '-')}"
+            raise GeosparseError(f"--diff compares two plans and makes none: leave out {flag}.")
+    data = compare_plans(*map(Plan.load, options.diff))
+    show(options, data, describe_comparison(data))

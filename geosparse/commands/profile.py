@@ -1,0 +1,55 @@
+"""`geosparse profile`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..artifact import check_writable
+from ..errors import GeosparseError
+from .shared import TEXT_HELP, Add, Options, add_model, load, show, whole_numbers, words
+
+WHAT = "measure every head's token selection on a text"
+EXAMPLE = "smollm2-135m --text book.txt --length 1024 --windows 4 --out p.safetensors"
+
+
+def arguments(add: Add) -> None:
+    """The flags."""
+    add_model(add)
+    add("--text", default="pydoc:calibration", help=TEXT_HELP)
+    add("--length", type=int, help="tokens per window (1024)")
+    add("--lengths", type=whole_numbers, help="several lengths instead, shortest first, e.g. 512,1024,2048,4096")
+    add("--windows", type=int, default=4, help="windows of the shortest length, evenly spaced over the text (4)")
+    add("--selectors", type=words, default=("topn",), help="selectors to measure: topn (default), lowbit, paged, ...")
+    add("--queries", type=int, default=64, help="query positions sampled per window (64)")
+    add("--one-pass", action="store_true", help="leave out what heads' errors do to each other: faster, worse plans")
+    add("--seed", type=int, default=0, help="seed of the sampling (0)")
+    add("--out", type=Path, required=True, help="profile to write, .safetensors")
+
+
+def run(options: Options) -> None:
+    """Measure, or go on measuring, and write the profile."""
+    from ..inspection import describe_profile
+    from ..parts import process_rank
+    from ..profiler import ProfileConfig, profile_to_file
+    from ..text import load_texts
+
+    if options.length is not None and options.lengths is not None:
+        raise GeosparseError("--length is one length and --lengths several: give one of the two.")
+    config = ProfileConfig(
+        windows=options.windows,
+        queries=options.queries,
+        seed=options.seed,
+        lengths=options.lengths or (options.length or 1024,),
+        selectors=options.selectors,
+        second_pass=not options.one_pass,
+    )
+    check_writable(options.out)
+    texts = load_texts(options.text)
+    model, tokenizer = load(options)
+    profile = profile_to_file(options.out, model, tokenizer, texts, config, show_progress=True)
+    rank, processes = process_rank()
+    if rank:
+        return
+    data, text = describe_profile(profile)
+    shared = f", {processes} processes sharing the windows" if processes > 1 else ""
+    show(options, data | {"out": str(options.out), "processes": processes}, f"{text}\nWrote {options.out}{shared}.")

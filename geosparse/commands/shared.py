@@ -1,0 +1,67 @@
+"""What several commands share: how models, texts and plans are named, loaded and shown."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..artifact import dump_json
+
+if TYPE_CHECKING:
+    from ..plan import Plan
+
+Options = argparse.Namespace
+CONTROLS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)], "\ufffd")
+"""All control characters but the tab and the end of a line."""
+Add = Callable[..., object]
+"""`ArgumentParser.add_argument` of the command's own parser."""
+
+DEFAULT_MODEL = "smollm2-135m"
+MODEL_HELP = "folder, .gguf file, hub id owner/name, or alias: smollm2-135m (default), gemma3-270m"
+TEXT_HELP = ".txt or .jsonl file, hf:owner/name[:split], or pydoc:calibration|planning|test (embedded)"
+
+
+def add_model(add: Add) -> None:
+    """The model's name and where to put it."""
+    add("model", nargs="?", default=DEFAULT_MODEL, help=MODEL_HELP)
+    add("--dtype", default="float32", help="float32 (default), bfloat16, float16 or auto")
+    add("--device", help="where to put the model, e.g. cuda (default: cpu)")
+
+
+def load(options: Options) -> tuple[Any, Any]:
+    """The model and tokenizer that `add_model` let the user name."""
+    from ..models import load_model
+
+    return load_model(options.model, dtype=options.dtype, device=options.device)
+
+
+def load_plan(path: Path | None) -> Plan | None:
+    """The plan, where the user gave one."""
+    from ..plan import Plan
+
+    return None if path is None else Plan.load(path)
+
+
+def show(options: Options, data: Any, text: str) -> None:
+    """Print a result: JSON with `--json`, else words."""
+    print(dump_json(data) if options.json else printable(text), end="" if options.json else "\n")
+
+
+def printable(text: str) -> str:
+    """`text` without what a terminal would obey: names in a file from elsewhere may hold escape sequences."""
+    return text.translate(CONTROLS)
+
+
+def words(text: str) -> tuple[str, ...]:
+    """Words with commas between them."""
+    return tuple(text.split(","))
+
+
+def whole_numbers(text: str) -> tuple[int, ...]:
+    """Whole numbers with commas between them."""
+    try:
+        return tuple(int(word) for word in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"whole numbers with commas between them, found {text!r}") from None

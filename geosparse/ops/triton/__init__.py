@@ -1,0 +1,135 @@
+"""CUDA path: kernels in Triton for decode and block prefill. They also run in triton's interpreter, on CPU tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+
+from ..chunked import chunked_attention
+from ..cpu.decode import value_sum_of
+from ..index import index_of
+from ..selectors import needs_index
+from ..span import Span, Visibility, page_starts
+from ..types import Attended, Keep, Selectors, Tails, Word, per_head
+from .decode import Keys, decode, passes_of
+from .library import runs_on
+from .prefill import block_prefill
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+MAX_DIM = 256
+MAX_GROUP = 32  # heads in a word
+
+
+def supports(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor | None) -> bool:
+    """Whether `triton_attention` takes these tensors; autograd and an additive bias stay with the torch path."""
+    tensors = (query, key, value)
+    return (
+        bias is None
+        and all(tensor.device == query.device and tensor.dtype == query.dtype for tensor in tensors)
+        and query.dtype in DTYPES
+        and max(query.shape[-1], value.shape[-1]) <= MAX_DIM
+        and query.shape[1] <= MAX_GROUP * key.shape[1]
+        and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
+        and runs_on(query.device)
+    )
+
+
+def triton_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    n_keep: Keep,
+    *,
+    tail: Tails,
+    scaling: float,
+    selector: Selectors = "topn",
+    share_kv: bool = False,
+    mask: Visibility | None = None,
+    bias: torch.Tensor | None = None,
+    softcap: float | None = None,
+    sink: torch.Tensor | None = None,
+) -> Attended:
+    """`reference_attention` (same arguments, same meaning) for one query per row; `bias` must be None.
+
+    Several queries (exact prefill is a reference mode: no kernel makes a top-N for each query cheap), masks with holes
+    and shared selections stay with the torch path.
+    """
+    batch, heads, queries, _ = query.shape
+    visibility = Span() if mask is None else mask
+    if queries > 1 or share_kv or isinstance(visibility, torch.Tensor):
+        return chunked_attention(
+            query,
+            key,
+            value,
+            n_keep,
+            tail=tail,
+            scaling=scaling,
+            selector=selector,
+            share_kv=share_kv,
+            mask=mask,
+            softcap=softcap,
+            sink=sink,
+        )
+    passes = passes_of(heads, _hashable(tail), _hashable(selector), query.device)
+    first, length = _rows(visibility, batch, key.shape[2], query.device)
+    keys = Keys(key, value, first, length)
+    if needs_index(selector):
+        keys = _indexed(keys, page_starts(visibility, batch))
+    if "centroid" in per_head(tail, heads):
+        keys = keys._replace(value_sum=_value_sum(value, visibility))
+    output, kept = decode(query[:, :, 0], keys, _budgets(n_keep, query.device), passes, scaling, softcap, sink)
+    return Attended(output[:, :, None], kept.sum(0, dtype=torch.int64))
+
+
+def _hashable(words: Word | Sequence[Word]) -> Word | tuple[Word, ...]:
+    return words if isinstance(words, str | tuple) else tuple(words)
+
+
+def _rows(span: Span, batch: int, keys: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first key that the last query of each row sees and the one behind the last, int32 `[B]`."""
+    first = _numbers(span.starts(batch), device)
+    length = torch.full((batch,), keys, dtype=torch.int32, device=device)
+    if span.window is not None:
+        first = torch.maximum(first, length - span.window)
+    return torch.minimum(first, length), length
+
+
+@lru_cache(maxsize=4096)
+def _numbers(numbers: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """int32 on the device; the same few tuples come back at every token."""
+    return torch.tensor(numbers, dtype=torch.int32).to(device)
+
+
+def _budgets(n_keep: Keep, device: torch.device) -> torch.Tensor:
+    """int32 `[B or 1, Hq]`."""
+    if isinstance(n_keep, torch.Tensor):
+        return n_keep[..., 0].to(device, torch.int32).contiguous()
+    return _numbers(tuple(n_keep), device)[None]
+
+
+def _indexed(keys: Keys, first: tuple[int, ...]) -> Keys:
+    """`keys` with their index, which is brought up to date."""
+    index = index_of(keys.key, first)
+    if index.low.dim() == 4:
+        return keys._replace(low=index.low, high=index.high, codes=index.codes)
+    batch, kv_heads = keys.key.shape[:2]
+    empty = keys.first.new_zeros(batch, kv_heads, 1, 16, dtype=torch.float16)
+    return keys._replace(
+        low=empty, high=empty, codes=keys.first.new_zeros(batch, kv_heads, 1, 2, 16, 4, dtype=torch.uint8)
+    )
+
+
+def _value_sum(value: torch.Tensor, span: Span) -> torch.Tensor:
+    """Sum of the visible values `[B, Hkv, Dv]`: the remembered one, or else read off."""
+    batch, _, keys, _ = value.shape
+    if span.window is None:
+        known = value_sum_of(value, span.starts(batch))
+        if known is not None:
+            return known.contiguous()
+    seen = span.mask(1, keys, value.device)[:, 0, 0, :, None]
+    return torch.where(seen[:, None], value, 0.0).sum(-2, dtype=torch.float32)
+
+
+__all__ = ["block_prefill", "supports", "triton_attention"]

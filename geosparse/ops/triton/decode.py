@@ -1,0 +1,154 @@
+"""One query per row over a cache: which stages a selector takes, and what goes between them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+
+from ..selectors.paged_lowbit import OVERSAMPLE
+from ..types import TAILS, Selector, Selectors, Tail, Tails, per_head
+from . import operators, stages
+
+FACTORS: dict[Selector, int] = {"paged": 1, "paged+lowbit": OVERSAMPLE}
+CODED: frozenset[Selector] = frozenset({"lowbit", "paged+lowbit"})
+
+
+class Keys(NamedTuple):
+    """What is visible of a cache, and what is known of it; everything on the device.
+
+    Attributes:
+        key: `[B, Hkv, S, D]`; S is the capacity, places behind `length` are never read.
+        value: `[B, Hkv, S, Dv]`.
+        first: int32 `[B]`, the first visible key of each row, where its pages start.
+        length: int32 `[B]`, the one behind the last.
+        low, high, codes: Of a KeyIndex of 4 bits; None where no selector reads it.
+        value_sum: `[B, Hkv, Dv]`, of the visible values; None where no tail is the centroid.
+    """
+
+    key: torch.Tensor
+    value: torch.Tensor
+    first: torch.Tensor
+    length: torch.Tensor
+    low: torch.Tensor | None = None
+    high: torch.Tensor | None = None
+    codes: torch.Tensor | None = None
+    value_sum: torch.Tensor | None = None
+
+
+class Pass(NamedTuple):
+    """The heads of one layer that share a selector.
+
+    Attributes:
+        selector: Theirs.
+        served: int32 `[Hq]`, 1 for these heads.
+        tails: int32 `[Hq]`, places in TAILS.
+        mass: Whether a tail of theirs needs the mass of what is not kept.
+    """
+
+    selector: Selector
+    served: torch.Tensor
+    tails: torch.Tensor
+    mass: bool
+
+
+@lru_cache(maxsize=4096)
+def passes_of(heads: int, tail: Tails, selector: Selectors, device: torch.device) -> tuple[Pass, ...]:
+    """The passes of a layer whose heads have these tails and selectors (words or tuples of them)."""
+    tails: list[Tail] = per_head(tail, heads)
+    words: list[Selector] = per_head(selector, heads)
+    places = torch.tensor([TAILS.index(word) for word in tails], dtype=torch.int32).to(device)
+    return tuple(
+        Pass(
+            word,
+            torch.tensor([other == word for other in words], dtype=torch.int32).to(device),
+            places,
+            any(tail != "renormalize" for tail, other in zip(tails, words, strict=True) if other == word),
+        )
+        for word in sorted(set(words))
+    )
+
+
+def decode(
+    query: torch.Tensor,
+    keys: Keys,
+    budgets: torch.Tensor,
+    passes: Sequence[Pass],
+    scaling: float,
+    softcap: float | None = None,
+    sink: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sparse attention of one query per row; nothing in it waits for the device.
+
+    Args:
+        query: `[B, Hq, D]`.
+        keys: What it attends to.
+        budgets: int32 `[B or 1, Hq]`, contiguous.
+        passes: From `passes_of`.
+        scaling, softcap: Of the logits.
+        sink: `[Hq]` logits of a token that has no value.
+
+    Returns:
+        `[B, Hq, Dv]` in the dtype of `query`, and the tokens each head kept, int32 `[B, Hq]`.
+    """
+    results = [_serve(query, keys, budgets, each, scaling, softcap, sink) for each in passes]
+    output, kept = results[0]
+    for each, (other, count) in zip(passes[1:], results[1:], strict=True):
+        mine = each.served.bool()
+        output, kept = torch.where(mine[:, None], other, output), torch.where(mine, count, kept)
+    return output, kept
+
+
+def dense(
+    query: torch.Tensor, keys: Keys, scaling: float, softcap: float | None = None, sink: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Dense attention `[B, Hq, Dv]` by the same kernel, over every visible token."""
+    tails = passes_of(query.shape[1], "drop", "topn", query.device)[0].tails
+    run = operators.operator(stages.attend, query)
+    output: torch.Tensor = run(query, keys.key, keys.value, keys.first, keys.length, tails, scaling, softcap, sink)[0]
+    return output
+
+
+def _serve(
+    query: torch.Tensor,
+    keys: Keys,
+    budgets: torch.Tensor,
+    served: Pass,
+    scaling: float,
+    softcap: float | None,
+    sink: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`decode` of one pass."""
+    rows, logit = (keys.first, keys.length), (scaling, softcap)
+    run = {stage: operators.operator(stage, query) for stage in operators.STAGES}
+    kv_heads, capacity = keys.key.shape[1:3]
+    coded = (keys.low, keys.high, keys.codes) if served.selector in CODED else (None, None, None)
+    value_sum = keys.value_sum if served.mass else None
+    factor = FACTORS.get(served.selector)
+    found: dict[str, Any]
+    if factor is not None:
+        bounds = run[stages.score_pages](query, keys.low, keys.high, *rows, capacity, *logit, served.mass)
+        chosen = run[stages.select](bounds[0], budgets, *rows, kv_heads, factor)
+        pages, words, count, far = run[stages.list_pages](bounds, chosen, *rows, served.served, kv_heads)
+        scores = run[stages.score_tokens](query, keys.key, *rows, *logit, *coded, pages, words, count)
+        chosen = run[stages.select](scores, budgets, *rows, kv_heads, 0, count)
+        found = {"entries": pages, "words": words, "count": count, "scores": scores, "chosen": chosen}
+        found["known"] = served.selector == "paged"
+    else:
+        scores = chosen = None
+        if served.selector != "sink_recent" or served.mass:
+            scores = run[stages.score_tokens](query, keys.key, *rows, *logit, *coded)
+        if served.selector != "sink_recent":
+            chosen = run[stages.select](scores, budgets, *rows, kv_heads)
+        tokens, words, count, far = run[stages.list_tokens](
+            scores, chosen, *rows, budgets, served.served, kv_heads, capacity, served.mass
+        )
+        exact = scores is not None and served.selector not in CODED
+        found = {"entries": tokens, "words": words, "count": count, "scores": scores if exact else None, "known": exact}
+    far = far if served.mass else None
+    result: tuple[torch.Tensor, torch.Tensor] = run[stages.attend](
+        query, keys.key, keys.value, *rows, served.tails, *logit, sink, value_sum, far=far, **found
+    )
+    return result

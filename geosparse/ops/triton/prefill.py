@@ -1,0 +1,115 @@
+"""Several queries at once in blocks (see `geosparse.block`): bounds and choices per KV group, then one kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ..types import Attended
+from .library import precision
+from .stages import launch, width_of
+
+TILE = 64  # key blocks whose bounds a program scores
+
+
+def block_prefill(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    first: Sequence[int],
+    wanted: Sequence[int],
+    block: int,
+    *,
+    scaling: float,
+    softcap: float | None = None,
+    sink: torch.Tensor | None = None,
+) -> Attended:
+    """Attention of several queries within chosen key blocks, renormalised over them.
+
+    Args:
+        query: `[B, Hq, T, D]`.
+        key: `[B, Hkv, S, D]`.
+        value: `[B, Hkv, S, Dv]`.
+        first: Of each row the first key that is not padding.
+        wanted: Per KV head, how many blocks a block of queries chooses besides the first and the last ones.
+        block: Tokens of a block, a power of two from 16 on.
+        scaling, softcap, sink: Of the logits.
+
+    Returns:
+        Output `[B, Hq, T, Dv]` in the dtype of `query`, and the tokens attended to per query head, summed.
+    """
+    from .kernels.blocks import attend_blocks
+
+    (batch, heads, queries, dim), (_, kv_heads, keys, value_dim) = query.shape, value.shape
+    starts = torch.tensor(list(first), dtype=torch.int32).to(query.device)
+    low, high = _bounds(key, first, block)
+    query, key, value = (part if part.stride(-1) == 1 else part.contiguous() for part in (query, key, value))
+    picks, counts = _choose(query, low, high, starts, keys, wanted, block)
+    output = query.new_zeros(batch, heads, queries, value_dim)
+    query_blocks = counts.shape[-1]
+    launch(
+        attend_blocks, (query_blocks, batch * heads),
+        query, key, value, starts, picks, counts, starts if sink is None else sink, output,
+        queries, keys, scaling, softcap or 1.0, *query.stride()[:3], *key.stride()[:3], *value.stride()[:3],
+        query_blocks, picks.shape[-1],
+        KV=kv_heads, G=heads // kv_heads, D=dim, DV=value_dim, DP=width_of(dim), DVP=width_of(value_dim),
+        ROWS=block, CAPPED=softcap is not None, SUNK=sink is not None, PRECISION=precision(key.dtype),
+    )  # fmt: skip
+    return Attended(output, _tokens_read(counts, starts, queries, keys, block).repeat_interleave(heads // kv_heads))
+
+
+def _choose(
+    query: torch.Tensor,
+    low: torch.Tensor,
+    high: torch.Tensor,
+    first: torch.Tensor,
+    keys: int,
+    wanted: Sequence[int],
+    block: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The key blocks that each block of queries chose, int32 `[B, Hkv, Tb, n]` ascending, and how many."""
+    from .kernels.blocks import score_blocks
+
+    (batch, heads, queries, dim), (_, kv_heads, key_blocks, _) = query.shape, low.shape
+    query_blocks = -(-queries // block)
+    scores = query.new_empty(batch, kv_heads, query_blocks, key_blocks, dtype=torch.float32)
+    launch(
+        score_blocks, (batch * kv_heads, query_blocks, -(-key_blocks // TILE)),
+        query, low, high, first, scores,
+        queries, keys, *query.stride()[:3], *low.stride()[:2], query_blocks, key_blocks,
+        KV=kv_heads, G=heads // kv_heads, D=dim, DP=width_of(dim),
+        BLOCK=block, TILE=TILE, PRECISION=precision(low.dtype),
+    )  # fmt: skip
+    best = scores.topk(min(max(wanted) + 1, key_blocks), dim=-1)
+    allowed = torch.tensor(list(wanted), device=query.device)[None, :, None, None] + 1
+    chosen = (best.values > -torch.inf) & (torch.arange(best.values.shape[-1], device=query.device) < allowed)
+    picks = torch.where(chosen, best.indices, key_blocks).sort(-1).values
+    return picks.to(torch.int32), chosen.sum(-1, dtype=torch.int32)
+
+
+def _bounds(key: torch.Tensor, first: Sequence[int], block: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Smallest and largest key per channel of each whole block `[B, Hkv, Sb, D]`, blocks counted from `first` on."""
+    batch, kv_heads, keys, dim = key.shape
+    low, high = key.new_zeros(2, batch, kv_heads, max(1, (keys - min(first)) // block), dim).unbind()
+    for start in set(first):
+        rows = [row for row, other in enumerate(first) if other == start] if len(set(first)) > 1 else slice(None)
+        count = (keys - start) // block
+        if count:
+            seen = key[rows, :, start : start + count * block]
+            blocks = seen.reshape(len(seen), kv_heads, count, block, dim)
+            low[rows, :, :count], high[rows, :, :count] = blocks.amin(3), blocks.amax(3)
+    return low, high
+
+
+def _tokens_read(counts: torch.Tensor, first: torch.Tensor, queries: int, keys: int, block: int) -> torch.Tensor:
+    """Tokens that the queries of each KV head attended to, int64 `[Hkv]`."""
+    place = torch.arange(queries, device=counts.device)
+    hidden = (first - (keys - queries)).clamp(0, queries)[:, None]
+    row = place - hidden  # of the queries that are not padding
+    token = (keys - first)[:, None] - (queries - hidden) + row
+    start = token - row % block  # the token of the first query of the block
+    near = torch.where(row >= 0, token + 1 - start // block * block, 0).sum()
+    blocks = (row.clamp_min(0) // block)[:, None].expand(-1, counts.shape[1], -1)
+    far = counts.long().gather(2, blocks) * block * (row >= 0)[:, None]
+    return near + far.sum((0, 2))

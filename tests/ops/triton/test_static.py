@@ -1,0 +1,125 @@
+"""What a CUDA graph asks of decode, checked without one: no host reads, the same launches whatever the lengths."""
+
+import inspect
+
+import pytest
+import torch
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from geosparse.ops import SELECTORS, triton
+from geosparse.ops.triton import buffers, stages
+from geosparse.ops.triton.buffers import LayerBuffers, Rows
+from geosparse.ops.triton.decode import decode, passes_of
+
+from .material import DEVICE, needs_kernels, tensors
+
+pytestmark = needs_kernels
+
+
+class NoHostReads(TorchDispatchMode):
+    """Raises where a value leaves the device."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.name()
+        assert name not in ("aten::_local_scalar_dense", "aten::is_nonzero", "aten::equal", "aten::nonzero"), name
+        moved = name == "aten::_to_copy" and (kwargs or {}).get("device") not in (None, args[0].device)
+        assert not moved, "a copy to another device"
+        return func(*args, **(kwargs or {}))
+
+
+def step(layer, query, budgets, passes):
+    """What one captured step does in a layer."""
+    layer.rows.advance_()
+    layer.append(query[:, :2, None], query[:, 2:4, None])
+    return decode(query, layer.keys, budgets, passes, 0.1)
+
+
+def material(lengths, capacity=200):
+    layer = LayerBuffers(Rows.of([0, 3], lengths, DEVICE), capacity, 2, 64, 64, torch.float32)
+    query = torch.randn(2, 4, 64, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    return layer, query, torch.tensor([[3, 9, 17, 30]], dtype=torch.int32, device=DEVICE)
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """Every launch: kernel, grid, and all arguments that are no tensors."""
+    seen = []
+
+    def record(kernel, grid, *args, **constants):
+        numbers = [arg if not isinstance(arg, torch.Tensor) else (arg.dtype, arg.shape) for arg in args]
+        seen.append((kernel.fn if hasattr(kernel, "configs") else kernel, grid, numbers, sorted(constants.items())))
+
+    for module in (stages, buffers, triton.prefill):
+        monkeypatch.setattr(module, "launch", record)
+    return seen
+
+
+@pytest.mark.parametrize("selector", SELECTORS)
+def test_launches_do_not_depend_on_what_is_in_the_buffers(launches, selector):
+    found = []
+    for lengths in ([17, 20], [99, 160]):
+        layer, query, budgets = material(lengths)
+        with NoHostReads():
+            step(layer, query, budgets, passes_of(4, "centroid", selector, DEVICE))
+        found.append(list(launches))
+        launches.clear()
+    assert found[0] == found[1]
+    assert len(found[0]) >= 4
+
+
+def test_a_cache_that_grows_compiles_nothing_again(launches):
+    """In eager decoding the tensors grow; what triton compiles for must not: constants, and numbers by divisibility."""
+    keys = []
+    for length in (497, 1009, 1010, 1500):
+        q, k, v = tensors(1, 4, 2, length, 64)
+        k, v = (torch.zeros(1, 2, 2048, 64, device=DEVICE)[:, :, :length] for _ in range(2))
+        triton.triton_attention(q, k, v, [8] * 4, tail="centroid", scaling=0.1, selector="lowbit")
+        keys.append([])
+        for kernel, _, numbers, constants in launches:
+            given = kernel.kwargs if hasattr(kernel, "kwargs") else vars(kernel)
+            free = set(given.get("do_not_specialize") or [])
+            names = list(inspect.signature(kernel.fn).parameters)
+            kinds = [
+                (number == 1, number % 16 == 0) if isinstance(number, int) and name not in free else type(number)
+                for name, number in zip(names, numbers, strict=False)
+            ]
+            keys[-1].append((kernel, kinds, constants))
+        launches.clear()
+    for each in keys[1:]:
+        assert each == keys[0]
+
+
+def test_the_stages_are_operators_of_a_graph():
+    layer, query, budgets = material([40, 60], capacity=64)
+    passes = passes_of(4, "drop", "paged", DEVICE)
+    plain = decode(query, layer.keys, budgets, passes, 0.1)
+    compiled = torch.compile(
+        lambda asked: decode(asked, layer.keys, budgets, passes, 0.1), backend="eager", fullgraph=True
+    )
+    for ours, theirs in zip(compiled(query), plain, strict=True):
+        assert torch.equal(ours, theirs)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        output, kept = decode(mode.from_tensor(query), layer.keys, budgets, passes, 0.1)
+    assert (output.shape, kept.shape) == (query.shape, (2, 4))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("selector", SELECTORS)
+def test_one_graph_replays_while_the_context_grows(selector):
+    passes = passes_of(4, "centroid", selector, DEVICE)
+    layer, query, budgets = material([40, 60])
+    step(layer, query, budgets, passes)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step(layer, query, budgets, passes)
+    twin, _, _ = material([40, 60])
+    step(twin, query, budgets, passes)
+    for _ in range(50):
+        query.copy_(torch.randn_like(query))
+        graph.replay()
+        output, kept = step(twin, query, budgets, passes)
+        assert torch.equal(captured[0], output)
+        assert torch.equal(captured[1], kept)
+    assert layer.rows.length.tolist() == [91, 111]
