@@ -2,7 +2,7 @@
 
 Grids depend on the capacity of the buffers, never on what is in them: lengths, budgets and lists are read on the
 device, so that a captured step stays right while the context grows. Tokens count from `first`, the first visible one.
-The stages are also operators of torch, `torch.ops.geosparse.NAME`, for graphs that torch builds.
+The stages are also operators of torch, `torch.ops.geosparse_triton.NAME`, for graphs that torch builds.
 """
 
 from __future__ import annotations
