@@ -12,6 +12,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,16 @@ import torch
 
 from geosparse.artifact import dump_json, write_json
 from geosparse.errors import GeosparseError
-from geosparse.ops import IndexSlot, cpu, cpu_attention, reference_attention, remember_index, remember_value_sum
+from geosparse.ops import (
+    IndexSlot,
+    Selector,
+    Tail,
+    cpu,
+    cpu_attention,
+    reference_attention,
+    remember_index,
+    remember_value_sum,
+)
 from geosparse.ops.index import PAGE, index_of
 from geosparse.progress import track
 from geosparse.provenance import device_name, versions
@@ -46,7 +56,7 @@ class Variant(NamedTuple):
     run: Callable[[Layer], torch.Tensor]
     bytes: int
     n_keep: int | None
-    selector: str | None
+    selector: Selector | None
 
 
 def layers_of(shape: tuple[int, int, int], context: int, dtype: torch.dtype) -> list[Layer]:
@@ -75,18 +85,21 @@ def variants_of(
     scaling = dim**-0.5
 
     def sdpa(layer: Layer) -> torch.Tensor:
-        return torch.nn.functional.scaled_dot_product_attention(*layer, enable_gqa=heads != kv_heads)
+        attend = torch.nn.functional.scaled_dot_product_attention
+        output: torch.Tensor = attend(*layer, enable_gqa=heads != kv_heads)
+        return output
 
     def products(layer: Layer) -> torch.Tensor:
         query = layer.query.view(1, kv_heads, heads // kv_heads, dim)
         weights = (query @ layer.key.transpose(-1, -2) * scaling).softmax(-1)
-        return (weights @ layer.value).view(1, heads, 1, dim)
+        output: torch.Tensor = (weights @ layer.value).view(1, heads, 1, dim)
+        return output
 
-    def ours(n: int, selector: Any, tail: Any) -> Callable[[Layer], torch.Tensor]:
+    def ours(n: int, selector: Selector, tail: Tail) -> Callable[[Layer], torch.Tensor]:
         budgets = (n,) * heads
         return lambda layer: cpu_attention(*layer, budgets, tail=tail, scaling=scaling, selector=selector).output
 
-    result = {
+    result: dict[str, Variant] = {
         "sdpa": Variant(sdpa, dense, None, None),
         "bmm": Variant(products, dense, None, None),
         "own dense": Variant(ours(context, "topn", "drop"), dense, context, "topn"),
@@ -94,11 +107,12 @@ def variants_of(
     bounds, codes = 2 * 2 * dim // PAGE, dim // 2
     for n in keeps:
         kept = heads * n * row
-        for selector, tail, read in (
+        cases: tuple[tuple[Selector, Tail, int], ...] = (
             ("topn", "centroid", kv_heads * context * row + kept),
             ("lowbit", "centroid", kv_heads * context * (bounds + codes) + 2 * kept),
             ("paged", "renormalize", kv_heads * context * bounds + 2 * kept),
-        ):
+        )
+        for selector, tail, read in cases:
             result[f"{selector} N={n}"] = Variant(ours(n, selector, tail), read, n, selector)
     return result
 
@@ -107,7 +121,7 @@ def gate(layer: Layer, variant: Variant, scaling: float) -> float:
     """Largest difference from the fp64 reference; raises GeosparseError where rounding cannot explain it."""
     heads, context = layer.query.shape[1], layer.key.shape[2]
     n, selector = variant.n_keep or context, variant.selector or "topn"
-    tail = "centroid" if selector == "lowbit" or (selector == "topn" and n < context) else "renormalize"
+    tail: Tail = "centroid" if selector == "lowbit" or (selector == "topn" and n < context) else "renormalize"
     true = reference_attention(*layer, [n] * heads, tail=tail, scaling=scaling, selector=selector).output
     error = float((variant.run(layer).double() - true).abs().max())
     allowed = 64 * torch.finfo(torch.float32).eps + 4 * torch.finfo(layer.query.dtype).eps
@@ -139,7 +153,7 @@ def measure(shape_name: str, context: int, dtype_name: str, keeps: Sequence[int]
     for repeat in range(REPEATS):
         for name, variant in variants.items():
             layer = layers[repeat % len(layers)]
-            times[name].append(_seconds(lambda run=variant.run, layer=layer: run(layer)))
+            times[name].append(_seconds(partial(variant.run, layer)))
     sdpa, own = (float(torch.tensor(times[name]).median()) for name in ("sdpa", "own dense"))
     rows = []
     for name, variant in variants.items():
@@ -174,7 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(given[2:] if given[:2] == ["--device", "cpu"] else given)
     cases = [(s, c, d) for s in options.shapes for c in options.contexts for d in options.dtypes]
-    result = {
+    result: dict[str, Any] = {
         "schema": SCHEMA,
         "device": f"{device_name('cpu')}, {torch.get_num_threads()} threads, {cpu.isa()}",
         "read_gb_per_second": bandwidth() / 1e9,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .cache import SparseCache
     from .errors import GeosparseError
     from .integrations.model_folder import find_plan
     from .models import load_model
@@ -29,6 +30,7 @@ _HOMES = {
     "Profile": "profile",
     "ProfileConfig": "profiler",
     "Receipt": "receipt",
+    "SparseCache": "cache",
     "find_plan": "integrations.model_folder",
     "load_model": "models",
     "load_texts": "text",
@@ -47,6 +49,7 @@ __all__ = [
     "Profile",
     "ProfileConfig",
     "Receipt",
+    "SparseCache",
     "find_plan",
     "load_model",
     "load_texts",

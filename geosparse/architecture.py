@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from .dense import chunked_dense
+from .dense import chunked_dense, decode_dense
 from .errors import GeosparseError
 from .interception import Handler, intercepted
 from .ops import Span, Visibility
@@ -83,8 +83,12 @@ DENSE_ROWS = 1024
 def dense_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Visibility | None, terms: Terms
 ) -> torch.Tensor:
-    """Dense attention `[B, Hq, T, Dv]`: SDPA, or the definition where a soft cap or learned sink rules SDPA out."""
+    """Dense attention `[B, Hq, T, Dv]`: SDPA, or the definition where a soft cap or learned sink rules SDPA out; single
+    queries by our own kernel where it takes them."""
     queries, keys = query.shape[2], key.shape[2]
+    single = decode_dense(query, key, value, mask, **vars(terms))
+    if single is not None:
+        return single
     if mask is None and (queries == 1 or queries == keys) and terms.softcap is None and terms.sink is None:
         return _sdpa(query, key, value, None, terms, causal=queries > 1)
     if isinstance(mask, torch.Tensor):
@@ -191,6 +195,14 @@ class _Probe:
             self.waiting = None
 
 
+def drops_soft_cap(config: Any) -> bool:
+    """Whether SDPA is not what a model of this config means: in transformers 4 it leaves out the soft cap of logits."""
+    from transformers import __version__
+
+    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
+    return capped and int(__version__.split(".")[0]) < 5
+
+
 _discovered: weakref.WeakKeyDictionary[Any, tuple[AttentionLayer, ...]] = weakref.WeakKeyDictionary()
 
 
@@ -216,6 +228,12 @@ def _discover(model: Any) -> tuple[AttentionLayer, ...]:
         raise GeosparseError(f"{kind} is an encoder-decoder; geosparse supports decoder-only causal language models.")
     if model.get_output_embeddings() is None:
         raise GeosparseError(f"{kind} has no language-model head; load it with AutoModelForCausalLM.")
+    if model.config.get_text_config()._attn_implementation == "sdpa" and drops_soft_cap(model.config):
+        raise GeosparseError(
+            f"This {kind} does not compute what its configuration says: with sdpa attention this release of "
+            'transformers leaves out the soft cap of its logits; load it with attn_implementation="eager", or use '
+            "transformers 5."
+        )
     probe = _Probe()
     modules = dict.fromkeys(model.modules())
     handlers: dict[torch.nn.Module, Handler] = dict.fromkeys(modules, probe)

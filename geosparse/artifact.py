@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
+import platform
+import shutil
+import stat
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,16 +19,36 @@ from typing import Any
 from .errors import GeosparseError
 
 MAX_COUNT = 2**31 - 1
+MAX_NAME = 255
+MAX_JSON = 16 << 20
+"""Bytes of JSON that are parsed: 100 MB of empty lists would take 3 GB of memory."""
 
 
 @contextmanager
 def os_errors_as(action: str, path: Path | str) -> Iterator[None]:
     """Turn an OSError (disk full, not writable, not there) into one sentence that names the path."""
+    if "\0" in str(path):
+        raise GeosparseError(f"Cannot {action} {str(path)!r}: a file name has no zero byte in it; give another one.")
     try:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
         raise GeosparseError(f"Cannot {action} {path}: {reason}.") from error
+
+
+def check_readable(path: Path | str) -> int:
+    """The size in bytes of a plain file that can be read; a pipe would wait for ever, a device never end.
+
+    Raises:
+        GeosparseError: It is missing, unreadable, a folder or not a plain file.
+    """
+    path = Path(path)
+    with os_errors_as("read", path):
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+            raise GeosparseError(f"Cannot read {path}: it is not a plain file; give one.")
+        path.open("rb").close()
+    return found.st_size
 
 
 def check_writable(path: Path | str) -> Path:
@@ -36,10 +61,52 @@ def check_writable(path: Path | str) -> Path:
         if path.exists() and not path.is_file():
             raise GeosparseError(f"Cannot write {path}: it is not a plain file; give another file name.")
         folder = next(parent for parent in path.absolute().parents if parent.exists())
-        handle, probe = tempfile.mkstemp(prefix=f".{path.name}.", dir=folder)
-        os.close(handle)
-        os.unlink(probe)
+        _temporary(folder, path.name).unlink()
     return path
+
+
+def own_prefix(name: str) -> str:
+    """How the names of this process's temporary files and folders for `name` begin, as `remove_stale` knows them."""
+    return f"{_prefix(name)}{os.getpid()}."
+
+
+def remove_stale(folder: Path, name: str) -> None:
+    """Remove the temporary files and folders for `name` of processes on this machine that were killed."""
+    if os.name != "posix":
+        return
+    prefix = _prefix(name)
+    for entry in os.listdir(folder):
+        pid = entry.removeprefix(prefix).split(".")[0]
+        if entry.startswith(prefix) and pid.isdigit() and not _alive(int(pid)):
+            path = folder / entry
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _prefix(name: str) -> str:
+    # Cut, as a file name has 255 bytes and the name itself may take most of them.
+    return f".{name.encode()[:99].decode(errors='ignore')}.{platform.node()[:64]}."
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True  # alive and somebody else's, or no process of ours
+    return True
+
+
+def _temporary(folder: Path, name: str) -> Path:
+    """A new empty file in `folder` that only this process knows."""
+    if len(name.encode()) > MAX_NAME:
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+    handle, path = tempfile.mkstemp(prefix=own_prefix(name), dir=folder)
+    os.close(handle)
+    return Path(path)
 
 
 def write_atomic(path: Path | str, write: Callable[[Path], object]) -> Path:
@@ -51,9 +118,8 @@ def write_atomic(path: Path | str, write: Callable[[Path], object]) -> Path:
     path = check_writable(path)
     with os_errors_as("write", path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        os.close(handle)
-    temporary = Path(name)
+        remove_stale(path.parent, path.name)
+        temporary = _temporary(path.parent, path.name)
     try:
         with os_errors_as("write", path):
             write(temporary)
@@ -63,9 +129,20 @@ def write_atomic(path: Path | str, write: Callable[[Path], object]) -> Path:
             os.umask(umask)
             temporary.chmod(0o666 & ~umask)
             temporary.replace(path)
+            _flush_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make a rename in `folder` outlive a loss of power, where the system can."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def dump_json(data: object) -> str:
@@ -81,7 +158,7 @@ def parse_json(text: str) -> Any:
         RecursionError: Nested too deeply.
     """
     data = json.loads(text)
-    dump_json(data).encode("utf-8")
+    json.dumps(data, allow_nan=False, ensure_ascii=False).encode("utf-8")
     return data
 
 
@@ -91,7 +168,7 @@ def write_json(path: Path | str, data: object) -> Path:
     return write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def read_json(path: Path | str, what: str, limit: int = 256 << 20) -> Any:
+def read_json(path: Path | str, what: str, limit: int = MAX_JSON) -> Any:
     """Read a JSON file.
 
     Args:
@@ -103,14 +180,24 @@ def read_json(path: Path | str, what: str, limit: int = 256 << 20) -> Any:
         GeosparseError: The file is missing, unreadable, too large or not JSON.
     """
     path = Path(path)
+    size = check_readable(path)
+    if size > limit:
+        raise GeosparseError(f"{path} is not a {what}: {size} bytes is more than a {what} can have; give another file.")
     with os_errors_as("read", path):
-        if path.stat().st_size > limit:
-            raise GeosparseError(f"{path} is not a {what}: {path.stat().st_size} bytes is more than a {what} can have.")
         raw = path.read_bytes()
     try:
         return parse_json(raw.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise damaged(path, what, "it does not parse as JSON") from error
+
+
+def check_header(path: Path, limit: int) -> None:
+    """Refuse a `.safetensors` file whose first 8 bytes claim more than `limit` bytes of names and metadata: all of them
+    would be parsed."""
+    check_readable(path)
+    with os_errors_as("read", path), path.open("rb") as file:
+        claimed = int.from_bytes(file.read(8), "little")
+    require(claimed <= limit, f"a header of {claimed} bytes is more than {limit}.")
 
 
 def damaged(path: Path, what: str, reason: str) -> GeosparseError:
@@ -127,6 +214,11 @@ def require(condition: bool, sentence: str) -> None:
     """Raise GeosparseError(sentence) unless `condition` holds."""
     if not condition:
         raise GeosparseError(sentence)
+
+
+def is_number(value: object) -> bool:
+    """Whether a JSON value is a number that fp64 can hold."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def is_count(value: object) -> bool:

@@ -24,6 +24,8 @@ from .ops import (
     span_of,
     visible_rows,
 )
+from .ops.offloaded import offloaded_attention, reads_every_key
+from .ops.pages import HotPages, pages_of
 from .ops.types import per_head
 from .receipt import Receipt
 
@@ -76,6 +78,11 @@ class SparseAttention:
         self._n_keep = tuple(rules.budgets.n_keep.tolist())
         self._growth = None if rules.budgets.growth is None else tuple(rules.budgets.growth.tolist())
         self._indexed = needs_index(rules.selectors)
+        self._every_key = (
+            rules.share_kv
+            or rules.window is not None
+            or reads_every_key(rules.selectors, rules.tails, len(rules.budgets.n_keep))
+        )
         self._number = number_of(self)
         if self._indexed and rules.window is not None:
             receipt.note(layer, "topn", f"a sliding window of {rules.window} tokens has no pages")
@@ -106,6 +113,9 @@ class SparseAttention:
         """The same with the terms of the call read."""
         (batch, _, queries, _), keys = query.shape, key.shape[2]
         mask, bias = split_mask(attention_mask, keys)
+        pages = self._hot_pages(key, mask, bias)
+        if pages is None and key.device != query.device:
+            key, value = key.to(query.device), value.to(query.device)
         visible = visible_rows(Span() if mask is None else mask, batch, queries, keys, query.device)
         if self.prefill == "dense" and queries > 1:
             self.receipt.count_otherwise(self.layer, visible, None, "dense", "prefill is dense")
@@ -116,21 +126,30 @@ class SparseAttention:
             why = f"below {self.dense_below} tokens that is faster here"
             self.receipt.count_otherwise(self.layer, visible, None, "dense", why)
             return dense_attention(query, key, value, attention_mask, terms)
-        path = best_path(query, key, value, bias) if self.path == "auto" else self.path
-        result = PATHS[path](
-            query,
-            key,
-            value,
-            self._budgets(mask, visible, keys),
-            tail=self.rules.tails,
-            selector=self._selectors(mask),
-            share_kv=self.rules.share_kv,
-            mask=mask,
-            bias=bias,
+        budgets = self._budgets(mask, visible, keys)
+        rules: dict[str, Any] = {
+            "tail": self.rules.tails,
+            "selector": self._selectors(mask),
+            "mask": mask,
             **vars(terms),
-        )
+        }
+        if pages is not None:
+            result = offloaded_attention(query, key, value, budgets, pages, **rules)
+        else:
+            path = best_path(query, key, value, bias) if self.path == "auto" else self.path
+            result = PATHS[path](query, key, value, budgets, share_kv=self.rules.share_kv, bias=bias, **rules)
         self.receipt.count(self.layer, visible, result.kept)
         return result.output
+
+    def _hot_pages(self, key: torch.Tensor, mask: Visibility | None, bias: torch.Tensor | None) -> HotPages | None:
+        """The pages of offloaded keys, where a step can do with some of them."""
+        pages = pages_of(key)
+        if pages is None or key.shape[2] < self.dense_below:
+            return None
+        if self._every_key or bias is not None or isinstance(mask, torch.Tensor):
+            self.receipt.note(self.layer, "read as a whole in spite of offloading", "a head scores every key")
+            return None
+        return pages
 
     def _block(
         self,

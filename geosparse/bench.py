@@ -1,7 +1,11 @@
-"""Speed: prefill and token-by-token decode, dense against sparse, in one run and behind a correctness gate."""
+"""Speed: prefill and token-by-token decode, dense against sparse, in one run and behind a correctness gate.
+
+Dense decoding is timed twice, from transformers' dynamic cache (the baseline) and from a `SparseCache`, in turns.
+"""
 
 from __future__ import annotations
 
+import operator
 import time
 from collections import Counter
 from statistics import median
@@ -23,20 +27,23 @@ from .traffic import Rows, dense_bytes, layer_bytes
 WARMUP = 2
 
 
-def bench(model: Any, plan: Plan, prompt: torch.Tensor, new_tokens: int, show_progress: bool = False) -> dict[str, Any]:
+def bench(
+    model: Any, plan: Plan | None, prompt: torch.Tensor, new_tokens: int, show_progress: bool = False
+) -> dict[str, Any]:
     """Time prefill and greedy decode of the same prompt, dense and sparse.
 
     Args:
         model: A causal language model, not sparsified.
-        plan: A plan for it.
+        plan: A plan for it; None compares the two caches under dense attention only.
         prompt: `[T]` token ids.
         new_tokens: Decode steps to time, after two that are not counted.
         show_progress: Progress bars on a terminal.
 
     Returns:
         A JSON object: per variant seconds of prefill, median milliseconds per decoded token, tokens/s, modelled bytes
-        read per token (weights plus what `traffic` says of the cache) and the GB/s they amount to;
-        the ratio of decode speeds, sparse over dense; the error of the correctness gate.
+        read per token (weights plus what `traffic` says of the cache) and the GB/s they amount to; the ratios of decode
+        speeds, dense from a `SparseCache` (`cache_ratio`) and sparse (`ratio`) over the baseline, and how many of the
+        tokens are the baseline's; the error of the correctness gate.
 
     Raises:
         GeosparseError: Sparse attention with every token kept does not reproduce the dense logits here.
@@ -50,18 +57,14 @@ def bench(model: Any, plan: Plan, prompt: torch.Tensor, new_tokens: int, show_pr
     dense, cache, token = _prefill(model, ids)
     from .cache import SparseCache
 
-    growing = SparseCache.from_cache(cache, model.config)
-    tokens = _decode(model, cache, token, new_tokens, "dense", dense, show_progress)
-    in_place: dict[str, Any] = {}
-    _decode(model, growing, token, new_tokens, "dense, growing cache", in_place, show_progress)
-    del cache, growing
-    with sparsified(model, plan) as receipt:
-        sparse, cache, token = _prefill(model, ids)
-        receipt.reset()
-        same = _decode(model, cache, token, new_tokens, f"sparse {plan.mean_keep:g}", sparse, show_progress)
+    caches = {"dense": cache, "dense, SparseCache": SparseCache.from_cache(cache, model.config)}
+    tokens, steps = _decode(model, caches, token, new_tokens, show_progress)
+    dense |= steps["dense"]
+    in_place = steps["dense, SparseCache"]
     _add_bandwidth(model, ids.shape[1], dense, None)
     _add_bandwidth(model, ids.shape[1], in_place, None)
-    _add_bandwidth(model, ids.shape[1], sparse, plan)
+    same = sum(map(operator.eq, *tokens.values()))
+    del cache, caches
     return {
         "context": ids.shape[1],
         "new_tokens": new_tokens,
@@ -69,12 +72,34 @@ def bench(model: Any, plan: Plan, prompt: torch.Tensor, new_tokens: int, show_pr
         "dtype": str(model.dtype).removeprefix("torch."),
         "baseline": f"transformers, {model.config._attn_implementation} attention, dynamic cache",
         "dense": dense,
-        "dense_growing_cache": in_place,
+        "dense_sparse_cache": in_place | {"same_tokens": same, "tokens": len(tokens["dense"])},
+        "cache_ratio": dense["ms_per_token"] / in_place["ms_per_token"],
+        "gate": gate,
+        "note": f"single queries through {_path(model)}",
+    } | ({} if plan is None else _bench_sparse(model, plan, ids, new_tokens, dense, tokens["dense"], show_progress))
+
+
+def _bench_sparse(
+    model: Any,
+    plan: Plan,
+    ids: torch.Tensor,
+    new_tokens: int,
+    dense: dict[str, Any],
+    tokens: list[int],
+    show_progress: bool,
+) -> dict[str, Any]:
+    """What `bench` says of the plan, beside the results and tokens of dense attention."""
+    with sparsified(model, plan) as receipt:
+        sparse, cache, token = _prefill(model, ids)
+        receipt.reset()
+        name = f"sparse {plan.mean_keep:g}"
+        ours, steps = _decode(model, {name: cache}, token, new_tokens, show_progress)
+    sparse |= steps[name]
+    _add_bandwidth(model, ids.shape[1], sparse, plan)
+    return {
         "sparse": sparse | {"policy": plan.policy, "tail": plan.tail, "mean_keep": plan.mean_keep} | density(receipt),
         "ratio": dense["ms_per_token"] / sparse["ms_per_token"],
-        "cache_ratio": dense["ms_per_token"] / in_place["ms_per_token"],
-        "same_tokens": sum(a == b for a, b in zip(tokens, same, strict=True)),
-        "gate": gate,
+        "same_tokens": sum(map(operator.eq, tokens, ours[name])),
         "note": "; ".join([f"selected through {_path(model)}", *_read_by(plan), *receipt.notes]),
     }
 
@@ -134,20 +159,23 @@ def _prefill(model: Any, ids: torch.Tensor) -> tuple[dict[str, Any], Any, torch.
 
 
 def _decode(
-    model: Any, cache: Any, token: torch.Tensor, new_tokens: int, what: str, into: dict[str, Any], show_progress: bool
-) -> list[int]:
-    """Decode greedily from `cache`; the tokens, and their median time `into` a variant's results."""
-    tokens, times = [], []
+    model: Any, caches: dict[str, Any], token: torch.Tensor, new_tokens: int, show_progress: bool
+) -> tuple[dict[str, list[int]], dict[str, dict[str, Any]]]:
+    """Decode greedily from each of `caches`, one token of each in turn: the tokens by cache, and their median time."""
+    tokens: dict[str, list[int]] = {name: [] for name in caches}
+    times: dict[str, list[float]] = {name: [] for name in caches}
+    following = dict.fromkeys(caches, token)
     with torch.no_grad():
-        for _ in track(range(new_tokens + WARMUP), what, show_progress):
-            tokens.append(int(token))
-            start = _now(token.device)
-            output = model(token, past_key_values=cache, use_cache=True)
-            times.append(_now(token.device) - start)
-            token = output.logits[:, -1:].argmax(-1)
-    step = median(times[WARMUP:])
-    into |= {"ms_per_token": 1e3 * step, "tokens_per_second": 1 / step}
-    return tokens
+        for _ in track(range(new_tokens + WARMUP), ", ".join(caches), show_progress):
+            for name, cache in caches.items():
+                token = following[name]
+                tokens[name].append(int(token))
+                start = _now(token.device)
+                output = model(token, past_key_values=cache, use_cache=True)
+                times[name].append(_now(token.device) - start)
+                following[name] = output.logits[:, -1:].argmax(-1)
+    steps = {name: median(times[name][WARMUP:]) for name in caches}
+    return tokens, {name: {"ms_per_token": 1e3 * step, "tokens_per_second": 1 / step} for name, step in steps.items()}
 
 
 def _now(device: torch.device) -> float:

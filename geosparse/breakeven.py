@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 from .architecture import Terms, dense_attention
-from .artifact import is_count, parse_json, write_json
+from .artifact import is_count, read_json, write_json
 from .errors import GeosparseError
 from .ops import PATHS, IndexSlot, Selector, best_path, remember_index, remember_value_sum
 from .provenance import device_name
 from .weights import cache_dir
 
-SCHEMA = "geosparse.breakeven/1"
+SCHEMA = "geosparse.breakeven/2"
 CONTEXTS = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
 # On a GPU a dense step takes as long as its launches up to contexts that a CPU needs milliseconds for.
 LONGER = (16384, 32768, 65536)
@@ -92,8 +92,8 @@ def _file() -> Any:
 def _load() -> dict[str, dict[str, int]]:
     """The table; empty where there is none, or one that cannot be read, as it can be measured again."""
     try:
-        data = parse_json(_file().read_text(encoding="utf-8"))
-    except (OSError, ValueError, GeosparseError):
+        data = read_json(_file(), "table of break-evens")
+    except GeosparseError:
         return {}
     shapes = data.get("shapes") if isinstance(data, dict) and data.get("schema") == SCHEMA else None
     if not isinstance(shapes, dict):

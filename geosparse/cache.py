@@ -15,7 +15,9 @@ import torch
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from .cached_keys import serve_dense
 from .ops import IndexSlot, remember_index, remember_value_sum
+from .receipt import Receipt
 
 # Room to spare, as a fraction: each token is copied about 1 / SPARE times in all, and memory is at most 1 + SPARE.
 SPARE = 0.125
@@ -28,7 +30,7 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
     The sum of all values is kept up to date and goes with them, so that the centroid tail reads no values that a query
     does not keep.
 
-    Everything else that a cache layer does (crop, reorder, select, repeat, reset, offload) replaces `keys` and
+    Everything else that a cache layer does (crop, reorder, select, repeat, reset) replaces `keys` and
     `values` by other tensors, as in the parent; the next `update` then starts new buffers from them.
     """
 
@@ -37,12 +39,18 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
 
     def __init__(self) -> None:
         super().__init__()
+        self.dense = False  # whether a dense model decodes from it
+        self.pinned = False  # whether its buffers are page-locked host memory
         self._key_buffer: torch.Tensor | None = None
         self._value_buffer: torch.Tensor | None = None
-        self._summed: torch.Tensor | None = None  # the `values` that `_value_sum` is of
+        self._summed: torch.Tensor | None = None  # the `values` that `_value_sum` is of; not kept up for a dense model
         self._value_sum: torch.Tensor | None = None  # [B, Hkv, Dv] fp64
         self._indexed: torch.Tensor | None = None  # the `keys` that the index is of
-        self.slot = IndexSlot()
+        self.slot = self.new_slot()
+
+    def new_slot(self) -> IndexSlot:
+        """An empty place for an index."""
+        return IndexSlot()
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -52,11 +60,14 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
             _initialize(self, key_states, value_states)
         if self.keys is not self._indexed:
             self.slot.index = None
-        self._key_buffer, self.keys = _append(self._key_buffer, self.keys, key_states)
-        self._indexed = self.keys
-        remember_index(self.keys, self.slot)
         untouched = self.values is self._summed
-        self._value_buffer, self.values = _append(self._value_buffer, self.values, value_states)
+        self._key_buffer, self.keys = _append(self._key_buffer, self.keys, key_states, self.pinned)
+        self._value_buffer, self.values = _append(self._value_buffer, self.values, value_states, self.pinned)
+        self._indexed = self.keys
+        if self.dense:
+            self._summed = None
+            return serve_dense(self.keys), self.values
+        remember_index(self.keys, self.slot)
         if untouched and self._value_sum is not None:
             self._value_sum = self._value_sum + value_states.sum(-2, dtype=torch.float64)
         else:
@@ -86,6 +97,8 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
         """Let `change` replace the keys and the index follow: cut to their length, with the batch rows `rows`."""
         index = self.slot.index if self.keys is self._indexed else None
         change()
+        if not self.get_seq_length():
+            index = None  # an empty layer has no batch rows either
         if index is not None:
             index.truncate(self.get_seq_length())
             if rows is not None:
@@ -95,21 +108,22 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
     def reset(self) -> None:
         """Forget all tokens and give the memory back."""
         self._key_buffer = self._value_buffer = self._summed = self._value_sum = self._indexed = None
-        self.slot = IndexSlot()
+        self.slot = self.new_slot()
         super().reset()
 
 
 def _append(
-    buffer: torch.Tensor | None, filled: torch.Tensor, states: torch.Tensor
+    buffer: torch.Tensor | None, filled: torch.Tensor, states: torch.Tensor, pinned: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`states` behind `filled`: in `buffer` where `filled` is its beginning and there is room, else in a new one."""
     start = filled.shape[-2] if filled.numel() else 0
     stop = start + states.shape[-2]
-    if buffer is None or stop > buffer.shape[-2] or (start and not _begins(buffer, filled)):
+    fits = buffer is not None and (_begins(buffer, filled) if start else buffer.shape[:2] == states.shape[:2])
+    if buffer is None or not fits or stop > buffer.shape[-2]:
         batch, heads, _, dim = states.shape
         # Prompts arrive once: only a cache that has begun to grow needs room.
         spare = max(LEAST_SPARE, int(SPARE * stop)) if start else LEAST_SPARE
-        buffer = states.new_empty(batch, heads, stop + spare, dim)
+        buffer = states.new_empty(batch, heads, stop + spare, dim, pin_memory=pinned)
         if start:
             buffer[..., :start, :] = filled
     buffer[..., start:stop, :] = states
@@ -129,42 +143,71 @@ def _initialize(layer: Any, keys: torch.Tensor, values: torch.Tensor) -> None:
 
 
 class SparseCache(DynamicCache):  # type: ignore[misc]
-    """A `DynamicCache` whose full-attention layers grow in place."""
+    """A `DynamicCache` whose full-attention layers grow in place.
 
-    def __init__(self, config: Any) -> None:
-        """Args: the config of the model, which says which layers slide."""
+    A sparsified model makes one by itself. Given to a dense model, it serves dense attention: on the CPU single queries
+    go to geosparse's kernel in the place of torch's.
+    """
+
+    def __init__(self, config: Any, hot_pages: int | None = None) -> None:
+        """Args: the config of the model, which says which layers slide; where keys and values are to live in host
+        memory, the pages per layer and KV head that stay on the device, those read last (`offload`)."""
         super().__init__(config=config)
-        grow_in_place_(self)
+        self.hot_pages = hot_pages
+        grow_in_place_(self, dense=True)
 
     @classmethod
-    def from_cache(cls, cache: Cache, config: Any) -> SparseCache:
+    def from_cache(cls, cache: Cache, config: Any, hot_pages: int | None = None) -> SparseCache:
         """A SparseCache that goes on from a filled `DynamicCache`, which stays as it is."""
-        ours = cls(config)
+        ours = cls(config, hot_pages)
         ours.layers = list(cache.layers)
-        grow_in_place_(ours)
+        grow_in_place_(ours, dense=True)
         return ours
 
 
-def grow_in_place_(cache: Cache) -> None:
+def grow_in_place_(cache: Cache, dense: bool = False) -> None:
     """Let the plain full-attention layers of `cache`, filled or not, grow in place from here on.
 
     Done to the cache object itself, because `generate` and its callers hold on to the one that they passed in.
+
+    Args:
+        cache: Any cache of transformers.
+        dense: A dense model decodes from it.
     """
     if getattr(cache, "layer_class_to_replicate", None) is DynamicLayer:
         cache.layer_class_to_replicate = GrowingLayer
     for index, layer in enumerate(cache.layers):
         if type(layer) is DynamicLayer:
-            cache.layers[index] = GrowingLayer()
+            ours = cache.layers[index] = _growing_layer(getattr(cache, "hot_pages", None))
             if layer.is_initialized:
-                _initialize(cache.layers[index], layer.keys, layer.values)
-                cache.layers[index].keys, cache.layers[index].values = layer.keys, layer.values
+                _initialize(ours, layer.keys, layer.values)
+                ours.keys, ours.values = layer.keys, layer.values
+        if isinstance(cache.layers[index], GrowingLayer):
+            cache.layers[index].dense = dense
 
 
-def provide_cache(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Forward pre-hook of a sparsified model: whatever dynamic cache it is about to use grows in place."""
+def _growing_layer(hot_pages: int | None) -> GrowingLayer:
+    """A new layer; one that lives in host memory where a number of pages for the device is given."""
+    if hot_pages is None:
+        return GrowingLayer()
+    from .offload import OffloadedLayer
+
+    return OffloadedLayer(hot_pages)
+
+
+def provide_cache(
+    receipt: Receipt, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Forward pre-hook of a sparsified model: whatever dynamic cache it is about to use grows in place; the `receipt`
+    says once which layers of a caller's own cache cannot."""
     cache = kwargs.get("past_key_values")
+    if cache is None and kwargs.get("use_cache", getattr(model.config.get_text_config(), "use_cache", True)):
+        cache = SparseCache(model.config)
+        kwargs = kwargs | {"past_key_values": cache}
     if isinstance(cache, Cache):
         grow_in_place_(cache)
-    elif cache is None and kwargs.get("use_cache", getattr(model.config.get_text_config(), "use_cache", True)):
-        kwargs = kwargs | {"past_key_values": SparseCache(model.config)}
+        for place, layer in enumerate(cache.layers):
+            if not isinstance(layer, GrowingLayer) and not getattr(layer, "is_sliding", False):
+                why = f"a {type(layer).__name__} of the caller's own cache neither grows in place nor keeps an index"
+                receipt.note(place, "slower", why)
     return args, kwargs

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from .architecture import AttentionLayer, Terms, attention_layers, dense_attention, input_device, read_terms
 from .attention import split_mask
 from .errors import GeosparseError
+from .faults import ADVICE, first_fault, heads_at_fault, heads_in_words
 from .interception import intercepted
 from .ops import Span, Visibility
 from .ops.chunked import attention_scores, attention_weights
@@ -104,7 +106,7 @@ def rows_of(call: Call, kv_heads: slice = slice(None), queries: slice = slice(No
 
 
 class Recorder:
-    """Serves dense attention and keeps the `Call` of every module; one instance per window."""
+    """Serves dense attention, or what a subclass says, and keeps every module's `Call`; one instance per window."""
 
     def __init__(self, positions: torch.Tensor, slopes: torch.Tensor | None = None) -> None:
         """Args: `[Q]` positions of the queries to keep; where to keep the gradient at the output, if at all."""
@@ -123,7 +125,7 @@ class Recorder:
         **kwargs: Any,
     ) -> torch.Tensor:
         terms = read_terms(module, query, kwargs)
-        output = dense_attention(query, key, value, attention_mask, terms)
+        output = self.attend(module, query, key, value, attention_mask, terms)
         if module in self.calls:
             return output
         if self.slopes is not None:
@@ -148,6 +150,18 @@ class Recorder:
             terms=terms,
         )
         return output
+
+    def attend(
+        self,
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: Visibility | None,
+        terms: Terms,
+    ) -> torch.Tensor:
+        """What the module's attention returns, `[B, Hq, T, Dv]`."""
+        return dense_attention(query, key, value, attention_mask, terms)
 
 
 def walk_layers(model: Any, window: torch.Tensor, positions: torch.Tensor | Sequence[int]) -> Iterator[LayerRows]:
@@ -190,22 +204,65 @@ def forward_backward(
         GeosparseError: Loss or gradients are not finite.
     """
     recorder = Recorder(positions, slopes)
+    losses: list[float] = []
+
+    def slope_of(logits: torch.Tensor) -> list[torch.Tensor]:
+        loss, slope = loss_and_slope(logits, window.to(logits.device))
+        losses.append(loss)
+        return [slope] if math.isfinite(loss) else []
+
+    gradients = backward_passes(model, layers, window, recorder, slope_of)
+    if not gradients:
+        raise GeosparseError(
+            f"The model's loss on the calibration text is {losses[0]}: its weights or its dtype, {model.dtype}, "
+            f"overflow, first at {first_fault(model, window[None].to(input_device(model)))}; {ADVICE}."
+        )
+    return losses[0], [recorder.calls[layer.module] for layer in layers], gradients[0]
+
+
+def backward_passes(
+    model: Any,
+    layers: Sequence[AttentionLayer],
+    window: torch.Tensor,
+    recorder: Recorder,
+    slopes_of: Callable[[torch.Tensor], Sequence[torch.Tensor]],
+) -> list[list[torch.Tensor]]:
+    """One forward pass over a window, and a backward pass for every loss of its logits.
+
+    Args:
+        model: A causal language model.
+        layers: Its attention layers.
+        window: `[L]` token ids.
+        recorder: Serves their attention and keeps the gradients at its outputs.
+        slopes_of: From the logits `[L, V]` the gradients `[L, V]` of the losses.
+
+    Returns:
+        Per loss and layer dLoss/dz `[Hq, P, Dv]` fp32 at the recorder's slopes.
+
+    Raises:
+        GeosparseError: Gradients are not finite.
+    """
     ids = window[None].to(input_device(model))
     handlers = {layer.module: recorder for layer in layers}
     recomputed = _recomputed(model) if len(window) > KEPT_TOKENS else nullcontext()
+    found = []
     with intercepted(model, handlers), recomputed, _inputs_that_need_grad(model) as inputs:
         logits = model(ids, use_cache=False).logits
-        loss, slope = loss_and_slope(logits.detach()[0], ids[0].to(logits.device))
-        if not torch.isfinite(torch.tensor(loss)):
-            raise GeosparseError(
-                f"The model's loss on the calibration text is {loss}: its weights or its dtype, {model.dtype}, "
-                "overflow; use a sound checkpoint in float32."
-            )
-        torch.autograd.backward([logits], [slope[None]], inputs=inputs)
-    gradients = [recorder.gradients[layer.module] for layer in layers]
-    if not all(bool(torch.isfinite(gradient).all()) for gradient in gradients):
-        raise GeosparseError(f"The gradients of the model's loss overflow in {model.dtype}; profile in float32.")
-    return loss, [recorder.calls[layer.module] for layer in layers], gradients
+        slopes = slopes_of(logits.detach()[0])
+        for place, slope in enumerate(slopes):
+            again = place + 1 < len(slopes)
+            torch.autograd.backward([logits], [slope[None]], retain_graph=again, inputs=inputs)
+            found.append([recorder.gradients[layer.module] for layer in layers])
+    for gradients in found:
+        # The backward pass comes to the last layer first.
+        for index in reversed(range(len(layers))):
+            heads = heads_at_fault(gradients[index], 0)
+            if heads:
+                raise GeosparseError(
+                    f"The gradients of the model's loss overflow in {model.dtype}, first at layer {index}, "
+                    f"{heads_in_words(heads)}; profile in float32."
+                )
+    return found
 
 
 def loss_and_slope(logits: torch.Tensor, ids: torch.Tensor) -> tuple[float, torch.Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
@@ -17,6 +17,12 @@ from .plan import BEST, PlanTail
 from .profile import Profile
 
 AUTO = "auto"
+MEASURES: Mapping[str, Callable[[Profile, str, str], torch.Tensor]] = {
+    "fisher": Profile.price,
+    "alone": Profile.fisher,
+    "output_error": Profile.relative_output_error,
+}
+"""The errors that heads, tails and selectors are compared in; "alone" leaves out what other heads' errors do."""
 
 
 class Chosen(NamedTuple):
@@ -74,11 +80,10 @@ class Choices:
         return cls(profile, tail, allowed, share_kv)
 
     def measured(self, measure: str, selector: Selector, tail: str) -> torch.Tensor:
-        """A measured error `[layers, Hq, budgets]`: `measure` is "fisher" or "output_error"."""
+        """A measured error `[layers, Hq, budgets]`: `measure` is one of MEASURES."""
         # Exact selection in windows, where no profile of it exists: the indexed one is nearly that.
         known = selector if selector in self.profile.selectors else self.profile.selectors[0]
-        read = self.profile.relative_output_error if measure == "output_error" else self.profile.fisher
-        return read(tail, known)
+        return MEASURES[measure](self.profile, tail, known)
 
     def tails(self, selector: Selector) -> tuple[str, ...]:
         """The tails that `selector` may have."""

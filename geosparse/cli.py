@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from . import __version__
 from .commands import COMMANDS
-from .commands.shared import DEFAULT_MODEL
+from .commands.shared import DEFAULT_MODEL, printable
 from .errors import GeosparseError
 
 
@@ -20,11 +24,14 @@ def main(arguments: list[str] | None = None) -> int:
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     try:
-        options = _parse(arguments)
-        options.run(options)
-        sys.stdout.flush()
+        with _cleaned_up():
+            options = _parse(arguments)
+            options.run(options)
+            sys.stdout.flush()
+    except _Ended as end:
+        return 128 + end.number
     except GeosparseError as error:
-        print(f"geosparse: error: {error}", file=sys.stderr)
+        print(f"geosparse: error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("geosparse: interrupted", file=sys.stderr)
@@ -37,6 +44,32 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"geosparse: error: Cannot use {where}: {error.strerror or error}.", file=sys.stderr)
         return 1
     return 0
+
+
+class _Ended(BaseException):
+    """A signal that asks the process to end: whatever is half done is removed on the way out."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+@contextmanager
+def _cleaned_up() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the command as an interrupt does; a second one ends it at once."""
+
+    def end(number: int, _: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        raise _Ended(number)
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {n: signal.signal(n, end) for n in numbers if signal.getsignal(n) is signal.SIG_DFL}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -1,12 +1,45 @@
-"""Dense attention where no kernel of torch has the formula: soft caps and learned sinks, in bounded memory."""
+"""Dense attention where torch's kernels lack the formula (soft caps, learned sinks) or are slow (single queries)."""
 
 from __future__ import annotations
 
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from .ops import causal_mask
+from .ops import Visibility, best_path, causal_mask, cpu_attention
 from .ops.chunked import chunk_rows
+
+EVERY = 2**31 - 1  # an N that no context reaches
+
+
+def decode_dense(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: Visibility | None,
+    scaling: float,
+    softcap: float | None = None,
+    sink: torch.Tensor | None = None,
+) -> torch.Tensor | None:
+    """One query per row over every visible key by the C++ kernel, which reads the keys of a KV group once.
+
+    Args:
+        query: `[B, Hq, 1, D]`.
+        key: `[B, Hkv, S, D]`.
+        value: `[B, Hkv, S, Dv]`.
+        mask: As in `chunked_dense`, or a Span; None where every key is visible.
+        scaling, softcap, sink: As in `chunked_dense`.
+
+    Returns:
+        `[B, Hq, 1, Dv]`; None where the kernel does not take these tensors, or this mask.
+    """
+    if query.shape[2] != 1 or best_path(query, key, value, None) != "cpu":
+        return None
+    if isinstance(mask, torch.Tensor) and (mask.dtype != torch.bool or mask.shape[1:] != (1, 1, key.shape[2])):
+        return None
+    every = (EVERY,) * query.shape[1]
+    return cpu_attention(
+        query, key, value, every, tail="drop", scaling=scaling, mask=mask, softcap=softcap, sink=sink
+    ).output
 
 
 def chunked_dense(

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 
 from .errors import GeosparseError
-from .moments import Moments
+from .moments import Moments, lag_bins
 
 NORM_MAE = 0.2
 """A1 holds: mean absolute deviation of the norms from their level at most this share of it."""
@@ -22,9 +22,9 @@ SIMILARITY_R2, SIMILARITY_MAE, SIMILARITY_DROP = 0.8, 0.03, 0.02
 """A2 holds: the decay explains the curve, is off by at most so much (cosine), and falls by at least so much."""
 PROFILE_R2, PROFILE_MAE, RECENCY_RISE = 0.8, 0.5, 0.5
 """A3 holds: the pieces explain the curve, are off by at most so many nats, and recency is so many above the plateau."""
-OCTAVE_BINS = 4
-"""Bins per doubling of the lag: every scale weighs the same in the fits of A2 and A3."""
 DECAY_GRID = 240
+LARGEST_DIMENSION = 1024.0
+"""Directions that scatter less than in so many dimensions (cosines by 3 %) are taken to scatter so much."""
 LEAST_BINS = 7
 
 
@@ -145,10 +145,10 @@ def fit_norms(moments: Moments) -> NormFit:
 
 def fit_similarity(moments: Moments) -> SimilarityFit:
     """A2 by least squares over logarithmic bins of the lag: linear in floor and drop, `length` from a fine grid."""
-    edges = lag_bins(moments.cosine.shape[-1], first=1)
-    curve = _binned(moments.cosine, edges) / _binned(moments.pairs, edges).clamp_min(1.0)
-    centre = _binned(torch.arange(moments.cosine.shape[-1], dtype=torch.float64), edges) / edges.diff()
-    lengths = torch.logspace(math.log10(0.5), math.log10(4 * moments.cosine.shape[-1]), DECAY_GRID).double()
+    edges = lag_bins(moments.length, first=1)
+    curve = moments.cosine / moments.pairs.clamp_min(1.0)
+    centre = (edges[:-1] + edges[1:] - 1).double() / 2
+    lengths = torch.logspace(math.log10(0.5), math.log10(4 * moments.length), DECAY_GRID).double()
     decay = torch.exp(-centre / lengths[:, None])
     shape = decay - decay.mean(-1, keepdim=True)
     about = curve - curve.mean(-1, keepdim=True)
@@ -160,8 +160,7 @@ def fit_similarity(moments: Moments) -> SimilarityFit:
     residual = curve - floor.unsqueeze(-1) - drop.unsqueeze(-1) * decay[best.squeeze(-1)]
     sink_pairs, sink_cosine = moments.sink_cosine.unbind(-1)
     all_pairs, square = moments.square.unbind(-1)
-    pairs = _binned(moments.pairs, edges)
-    systematic = (curve.square() * pairs).sum(-1) / pairs.sum(-1)
+    systematic = (curve.square() * moments.pairs).sum(-1) / moments.pairs.sum(-1)
     scatter = (square / all_pairs - systematic).clamp_min(1e-12)
     return SimilarityFit(
         floor=floor,
@@ -170,19 +169,19 @@ def fit_similarity(moments: Moments) -> SimilarityFit:
         mae=residual.abs().mean(-1),
         r2=_explained(residual.square().sum(-1), about.square().sum(-1)),
         sink=sink_cosine / sink_pairs,
-        dimension=((1 + systematic) / scatter).clamp_min(1.0),
+        dimension=((1 + systematic) / scatter).clamp(1.0, LARGEST_DIMENSION),
     )
 
 
 def fit_profile(moments: Moments) -> ProfileFit:
     """A3 by exhaustive search of the two breakpoints over logarithmic bins, each piece by least squares."""
-    edges = lag_bins(moments.readers.shape[-1], first=0)
+    edges = lag_bins(moments.length, first=0)
     if len(edges) <= LEAST_BINS:
-        raise GeosparseError(f"A profile over {moments.readers.shape[-1]} tokens has no three pieces; fit 16 or more.")
-    readers = _binned(moments.readers, edges)
+        raise GeosparseError(f"A profile over {moments.length} tokens has no three pieces; fit 16 or more.")
+    readers = moments.readers
     # A lag beyond the sliding window has no reader: its bin takes no part.
     weight = (readers > 0).double()
-    curve = _binned(moments.attention[..., 1, :], edges) / readers.clamp_min(1.0)
+    curve = moments.attention[..., 1, :] / readers.clamp_min(1.0)
     place = torch.log2(1 + (edges[:-1] + edges[1:] - 1) / 2)
     lines = _Lines(curve, place, weight)
     used = max(int(weight.flatten(0, -2).any(0).sum()), LEAST_BINS)
@@ -201,10 +200,10 @@ def fit_profile(moments: Moments) -> ProfileFit:
     about = (curve - ((curve * weight).sum(-1) / bins).unsqueeze(-1)) * weight
     queries, mass, square = moments.sink_mass.unbind(-1)
     members = torch.nn.functional.one_hot(piece, 3).double()
-    logs, squares = (_binned(moments.attention[..., row, :], edges) for row in (1, 2))
+    weights, logs, squares = moments.attention.unbind(-2)
     scatter = squares - logs.square() / readers.clamp_min(1.0)
     pieced = [(part.unsqueeze(-1) * members).sum(-2) for part in (scatter, readers)]
-    by_piece = (_binned(moments.attention[..., 0, :], edges).unsqueeze(-1) * members).sum(-2)
+    by_piece = (weights.unsqueeze(-1) * members).sum(-2)
     return ProfileFit(
         ends=edges[ends],
         intercept=intercept,
@@ -216,14 +215,6 @@ def fit_profile(moments: Moments) -> ProfileFit:
         mae=residual.abs().sum(-1) / bins,
         r2=_explained(residual.square().sum(-1), about.square().sum(-1)),
     )
-
-
-def lag_bins(length: int, first: int) -> torch.Tensor:
-    """Edges of bins over the lags `first` to `length` - 1: single lags first, then `OCTAVE_BINS` per doubling."""
-    exponents = torch.arange(0, OCTAVE_BINS * (math.log2(length + 1)), dtype=torch.float64) / OCTAVE_BINS
-    edges = torch.cat([(2**exponents).round() - 1 + first, torch.tensor([length], dtype=torch.float64)])
-    distinct: torch.Tensor = torch.unique(edges.clamp_max(length).long())
-    return distinct
 
 
 class _Lines:
@@ -253,13 +244,6 @@ class _Lines:
         slope = (xy - x * y / n) / (xx - x.square() / n).clamp_min(1e-12)
         slope = slope * torch.tensor([1.0, 1.0, 0.0], dtype=slope.dtype)
         return (y - slope * x) / n, slope
-
-
-def _binned(rows: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
-    """Sums of `rows` `[..., L]` between neighbouring `edges`."""
-    sums = torch.nn.functional.pad(rows.cumsum(-1), (1, 0))
-    binned: torch.Tensor = sums[..., edges].diff(dim=-1)
-    return binned
 
 
 def _explained(residual: torch.Tensor, about: torch.Tensor) -> torch.Tensor:

@@ -9,9 +9,26 @@ import torch
 
 from .architecture import check_context
 from .errors import GeosparseError
+from .faults import ADVICE, first_fault
 from .patch import sparsified
 from .plan import Plan
 from .scoring import density
+
+
+class _Finite:
+    """Watches the logits of `model.generate`, and stops it where they hold NaN or infinity above all."""
+
+    def __init__(self) -> None:
+        self.broken: int | None = None  # tokens before the first logits at fault
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if self.broken is None and not bool(torch.isfinite(scores.amax(-1)).all()):
+            self.broken = input_ids.shape[1]
+        return scores
+
+    def stop(self, input_ids: torch.Tensor, scores: torch.Tensor, **rest: object) -> torch.Tensor:
+        """Which sequences end here."""
+        return torch.full((len(input_ids),), self.broken is not None, device=input_ids.device)
 
 
 def generate(
@@ -42,7 +59,7 @@ def generate(
         A JSON object: text, prompt_tokens, new_tokens and, with a plan, density, mean_kept and the receipt's notes.
 
     Raises:
-        GeosparseError: An empty prompt, no chat template, or nothing to generate.
+        GeosparseError: An empty prompt, no chat template, nothing to generate, or logits that are not finite.
     """
     if not prompt.strip():
         raise GeosparseError("The prompt is empty: give some text to continue.")
@@ -62,6 +79,7 @@ def generate(
     ids = ids.to(model.get_input_embeddings().weight.device)
     from transformers import TextStreamer
 
+    guard = _Finite()
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True) if stream else None
     with (
         nullcontext(None) if plan is None else sparsified(model, plan, prefill, dense_below) as receipt,
@@ -73,6 +91,14 @@ def generate(
             max_new_tokens=max_new_tokens,
             do_sample=False,
             streamer=streamer,
+            logits_processor=[guard],
+            stopping_criteria=[guard.stop],
+        )
+    if guard.broken is not None:
+        where = first_fault(model, output[:, : guard.broken])
+        raise GeosparseError(
+            f"The logits of token {guard.broken - length + 1} are not finite: the model's weights or its dtype, "
+            f"{model.dtype}, overflow on this prompt, first at {where}; {ADVICE}."
         )
     new = output[0, length:]
     return {

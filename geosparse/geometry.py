@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 
 from .ops import Tail
+from .ops.cpu.separate import separate, separates
 
 Distance = Literal["euclidean", "cosine"]
 DISTANCES: tuple[Distance, ...] = get_args(Distance)
@@ -24,8 +25,6 @@ COSINE_FLOOR = 1e-12
 ROUNDING_STEPS = 4
 # So few selected are compared with all others one by one, more by sorting those.
 FEW = 2
-# Numbers up to which sorting in several threads costs more than it gains.
-SERIAL = 1 << 16
 
 
 class Separation(NamedTuple):
@@ -36,6 +35,21 @@ class Separation(NamedTuple):
     f1: torch.Tensor
     margin: torch.Tensor
     inversions: torch.Tensor
+
+
+class Comparison(NamedTuple):
+    """The unselected contributions against the selected ones, each int64 `[..., Q]`.
+
+    `most`: the unselected no further than the furthest selected one. `clear`: the selected nearer than all unselected.
+    `inversions`: pairs of which the unselected one is no further. `outer`, `inner`: the tokens of the furthest selected
+    and of the nearest unselected one.
+    """
+
+    most: torch.Tensor
+    clear: torch.Tensor
+    inversions: torch.Tensor
+    outer: torch.Tensor
+    inner: torch.Tensor
 
 
 class TailErrors(NamedTuple):
@@ -112,12 +126,10 @@ def separations(
     distances: Sequence[Distance] = DISTANCES,
 ) -> dict[Distance, Separation]:
     """`separation` by several distances, which share most of the work."""
-    step = ROUNDING_STEPS * torch.finfo(alpha.dtype).eps
     visible = seen.sum(-1)
     size = contribution_score(alpha, value)
     # Infinite for the tokens that no set may have and no set leaves out.
-    wall = torch.zeros_like(alpha).masked_fill_(~seen, torch.inf)
-    square = alpha.square() * value.square().sum(-1).unsqueeze(-2) + wall
+    square = (alpha.square() * value.square().sum(-1).unsqueeze(-2)).masked_fill_(~seen, torch.inf)
     centre = torch.zeros(*alpha.shape[:-1], value.shape[-1], dtype=alpha.dtype, device=alpha.device)
     columns: dict[Distance, list[torch.Tensor]] = {distance: [] for distance in distances}
     for before, budget in zip((0, *budgets), budgets, strict=False):
@@ -126,40 +138,38 @@ def separations(
         length = torch.linalg.vector_norm(centre, dim=-1, keepdim=True)
         along = (centre @ value.transpose(-1, -2)).mul_(alpha)
         for distance in distances:
-            if distance == "euclidean":
-                near = torch.sub(square, along, alpha=2)
-                own = size.gather(-1, picked)
-                slack: torch.Tensor | float = step * own * (own + 2 * length)
-            else:
-                near = torch.addcdiv(wall, along, torch.addcmul(along.new_tensor(COSINE_FLOOR), size, length), value=-1)
-                slack = step
-            chosen = near.gather(-1, picked)
-            near.scatter_(-1, picked, torch.inf)
-            outer = picked.gather(-1, chosen.argmax(-1, keepdim=True))
-            inner = near.argmin(-1, keepdim=True)
-            nearer = counts_within(near, chosen + slack)
-            inversions = nearer.sum(-1)
-            rho_max, rho_min = (_distance(alpha, value, centre, token, distance) for token in (outer, inner))
-            margin = rho_min - rho_max
-            column = _column(budget, nearer, inversions, margin)
-            columns[distance].append(column.masked_fill(visible <= budget, torch.nan))
+            found = compared(square, along, size, length, picked, distance)
+            ends = torch.stack([found.outer, found.inner], -1)
+            rho_max, rho_min = _distances(alpha, value, centre, ends, distance).unbind(-1)
+            columns[distance].append(
+                _column(budget, found, rho_min - rho_max).masked_fill(visible <= budget, torch.nan)
+            )
     return {distance: Separation(*torch.stack(columns[distance], dim=-1)) for distance in distances}
 
 
 def _sum_of(alpha: torch.Tensor, value: torch.Tensor, picked: torch.Tensor) -> torch.Tensor:
     """The summed contributions of the tokens `picked` `[..., Q, K]`, `[..., Q, D]`."""
-    value = value.expand(*alpha.shape[:-2], *value.shape[-2:])
+    return (alpha.gather(-1, picked).unsqueeze(-2) @ _rows_of(value, picked)).squeeze(-2)
+
+
+def _rows_of(value: torch.Tensor, picked: torch.Tensor) -> torch.Tensor:
+    """The values `[..., Q, K, D]` of the tokens `picked` `[..., Q, K]`."""
+    if value.dim() > 2:
+        value = value.expand(*picked.shape[:-2], *value.shape[-2:])
     rows = value.reshape(-1, value.shape[-1])
-    start = torch.arange(0, len(rows), value.shape[-2], device=value.device).view(*alpha.shape[:-2], 1, 1)
-    taken = rows.index_select(0, (picked + start).flatten()).view(*picked.shape, -1)
-    return (alpha.gather(-1, picked).unsqueeze(-2) @ taken).squeeze(-2)
+    if value.dim() > 2:
+        start = torch.arange(0, len(rows), value.shape[-2], device=value.device)
+        picked = picked + start.view(*picked.shape[:-2], 1, 1)
+    return rows.index_select(0, picked.flatten()).view(*picked.shape, value.shape[-1])
 
 
-def _distance(
-    alpha: torch.Tensor, value: torch.Tensor, centre: torch.Tensor, token: torch.Tensor, distance: Distance
+def _distances(
+    alpha: torch.Tensor, value: torch.Tensor, centre: torch.Tensor, tokens: torch.Tensor, distance: Distance
 ) -> torch.Tensor:
-    """The distance `[..., Q]` of one token per query, `[..., Q, 1]`, from the centre, straight from the definition."""
-    offered = _sum_of(alpha, value, token)
+    """The distances `[..., Q, K]` of a few tokens per query `[..., Q, K]` from the centre, straight from the
+    definition."""
+    offered = alpha.gather(-1, tokens).unsqueeze(-1) * _rows_of(value, tokens)
+    centre = centre.unsqueeze(-2)
     far: torch.Tensor = torch.linalg.vector_norm(offered - centre, dim=-1)
     if distance == "cosine":
         lengths = torch.linalg.vector_norm(offered, dim=-1) * torch.linalg.vector_norm(centre, dim=-1)
@@ -167,14 +177,50 @@ def _distance(
     return far
 
 
-def _column(budget: int, nearer: torch.Tensor, inversions: torch.Tensor, margin: torch.Tensor) -> torch.Tensor:
-    """The metrics `[5, ..., Q]` from how many unselected tokens lie no further than each selected one, `nearer`."""
+def compared(
+    square: torch.Tensor,
+    along: torch.Tensor,
+    size: torch.Tensor,
+    length: torch.Tensor,
+    picked: torch.Tensor,
+    distance: Distance,
+) -> Comparison:
+    """Which unselected contributions lie as near to the centre as the selected ones.
+
+    Args:
+        square: `[..., Q, L]` |y|^2, infinite where a token is not visible.
+        along: `[..., Q, L]` <y, s>.
+        size: `[..., Q, L]` |y|.
+        length: `[..., Q, 1]` |s|.
+        picked: `[..., Q, N]` the selected tokens.
+        distance: "euclidean" or "cosine".
+    """
+    step = ROUNDING_STEPS * torch.finfo(square.dtype).eps
+    if separates(square):
+        return Comparison(*separate(square, along, size, length, picked, distance == "cosine", step, COSINE_FLOOR))
+    if distance == "euclidean":
+        near = torch.sub(square, along, alpha=2)
+        own = size.gather(-1, picked)
+        slack: torch.Tensor | float = step * own * (own + 2 * length)
+    else:
+        near = (-along / (COSINE_FLOOR + size * length)).masked_fill_(square == torch.inf, torch.inf)
+        slack = step
+    chosen = near.gather(-1, picked)
+    near.scatter_(-1, picked, torch.inf)
+    outer = picked.gather(-1, chosen.argmax(-1, keepdim=True)).squeeze(-1)
+    inner = near.argmin(-1)
+    nearer = counts_within(near, chosen + slack)
+    return Comparison(nearer.amax(-1), (nearer == 0).sum(-1), nearer.sum(-1), outer, inner)
+
+
+def _column(budget: int, found: Comparison, margin: torch.Tensor) -> torch.Tensor:
+    """The metrics `[5, ..., Q]` of one N."""
     tiny = torch.finfo(margin.dtype).tiny
-    precision = budget / (budget + nearer.amax(-1).to(margin.dtype))
-    recall = (nearer == 0).sum(-1).to(margin.dtype) / budget
+    precision = budget / (budget + found.most.to(margin.dtype))
+    recall = found.clear.to(margin.dtype) / budget
     f1 = 2 * precision * recall / (precision + recall)
-    margin = torch.where(inversions == 0, margin.clamp_min(tiny), margin.clamp_max(0.0))
-    return torch.stack([precision, recall, f1, margin, inversions.to(margin.dtype)])
+    margin = torch.where(found.inversions == 0, margin.clamp_min(tiny), margin.clamp_max(0.0))
+    return torch.stack([precision, recall, f1, margin, found.inversions.to(margin.dtype)])
 
 
 def counts_within(rest: torch.Tensor, reach: torch.Tensor) -> torch.Tensor:
@@ -182,21 +228,10 @@ def counts_within(rest: torch.Tensor, reach: torch.Tensor) -> torch.Tensor:
     if reach.shape[-1] <= FEW:
         return torch.stack([(rest <= reach[..., place, None]).sum(-1) for place in range(reach.shape[-1])], -1)
     if rest.device.type == "cpu":
-        _sort(rest.view(-1, rest.shape[-1]))
+        rest.numpy().sort(axis=-1)  # several times as fast as torch
     else:
         rest = rest.sort(dim=-1).values
     return torch.searchsorted(rest, reach, right=True)
-
-
-def _sort(rows: torch.Tensor) -> None:
-    """Sort each row in place with numpy, which is several times as fast as torch, in as many threads as torch has."""
-    parts = rows.tensor_split(torch.get_num_threads()) if rows.numel() > SERIAL else (rows,)
-    if len(parts) == 1:
-        return rows.numpy().sort(axis=-1)
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(len(parts)) as pool:
-        list(pool.map(lambda part: part.numpy().sort(axis=-1), parts))
 
 
 def tail_errors(

@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 
-from .artifact import finite_or_none, os_errors_as
+from .artifact import check_readable, finite_or_none, os_errors_as
+from .bands import Bands
+from .heads import assumptions, head_facts
 from .ops import TAILS
 from .plan import Plan
 from .profile import METRICS, Profile
@@ -18,13 +20,9 @@ Described = tuple[dict[str, Any], str]
 
 def is_profile(path: Path) -> bool:
     """Whether a file is a profile and not a plan: safetensors starts with a length, JSON never holds a zero."""
+    check_readable(path)
     with os_errors_as("read", path), path.open("rb") as file:
         return b"\0" in file.read(8)
-
-
-def describe(path: Path) -> Described:
-    """A plan or profile, told apart by its first bytes."""
-    return describe_profile(Profile.load(path)) if is_profile(path) else describe_plan(Plan.load(path))
 
 
 def describe_plan(plan: Plan) -> Described:
@@ -86,8 +84,9 @@ def _plan_notes(plan: Plan) -> list[str]:
     return lines
 
 
-def describe_profile(profile: Profile) -> Described:
-    """Means over heads per budget: mass, F against random, relative output error and (g.e)^2 of each tail."""
+def describe_profile(profile: Profile, found: Bands | None = None) -> Described:
+    """Means over heads per budget: mass, F against random, relative output error and (g.e)^2 of each tail; and what
+    there is to say of each head (`heads.head_facts`), with envelopes where they were made."""
     table: list[dict[str, Any]] = []
     for column, budget in enumerate(profile.budgets):
         row: dict[str, Any] = {"n_keep": budget, "trivial": budget == 1}
@@ -102,7 +101,8 @@ def describe_profile(profile: Profile) -> Described:
     model = profile.model
     labels = profile.regimes().label.flatten().tolist()
     regimes = {name: labels.count(place) for place, name in enumerate(REGIMES)}
-    data = {
+    counts = assumptions(profile)[0]
+    data: dict[str, Any] = {
         "model": model.to_json(),
         "length": profile.length,
         "lengths": list(profile.distinct_lengths),
@@ -110,8 +110,10 @@ def describe_profile(profile: Profile) -> Described:
         "selectors": list(profile.selectors),
         "queries": profile.queries,
         "regimes": regimes,
+        "assumptions": counts,
         "nll": profile.nll,
         "budgets": table,
+        "heads": head_facts(profile, found),
         "calibration": profile.calibration,
     }
     lines = [
@@ -119,6 +121,7 @@ def describe_profile(profile: Profile) -> Described:
         f"  {profile.at(profile.length).windows} windows of {profile.length} tokens, {profile.queries} queries each, "
         f"dense NLL {profile.nll:.4f}",
         "  regimes: " + ", ".join(f"{name} {count}" for name, count in regimes.items()),
+        "  assumptions: " + _met(counts),
         "     N    mass       F  F rand.   output error (drop, renorm., centroid)   summed (g.e)^2, centroid",
     ]
     for row in table:
@@ -129,6 +132,11 @@ def describe_profile(profile: Profile) -> Described:
             f"{row['fisher_centroid']:>27.4g}"
         )
     lines.append("  * F is 1 by definition at N = 1, for any rule")
+    if found is not None:
+        coverage = finite_or_none(float(found.coverage().nanmean()))
+        data["envelopes"] = {"level": found.level, "coverage": coverage}
+        share = "no measured query" if coverage is None else f"{coverage:.1%} of the measured last queries"
+        lines.append(f"  envelopes at the level {found.level:.0%} hold {share}")
     return data, "\n".join(lines)
 
 
@@ -154,17 +162,32 @@ def describe_bench(result: dict[str, Any]) -> str:
         f"context {result['context']}, {result['new_tokens']} tokens, {result['dtype']}, {result['device']}",
         f"baseline: {result['baseline']}",
     ]
-    for name in ("dense", "dense_growing_cache", "sparse"):
+    for name in ("dense", "dense_sparse_cache", "sparse"):
+        if name not in result:
+            continue
         part = result[name]
         prefill = f"prefill {part['prefill_seconds']:.2f} s, " if "prefill_seconds" in part else ""
         lines.append(
             f"{name.replace('_', ' '):<20} {prefill}decode {part['ms_per_token']:.1f} ms/token "
             f"({part['tokens_per_second']:.1f} tokens/s, {part['gb_per_second']:.1f} GB/s)"
         )
+    ours = result["dense_sparse_cache"]
     lines.append(
-        f"sparse is {result['ratio']:.2f} times as fast as dense at decode; density {result['sparse']['density']:.4f}"
+        f"dense from a SparseCache is {result['cache_ratio']:.2f} times as fast as from the dynamic cache at decode; "
+        f"{ours['same_tokens']} of {ours['tokens']} tokens are the same"
     )
+    if "sparse" in result:
+        density = result["sparse"]["density"]
+        lines.append(f"sparse is {result['ratio']:.2f} times as fast as dense at decode; density {density:.4f}")
     return "\n".join([*lines, f"note: {result['note']}"])
+
+
+def _met(counts: dict[str, Any]) -> str:
+    """How many heads meet each assumption, or why nobody knows."""
+    if "reason" in counts:
+        return str(counts["reason"])
+    shares = ", ".join(f"{name} {counts[name]}" for name in ("A1", "A2", "A3"))
+    return f"{shares}, all three {counts['all']} of {counts['heads']} heads"
 
 
 def _number(value: float | None) -> str:

@@ -71,7 +71,11 @@ def _mask(
     places: dict[str, Any] = {"q_length": q_length, "q_offset": q_offset}
     if cache_position is not None:  # transformers 4: where the queries are, one by one
         places = {"cache_position": cache_position}
-        q_length, q_offset = len(cache_position), int(cache_position[0])
+        q_length = len(cache_position)
+        if not torch.compiler.is_compiling():
+            q_offset = int(cache_position[0])
+        elif q_length != kv_length:  # a compiled graph does not know the numbers in a tensor
+            q_offset = cache_position[0]
     aligned = not isinstance(q_offset, torch.Tensor) and q_offset + q_length == kv_offset + kv_length
     if torch.compiler.is_compiling():  # which cannot look into mask functions
         if aligned and attention_mask is None and mask_function is masking_utils.causal_mask_function:
@@ -174,6 +178,10 @@ def install(model: Any, handlers: Mapping[torch.nn.Module, Handler]) -> list[tup
         for module, handler in handlers.items():
             setattr(module, ATTRIBUTE, handler)
         model.set_attn_implementation(NAME)
+        # A vision tower beside the language model keeps its own attention.
+        served = {id(getattr(module, "config", None)) for module in handlers}
+        served |= {id(model.config), id(model.config.get_text_config())}
+        _put_back((config, implementation) for config, implementation in before if id(config) not in served)
     except BaseException:
         uninstall(before, handlers)
         raise
@@ -182,10 +190,15 @@ def install(model: Any, handlers: Mapping[torch.nn.Module, Handler]) -> list[tup
 
 def uninstall(before: Iterable[tuple[Any, str | None]], modules: Iterable[torch.nn.Module]) -> None:
     """Undo `install`: the implementation of every config and the absence of every handler."""
-    for config, implementation in before:
-        config._attn_implementation_internal = implementation
+    _put_back(before)
     for module in modules:
         module.__dict__.pop(ATTRIBUTE, None)
+
+
+def _put_back(before: Iterable[tuple[Any, str | None]]) -> None:
+    """Let configs name the implementation that they named before."""
+    for config, implementation in before:
+        config._attn_implementation_internal = implementation
 
 
 def installed(model: Any) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 
 from .capture import Call, Rows, rows_of
 from .geometry import DISTANCES, contribution_score, kept_errors, selection_order, separations
+from .moments import Moments, window_moments
 from .ops import TAILS, needs_index
 from .ops.index import index_of
 from .profile import METRICS
@@ -20,36 +22,68 @@ BLOCK = 1 << 18
 Arrays = dict[str, torch.Tensor]
 
 
-def layer_arrays(
+class KvHead(NamedTuple):
+    """One KV head of one layer and window, with what its query heads are measured by; shapes as in `kv_heads`.
+
+    Attributes:
+        call: The attention call of the whole layer.
+        place: Which of its KV heads.
+        gradient: Of its query heads only, as is `gram`.
+    """
+
+    call: Call
+    place: int
+    gradient: torch.Tensor
+    gram: torch.Tensor
+    geometry_queries: Sequence[int]
+    noise: torch.Tensor
+
+
+def kv_heads(
     call: Call,
     gradient: torch.Tensor,
     gram: torch.Tensor,
-    budgets: Sequence[int],
-    selectors: Sequence[str],
     geometry_queries: Sequence[int],
     noise: torch.Tensor,
-) -> Arrays:
-    """The arrays of one layer, without windows and layers dimensions.
+) -> Iterator[KvHead]:
+    """The parts of one layer that can be measured apart, one per KV head.
 
     Args:
         call: The attention call: P sampled queries in ascending order, then the final one.
         gradient: `[Hq, P, Dv]` dLoss/dz at the sampled queries.
         gram: `[Hq, Dv, Dv]`, what a head's error weighs in the residual stream.
-        budgets: The N.
-        selectors: Names in SELECTORS.
-        geometry_queries: Which of the sampled queries serve the geometry, ascending.
-        noise: `[R, P + 1, L]` random numbers: R random rankings of the tokens, shared by the heads.
+        geometry_queries: Which of the queries serve the geometry, ascending, the final one last.
+        noise: `[R, len(geometry_queries), L]` random numbers: R random rankings of the tokens, shared by the heads.
     """
     groups = call.query.shape[1] // call.key.shape[1]
-    parts: list[Arrays] = []
-    for kv_head in range(call.key.shape[1]):
-        heads = slice(kv_head * groups, (kv_head + 1) * groups)
-        part = _errors(call, kv_head, gradient[heads], gram[heads], budgets, selectors)
-        rows = rows_of(call, slice(kv_head, kv_head + 1), slice(gradient.shape[1]))
-        part["signatures"] = signatures(rows.alpha, rows.value, rows.seen, None)
-        parts.append(part | _geometry(call, kv_head, budgets, [*geometry_queries, call.query.shape[2] - 1], noise))
+    for place in range(call.key.shape[1]):
+        heads = slice(place * groups, (place + 1) * groups)
+        yield KvHead(call, place, gradient[heads], gram[heads], geometry_queries, noise)
+
+
+def measure(head: KvHead, budgets: Sequence[int], selectors: Sequence[str]) -> tuple[Arrays, Moments]:
+    """The arrays of the query heads of one KV head, without windows and layers dimensions, and their moments.
+
+    Args:
+        head: One of `kv_heads`.
+        budgets: The N.
+        selectors: Names in SELECTORS.
+    """
+    rows = rows_of(head.call, slice(head.place, head.place + 1), slice(head.gradient.shape[1]))
+    found = signatures(rows.alpha, rows.value, rows.seen, None)
+    arrays = _errors(head, budgets, selectors) | _geometry(head, budgets) | {"signatures": found}
+    # Values tell of themselves also where no query looks.
+    value = head.call.value[0, head.place : head.place + 1].float()
+    beyond = (rows.start, value.shape[1] - rows.start - rows.seen.shape[-1])
+    alpha, seen = (torch.nn.functional.pad(part, beyond) for part in (rows.alpha, rows.seen))
+    sums = window_moments(alpha, value, seen)
+    return {name: array.cpu() for name, array in arrays.items()}, sums
+
+
+def joined(parts: Sequence[Arrays]) -> Arrays:
+    """The arrays of one layer from those of its KV heads."""
     axis = {name: -1 if name in ("output_norm", "entropy") else -2 for name in parts[0]}
-    return {name: torch.cat([part[name] for part in parts], axis[name]).cpu() for name in parts[0]}
+    return {name: torch.cat([part[name] for part in parts], axis[name]) for name in parts[0]}
 
 
 def _chunks(queries: int, heads: int, keys: int) -> list[slice]:
@@ -58,22 +92,16 @@ def _chunks(queries: int, heads: int, keys: int) -> list[slice]:
     return [slice(start, min(start + rows, queries)) for start in range(0, queries, rows)]
 
 
-def _errors(
-    call: Call,
-    kv_head: int,
-    gradient: torch.Tensor,
-    gram: torch.Tensor,
-    budgets: Sequence[int],
-    selectors: Sequence[str],
-) -> Arrays:
+def _errors(head: KvHead, budgets: Sequence[int], selectors: Sequence[str]) -> Arrays:
     """Mass, entropy, output error and (g . e)^2 of the heads of one KV head, as means over the sampled queries."""
+    call, place, gradient, gram = head[:4]
     sampled = gradient.shape[1]
     chunks: list[Arrays] = []
     # Pages start at the first visible token: where that moves with the query there are none.
     paged = needs_index(list(selectors)) and bool(call.seen[:, 0].all())  # type: ignore[arg-type]
-    index = index_of(call.key[:, kv_head : kv_head + 1], (0,)) if paged else None
+    index = index_of(call.key[:, place : place + 1], (0,)) if paged else None
     for queries in _chunks(sampled, gradient.shape[0], call.key.shape[2]):
-        rows = rows_of(call, slice(kv_head, kv_head + 1), queries)
+        rows = rows_of(call, slice(place, place + 1), queries)
         result = {
             "output_norm": weigh(rows.alpha @ rows.value, gram),
             "entropy": torch.special.entr(rows.alpha).sum(-1),
@@ -91,16 +119,18 @@ def _errors(
     return {name: torch.cat([chunk[name] for chunk in chunks], axis[name]).mean(axis[name]) for name in chunks[0]}
 
 
-def _geometry(call: Call, kv_head: int, budgets: Sequence[int], queries: Sequence[int], noise: torch.Tensor) -> Arrays:
+def _geometry(head: KvHead, budgets: Sequence[int]) -> Arrays:
     """The metrics of the heads of one KV head, `[places, distances, rankings, heads, budgets]` each."""
+    call, queries = head.call, head.geometry_queries
     groups = call.query.shape[1] // call.key.shape[1]
-    rankings = 2 + noise.shape[0]
+    rankings = 2 + head.noise.shape[0]
     rows_at_once = max(1, BLOCK // (groups * rankings * call.key.shape[2]))
     pieces = []
     for start in range(0, len(queries), rows_at_once):
-        chosen = queries[start : start + rows_at_once]
-        rows = rows_of(_at(call, chosen), slice(kv_head, kv_head + 1))
-        pieces.append(metrics(rows, budgets, noise[:, chosen, rows.start : rows.start + rows.alpha.shape[-1]]))
+        part = slice(start, start + rows_at_once)
+        rows = rows_of(_at(call, queries[part]), slice(head.place, head.place + 1))
+        noise = head.noise[:, part, rows.start : rows.start + rows.alpha.shape[-1]]
+        pieces.append(metrics(rows, budgets, noise))
     # [metrics, distances, rankings, heads, queries, budgets]
     table = torch.cat(pieces, dim=-2)
     random = table[:, :, 2:].nanmean(2, keepdim=True)

@@ -8,6 +8,7 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .architecture import drops_soft_cap
 from .artifact import os_errors_as
 from .errors import GeosparseError, did_you_mean
 from .weights import ALIASES, alias_folder
@@ -58,6 +59,7 @@ def load_model(
         config = _causal_config(name, source, where)
         tokenizer = AutoTokenizer.from_pretrained(source, **where)
         options = where | ({"quantization_config": _unpacked()} if gguf else {})
+        options |= {"attn_implementation": "eager"} if drops_soft_cap(config) else {}
         model, info = AutoModelForCausalLM.from_pretrained(
             source, config=config, dtype=wanted, device_map=device_map, output_loading_info=True, **options
         )
@@ -133,7 +135,7 @@ def _device(device: str | None, device_map: Any) -> torch.device | None:
 
 
 def _causal_config(name: str, source: str, where: dict[str, Any]) -> PretrainedConfig:
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, __version__
 
     config = AutoConfig.from_pretrained(source, **where)
     classes = getattr(config, "architectures", None) or []
@@ -148,6 +150,11 @@ def _causal_config(name: str, source: str, where: dict[str, Any]) -> PretrainedC
         wrong = "not a causal language model"
     if wrong:
         raise GeosparseError(f"{name} is {wrong} ({architecture}); give a decoder-only causal language model.")
+    if int(__version__.split(".")[0]) < 5 and hasattr(config.get_text_config(), "rope_parameters"):
+        raise GeosparseError(
+            f"{name} was saved by transformers {config.transformers_version}, and {__version__} would take other "
+            "positions for it (rope_parameters): use transformers 5, or save the model with transformers 4."
+        )
     return config
 
 

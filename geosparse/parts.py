@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import os
+from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from .artifact import dump_json, write_atomic
-from .profile import ARRAYS
+from .artifact import check_header, dump_json, write_atomic
+from .errors import GeosparseError
+from .interplay import Interplay
+from .moments import Moments
+from .profile import ARRAYS, MAX_HEADER, MOMENTS
 
-Window = tuple[dict[str, torch.Tensor], float]  # the arrays of one window, and its mean loss
+
+class Window(NamedTuple):
+    """One window that was measured: its arrays, its moments `[layers, Hq, ...]`, and its mean loss."""
+
+    arrays: dict[str, torch.Tensor]
+    moments: Moments
+    nll: float
+
 
 # Where launchers say which process this is, and of how many.
 LAUNCHERS = (
@@ -22,6 +33,7 @@ LAUNCHERS = (
     ("PMI_RANK", "PMI_SIZE"),
     ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE"),
 )
+ATTEMPTS = 5
 LONGEST_WAIT = timedelta(days=7)
 
 
@@ -33,29 +45,66 @@ class Parts:
         self.folder = folder
         self.key = hashlib.sha256(dump_json(run).encode()).hexdigest()
 
-    def _path(self, index: int) -> Path:
-        return self.folder / f"window-{index:05d}.safetensors"
-
     def load(self, index: int) -> Window | None:
-        """The window, or None where it is not there, not whole or of another run."""
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(self._path(index), framework="pt") as file:
-                header = file.metadata() or {}
-                if header.get("run") != self.key:
-                    return None
-                return {name: file.get_tensor(name) for name in ARRAYS}, float.fromhex(header["nll"])
-        except (OSError, SafetensorError):
+        """The window, or None where it is not there, not as it was written, or of another run."""
+        found = self._read(f"window-{index:05d}")
+        if found is None:
             return None
+        tensors, nll = found
+        moments = Moments(**{item.name: tensors[MOMENTS + item.name] for item in fields(Moments)})
+        return Window({name: tensors[name] for name in ARRAYS}, moments, float.fromhex(nll))
 
     def save(self, index: int, window: Window) -> None:
         """Write one window, atomically."""
+        sums = {MOMENTS + item.name: getattr(window.moments, item.name) for item in fields(Moments)}
+        self._write(f"window-{index:05d}", window.arrays | sums, window.nll.hex())
+
+    def load_second(self, index: int) -> Interplay | None:
+        """A window of the second pass; None as in `load`."""
+        found = self._read(f"second-{index:05d}")
+        return None if found is None else Interplay(**found[0])
+
+    def save_second(self, index: int, interplay: Interplay) -> None:
+        """Write one window of the second pass, atomically."""
+        self._write(f"second-{index:05d}", vars(interplay), "")
+
+    def _read(self, name: str) -> tuple[dict[str, torch.Tensor], str] | None:
+        from safetensors import SafetensorError, safe_open
+
+        path = self.folder / f"{name}.safetensors"
+        try:
+            check_header(path, MAX_HEADER)
+            with safe_open(path, framework="pt") as file:
+                header = file.metadata() or {}
+                if header.get("run") != self.key:
+                    return None
+                tensors = {name: file.get_tensor(name) for name in list(file.keys())}
+            return (tensors, header["nll"]) if header.get("digest") == _digest(tensors, header["nll"]) else None
+        except (OSError, SafetensorError, GeosparseError, KeyError, ValueError):
+            return None
+
+    def _write(self, name: str, tensors: dict[str, torch.Tensor], nll: str) -> None:
         from safetensors.torch import save
 
-        arrays, nll = window
-        blob = save({name: array.contiguous() for name, array in arrays.items()}, {"run": self.key, "nll": nll.hex()})
-        write_atomic(self._path(index), lambda temporary: temporary.write_bytes(blob))
+        tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        blob = save(tensors, {"run": self.key, "nll": nll, "digest": _digest(tensors, nll)})
+        for attempt in range(ATTEMPTS):
+            try:
+                write_atomic(self.folder / f"{name}.safetensors", lambda temporary: temporary.write_bytes(blob))
+                return
+            except GeosparseError as error:
+                # Another process with the same output was done first and removed the folder.
+                if not isinstance(error.__cause__, FileNotFoundError) or attempt == ATTEMPTS - 1:
+                    raise
+
+
+def _digest(tensors: dict[str, torch.Tensor], nll: str) -> str:
+    """The sha256 (hex) of the loss and all tensors: their types, shapes and bytes."""
+    digest = hashlib.sha256(nll.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def process_rank() -> tuple[int, int]:

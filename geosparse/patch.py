@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from .architecture import PROBE_TOKENS, AttentionLayer, attention_layers, input_
 from .attention import LayerRules, SparseAttention
 from .breakeven import Shape, break_even
 from .errors import GeosparseError, did_you_mean
+from .faults import ADVICE, first_fault
 from .interception import Handler, install, installed, uninstall
 from .ops import Budgets, Selector
 from .ops.types import per_head
@@ -75,7 +77,7 @@ def sparsify_(model: Any, plan: Plan, prefill: str = "exact", dense_below: int |
     from .cache import provide_cache
 
     before = install(model, handlers)
-    hook = model.register_forward_pre_hook(provide_cache, with_kwargs=True)
+    hook = model.register_forward_pre_hook(partial(provide_cache, receipt), with_kwargs=True)
     model.__dict__[RECORD] = _Patch(before, list(handlers), receipt, hook)
     return receipt
 
@@ -163,6 +165,11 @@ def _check_dense_budget(model: Any) -> None:
             ours = model(tokens, use_cache=False).logits.float()
         finally:
             uninstall(before, handlers)
+    if not bool(torch.isfinite(dense).all() and torch.isfinite(ours).all()):
+        raise GeosparseError(
+            f"The logits of this {type(model).__name__} are not finite: its weights or its dtype, {embedding.dtype}, "
+            f"overflow, first at {first_fault(model, tokens)}; {ADVICE}."
+        )
     # Not a test of rounding but of meaning: another formula is off by far more than a layer stack's rounding.
     allowed = 2000 * torch.finfo(embedding.dtype).eps if embedding.dtype == torch.float32 else 0.25
     error = (ours - dense).abs().max().item()

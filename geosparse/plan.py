@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 
 import torch
 
-from .artifact import MAX_COUNT, damaged, is_count, read_json, require, write_json
+from .artifact import MAX_COUNT, damaged, is_count, is_number, read_json, require, write_json
 from .errors import GeosparseError, did_you_mean
 from .identity import ModelIdentity, identify, parse_identity
 from .ops import SELECTORS, TAILS, Budgets, Selector, Selectors, Tail, Tails, check_selector
@@ -21,6 +21,9 @@ SCHEMA = "geosparse.plan/1"
 BEST: Literal["best"] = "best"
 PlanTail = Tail | Literal["best"]
 MAX_GROWTH = 4.0
+MAX_FILE = 8 << 20
+VERIFIED = ("tolerance", "increase", "limit", "windows", "failed")
+"""The numbers that every verification has."""
 # Written only where they say something; a file without them is an older plan.
 OPTIONAL = {"head_tails", "head_selectors", "growth", "share_kv", "selector", "verified"}
 
@@ -209,7 +212,7 @@ class Plan:
             GeosparseError: The file is missing, damaged, of another schema, or inconsistent.
         """
         path = Path(path)
-        data = read_json(path, "plan")
+        data = read_json(path, "plan", MAX_FILE)
         try:
             return cls.from_json(data)
         except GeosparseError as error:
@@ -229,7 +232,12 @@ class Plan:
         identity = parse_identity(data["model"])
         for key, kind in (("calibration", dict), ("predicted", dict), ("provenance", dict), ("budget", dict)):
             require(isinstance(data[key], kind), f"{key} is not an object.")
-        require(isinstance(data.get("verified", {}), dict), "verified is not an object.")
+        for key in ("predicted", "budget"):
+            require(all(map(is_number, data[key].values())), f"{key} holds something that is not a number.")
+        verified = data.get("verified", {})
+        require(isinstance(verified, dict), "verified is not an object.")
+        sound = not verified or all(is_number(verified.get(key)) for key in VERIFIED)
+        require(sound, f"verified lacks one of the numbers {', '.join(VERIFIED)}.")
         require(isinstance(data["policy"], str) and isinstance(data["tail"], str), "policy and tail are words.")
         require(is_count(data["reference_length"]), "reference_length is not a whole number >= 1.")
         require(isinstance(data.get("selector", "topn"), str), "selector is not a word.")

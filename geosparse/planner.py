@@ -27,7 +27,7 @@ __all__ = ["DEFAULT_POLICY", "DEFAULT_TAIL", "POLICIES", "make_plan", "predicted
 DEFAULT_POLICY = "fisher"
 DEFAULT_TAIL: PlanTail = BEST
 # Policies that go by an error, which selectors can be compared in.
-PRICED = ("fisher", "output_error")
+PRICED = ("fisher", "alone", "output_error")
 ROUNDS = 6
 TYPICAL_KEEP = 32
 """Tokens per head around which the law is fitted where the budget is in bytes."""
@@ -64,10 +64,10 @@ def make_plan(
     Args:
         profile: Measurements of the model.
         mean_keep: Tokens kept per head, on average, at the length planned for; heads keep from 1 to that length.
-        policy: A name in `POLICIES`: "fisher" (default), "output_error", "mass", "separability", "entropy", "regime",
-            "uniform", or one of the controls "permuted" and "random".
+        policy: A name in `POLICIES`: "fisher" (default), "alone", "output_error", "mass", "separability", "entropy",
+            "regime", "uniform", or one of the controls "permuted" and "random".
         tail: What stands for the discarded tokens: one of `ops.TAILS` for all heads, or "best" (default): for each head
-            the one with the least (g . e)^2 at its N, or the least output error under the policy "output_error".
+            the one of the least price at its N, in what the policy pays for.
         seed: Seed of the controls.
         density: Instead of `mean_keep`: the same as a fraction of the length, above 0 and up to 1.
         bytes_read: Instead of `mean_keep`: modelled bytes that a decode step reads of the cache (`geosparse.traffic`).
@@ -131,7 +131,7 @@ class _Task(NamedTuple):
     @property
     def measure(self) -> str:
         """The error that heads and selectors are compared in."""
-        return "output_error" if self.policy == "output_error" else "fisher"
+        return self.policy if self.policy in PRICED else "fisher"
 
     @property
     def near(self) -> int:
@@ -289,6 +289,6 @@ def _request(length: int, mean_keep: float | None, density: float | None, bytes_
 
 def predicted_damage(profile: Profile, budgets: torch.Tensor, tail: PlanTail) -> float:
     """Half the summed mean (g . e)^2 of `budgets` `[layers, Hq]`: a second-order guess, nats per sampled query."""
-    curves = complete(profile.fisher(tail), profile)
+    curves = complete(profile.price(tail), profile)
     places = (budgets.clamp_max(profile.length) - 1).unsqueeze(-1)
     return 0.5 * float(curves.gather(-1, places).sum())

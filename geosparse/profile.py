@@ -2,22 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .artifact import damaged, dump_json, is_count, os_errors_as, parse_json, require, write_atomic
+from .artifact import (
+    check_header,
+    check_readable,
+    damaged,
+    dump_json,
+    is_count,
+    parse_json,
+    require,
+    write_atomic,
+)
 from .errors import GeosparseError, did_you_mean
+from .fits import Fits, fit
 from .geometry import DISTANCES
 from .identity import ModelIdentity, parse_identity
+from .interplay import Interplay
+from .moments import Moments, shape_of
 from .ops import SELECTORS, TAILS
 from .provenance import versions
 from .regimes import SIGNATURES, Regimes, classify, typical
 
 SCHEMA = "geosparse.profile/3"
+# What goes before the names of moments in the file; a profile made before there were any has none.
+MOMENTS = "moments."
+INTERPLAY = "interplay."
 MAX_FILE = 8 << 30
+# The fields that are tensors in the file; the others are its metadata.
+TENSORS = {"arrays", "moments", "interplay"}
+MAX_HEADER = 4 << 20
+"""Bytes of names, shapes and metadata; real ones have some ten thousand."""
+MAX_LENGTH = 1 << 24
+"""Tokens; no context is that long."""
 
 # What the geometry was measured at: the mean over sampled queries, and the last query of the window.
 PLACES = ("sampled", "final")
@@ -70,6 +92,9 @@ class Profile:
         selectors: The names in `SELECTORS` whose mass and errors were measured.
         config: The ProfileConfig as JSON.
         provenance: Library versions.
+        moments: `[windows, layers, Hq, ...]` the sums from which the assumptions are fitted, with the lag bins of the
+            longest windows; None in profiles made before there were any.
+        interplay: What heads' errors do to each other under a plan; None without a second pass.
     """
 
     arrays: dict[str, torch.Tensor]
@@ -83,6 +108,8 @@ class Profile:
     selectors: tuple[str, ...] = ("topn",)
     config: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=versions)
+    moments: Moments | None = None
+    interplay: Interplay | None = None
 
     def __post_init__(self) -> None:
         """Check names, shapes and types of the arrays against the rest."""
@@ -90,11 +117,19 @@ class Profile:
         require(
             self.arrays.keys() == ARRAYS.keys(), f"the arrays {sorted(ARRAYS.keys() ^ self.arrays.keys())} do not fit."
         )
-        for name, array in self.arrays.items():
+        later = self._named_moments() | self._named_interplay()
+        for name, array in (self.arrays | later).items():
+            kind = "float64" if name in later else "float32"
             require(tuple(array.shape) == self.shape_of(name), f"the array {name} has the shape {list(array.shape)}.")
-            require(array.dtype == torch.float32, f"the array {name} is not float32.")
+            require(array.dtype == getattr(torch, kind), f"the array {name} is not {kind}.")
         for name in ("mass", "output_error", "output_norm", "fisher", "entropy"):
-            require(bool(torch.isfinite(self.arrays[name]).all()), f"the array {name} holds NaN or infinity.")
+            require(bool(torch.isfinite(self.arrays[name]).all()), f"the array {name} {self._fault(name)}")
+        for name, array in later.items():
+            require(bool(torch.isfinite(array).all()), f"the array {name} holds NaN or infinity.")
+        if self.moments is not None:
+            tokens = torch.tensor(self.lengths, dtype=torch.float64)[:, None, None]
+            sound = bool((self.moments.windows == 1).all()) and bool((self.moments.tokens == tokens).all())
+            require(sound, "its moments are not of its windows.")
 
     @property
     def windows(self) -> int:
@@ -132,17 +167,12 @@ class Profile:
             nlls=tuple(self.nlls[row] for row in rows),
             limits=tuple(min(limit, length) for limit in self.limits),
             calibration=self.calibration | {"windows": len(rows), "lengths": [length]},
+            moments=None if self.moments is None else self.moments.of_windows(rows, length),
         )
 
     def shape_of(self, name: str) -> tuple[int, ...]:
         """The shape that the array `name` must have."""
-        sizes: dict[str, int] = {name: len(words) for name, words in DIMENSIONS.items()} | {
-            "selectors": len(self.selectors),
-            "layers": self.model.layers,
-            "heads": self.model.heads,
-            "budgets": len(self.budgets),
-        }
-        return (self.windows, *(sizes[dimension] for dimension in ARRAYS[name]))
+        return _shapes(self.model, vars(self))[name]
 
     def longest(self, name: str) -> torch.Tensor:
         """The array `name` of the longest windows, fp64, with its windows dimension."""
@@ -160,6 +190,11 @@ class Profile:
     def fisher(self, tail: str, selector: str = "topn") -> torch.Tensor:
         """Mean (g . e)^2, `[layers, Hq, budgets]` fp64; the tail "best" is the least of all at each budget."""
         return _of_tail(self.mean("fisher")[self._place(selector)], tail)
+
+    def price(self, tail: str, selector: str = "topn") -> torch.Tensor:
+        """`fisher` as a head's error is felt among those of all other heads, where that was measured."""
+        prices = self.mean("fisher")[self._place(selector)]
+        return _of_tail(prices if self.interplay is None else prices * self.interplay.factors, tail)
 
     def relative_output_error(self, tail: str, selector: str = "topn") -> torch.Tensor:
         """Mean |W_O e|^2 over mean |W_O z|^2, `[layers, Hq, budgets]` fp64; for "best" likewise."""
@@ -192,6 +227,37 @@ class Profile:
         """The regime of each head `[layers, Hq]`, by the typical signatures of the longest windows."""
         return classify(typical(self.longest("signatures")))
 
+    def fits(self) -> Fits:
+        """The paper's assumptions A1 to A3 fitted to each head `[layers, Hq]`, from the longest windows.
+
+        Raises:
+            GeosparseError: The profile has no moments, or its windows are too short.
+        """
+        if self.moments is None:
+            raise GeosparseError("The profile is older than the fits: make it again with `geosparse profile`.")
+        rows = [row for row, length in enumerate(self.lengths) if length == self.length]
+        return fit(self.moments.of_windows(rows, self.length).summed())
+
+    def _fault(self, name: str) -> str:
+        """Where an array is not finite."""
+        first = (~torch.isfinite(self.arrays[name])).nonzero()
+        if not len(first):
+            return ""
+        place = dict(zip(("windows", *ARRAYS[name]), first[0].tolist(), strict=True))
+        return f"holds NaN or infinity, first at layer {place['layers']}, head {place['heads']}."
+
+    def _named_moments(self) -> dict[str, torch.Tensor]:
+        """The moments by their names in the file."""
+        if self.moments is None:
+            return {}
+        return {MOMENTS + item.name: getattr(self.moments, item.name) for item in fields(self.moments)}
+
+    def _named_interplay(self) -> dict[str, torch.Tensor]:
+        """The interplay by its names in the file."""
+        if self.interplay is None:
+            return {}
+        return {INTERPLAY + item.name: getattr(self.interplay, item.name) for item in fields(self.interplay)}
+
     def _place(self, selector: str) -> int:
         if selector not in self.selectors:
             raise GeosparseError(
@@ -212,15 +278,16 @@ class Profile:
 
     def metadata(self) -> dict[str, Any]:
         """Everything but the arrays, as a JSON object."""
-        data = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "arrays"}
+        data = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in TENSORS}
         return data | {"schema": SCHEMA, "model": self.model.to_json(), "dimensions": DIMENSIONS}
 
     def save(self, path: Path | str) -> Path:
         """Write the profile as one `.safetensors` file, atomically."""
         from safetensors.torch import save
 
+        tensors = {name: self.arrays[name] for name in ARRAYS} | self._named_moments() | self._named_interplay()
         blob = save(
-            {name: self.arrays[name].contiguous() for name in ARRAYS}, {"geosparse": dump_json(self.metadata())}
+            {name: tensor.contiguous() for name, tensor in tensors.items()}, {"geosparse": dump_json(self.metadata())}
         )
         return write_atomic(path, lambda temporary: temporary.write_bytes(blob))
 
@@ -234,20 +301,51 @@ class Profile:
         from safetensors import SafetensorError, safe_open
 
         path = Path(path)
-        with os_errors_as("read", path):
-            size = path.stat().st_size
-            path.open("rb").close()
+        size = check_readable(path)
         if size > MAX_FILE:
             raise GeosparseError(f"{path} is not a profile: {size} bytes is more than a profile can have.")
         try:
+            check_header(path, MAX_HEADER)
             with safe_open(path, framework="pt") as file:
                 data = _parse_metadata(file.metadata())
                 names = set(file.keys())
+                expected = _shapes(data["model"], data)
+                for name in names & expected.keys():
+                    shape = tuple(file.get_slice(name).get_shape())
+                    require(shape == expected[name], f"the array {name} has the shape {list(shape)}.")
+                moments = _optional(file, names, MOMENTS, Moments)
+                interplay = _optional(file, names, INTERPLAY, Interplay)
                 require(names == ARRAYS.keys(), "its arrays are not those of a profile.")
-                return cls(arrays={name: file.get_tensor(name) for name in ARRAYS}, **data)
+                arrays = {name: file.get_tensor(name) for name in ARRAYS}
+                return cls(arrays=arrays, moments=moments, interplay=interplay, **data)
         except (GeosparseError, SafetensorError, OSError, ValueError, RecursionError) as error:
             reason = str(error) if isinstance(error, GeosparseError) else "it does not parse as safetensors"
             raise damaged(path, "profile", reason) from error
+
+
+def _optional(file: Any, names: set[str], prefix: str, kind: type[Any]) -> Any:
+    """A dataclass of tensors that the file holds under `prefix`, or None; what it takes leaves `names`."""
+    wanted = {prefix + item.name for item in fields(kind)}
+    if not wanted <= names:
+        return None
+    names -= wanted
+    return kind(**{name.removeprefix(prefix): file.get_tensor(name) for name in wanted})
+
+
+def _shapes(model: ModelIdentity, lists: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor of the file; `lists` holds lengths, selectors and budgets."""
+    sizes: dict[str, int] = {name: len(words) for name, words in DIMENSIONS.items()} | {
+        "selectors": len(lists["selectors"]),
+        "layers": model.layers,
+        "heads": model.heads,
+        "budgets": len(lists["budgets"]),
+    }
+    windows, longest = len(lists["lengths"]), max(lists["lengths"])
+    arrays = {name: (windows, *(sizes[dimension] for dimension in names)) for name, names in ARRAYS.items()}
+    heads = (windows, model.layers, model.heads)
+    moments = {MOMENTS + item.name: (*heads, *shape_of(item.name, longest)) for item in fields(Moments)}
+    prices = {INTERPLAY + item.name: arrays["fisher"][2:] for item in fields(Interplay)}
+    return arrays | moments | prices
 
 
 def _of_tail(arrays: torch.Tensor, tail: str) -> torch.Tensor:
@@ -259,7 +357,7 @@ def _parse_metadata(header: dict[str, str] | None) -> dict[str, Any]:
     data = parse_json((header or {}).get("geosparse", "null"))
     require(isinstance(data, dict) and data.get("schema") == SCHEMA, f"its schema is not {SCHEMA}.")
     require(data.get("dimensions") == DIMENSIONS, "its tails, rankings or distances are not known.")
-    known = {item.name for item in fields(Profile)} - {"arrays"}
+    known = {item.name for item in fields(Profile)} - TENSORS
     require(data.keys() == known | {"schema", "dimensions"}, "its metadata is not complete.")
     for key in ("calibration", "config", "provenance"):
         require(isinstance(data[key], dict), f"{key} is not an object.")
@@ -269,12 +367,14 @@ def _parse_metadata(header: dict[str, str] | None) -> dict[str, Any]:
     budgets, lengths = data["budgets"], data["lengths"]
     require(bool(budgets) and budgets == sorted(set(budgets)), "budgets do not ascend.")
     require(bool(lengths) and lengths == sorted(lengths), "lengths do not ascend.")
+    require(lengths[-1] <= MAX_LENGTH, f"a length of {lengths[-1]} tokens is more than any context.")
     nlls = data["nlls"]
     require(isinstance(nlls, list) and all(isinstance(nll, float) for nll in nlls), "nlls is not a list of numbers.")
     names = data["selectors"]
     require(isinstance(names, list) and bool(names) and all(isinstance(name, str) for name in names), "no selectors.")
     require(len(set(names)) == len(names) and set(names) <= set(SELECTORS), "its selectors are not known.")
     identity = parse_identity(data["model"])
-    require(len(data["limits"]) == identity.layers, "limits do not fit the layers.")
+    limits = data["limits"]
+    require(len(limits) == identity.layers and max(limits) <= lengths[-1], "limits do not fit the layers and lengths.")
     lists = {key: tuple(data[key]) for key in ("budgets", "limits", "lengths", "nlls", "selectors")}
     return {key: data[key] for key in known} | lists | {"model": identity}

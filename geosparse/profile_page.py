@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from html import escape
 from pathlib import Path
 
 import torch
 
 from .artifact import write_atomic
-from .ops import TAILS
+from .bands import Bands
+from .fits import holds
+from .head_sections import CAPTIONS, head_sections
+from .heads import assumptions
 from .page import html_page, percent
+from .panels import RULES, Panel, panels
 from .planner import make_plan
 from .profile import Profile
 from .regimes import REGIMES, SIGNATURES
@@ -21,19 +25,12 @@ from .regimes import REGIMES, SIGNATURES
 SHOWN = 32
 LEVELS = 10
 _COLOURS = {"retriever": "210 55%", "mixer": "150 55%", "reset": "25 55%", "unclear": "0 0%"}
-_CURVES = ("precision", "recall", "f1")
-_WIDTH, _HEIGHT = 300, 150
 
 _RULES = """
 .map a:hover rect{stroke:currentColor;stroke-width:2}
 .head{display:none}
 .head:target{display:block}
-.curve{fill:none;stroke:currentColor;stroke-width:2}
-.control{stroke-dasharray:3 3;opacity:.55;stroke-width:1.5}
-.grid{stroke:var(--grid);fill:none}
-.panels{display:flex;flex-wrap:wrap;gap:18px}
-.panels figcaption{font-size:.85rem;color:var(--muted)}
-.panels text{font-size:10px;fill:var(--muted)}
+.fits{display:flex;flex-wrap:wrap;gap:18px 40px;margin:14px 0}
 h3{font-size:.95rem;margin:0 0 6px}
 """
 
@@ -42,11 +39,16 @@ def _css() -> str:
     """The style sheet of the maps and curves."""
     shades = (f".h{level} rect{{fill:hsl(215 60% 50% / {(level + 0.5) / LEVELS:.2f})}}" for level in range(LEVELS))
     kinds = (f".r-{name} rect{{fill:hsl({colour} 50% / .75)}}" for name, colour in _COLOURS.items())
-    return f"<style>{''.join(shades)}{''.join(kinds)}{_RULES}</style>"
+    return f"<style>{''.join(shades)}{''.join(kinds)}{RULES}{_RULES}</style>"
 
 
-def write_profile_page(path: Path | str, profile: Profile) -> Path:
-    """Write one HTML file; same profile, same bytes.
+def write_profile_page(path: Path | str, profile: Profile, found: Bands | None = None) -> Path:
+    """Write one HTML file; same arguments, same bytes.
+
+    Args:
+        path: Where to.
+        profile: What the page is about.
+        found: Its `bands.bands`, drawn where they are given.
 
     Raises:
         GeosparseError: The file cannot be written.
@@ -62,7 +64,8 @@ def write_profile_page(path: Path | str, profile: Profile) -> Path:
     header = f'{_css()}<p class="facts">{escape(" · ".join(facts))}</p>'
     keep = min(SHOWN, profile.length)
     n_keep = make_plan(profile, mean_keep=keep).n_keep.tolist()
-    sections = [_maps(profile, n_keep, keep), _curves_section(profile), *_heads(profile, n_keep)]
+    sections = [_maps(profile, n_keep, keep), _curves_section(profile), _assumptions_section(profile, found)]
+    sections += head_sections(profile, n_keep, found)
     page = html_page(f"geosparse profile: {model.name}", header, sections, n_keep)
     return write_atomic(path, lambda temporary: temporary.write_text(page, encoding="utf-8", newline="\n"))
 
@@ -103,7 +106,12 @@ def _graded(title: str, shade: torch.Tensor, value: torch.Tensor, cells: list[li
     low, high = (float(finite.min()), float(finite.max())) if finite.numel() else (0.0, 1.0)
     level = ((shade - low) / max(high - low, 1e-12) * LEVELS).nan_to_num(0.0).clamp(0, LEVELS - 1).long().tolist()
     shown = value.tolist()
-    return _map(title, lambda layer, head: (f"h{level[layer][head]}", f"{shown[layer][head]:{form}}"), cells, note)
+
+    def cell(layer: int, head: int) -> tuple[str, str]:
+        told = shown[layer][head]
+        return f"h{level[layer][head]}", f"{told:{form}}" if math.isfinite(told) else "–"
+
+    return _map(title, cell, cells, note)
 
 
 def _map(title: str, cell: Callable[[int, int], tuple[str, str]], cells: list[list[int]], note: str) -> str:
@@ -129,88 +137,39 @@ def _map(title: str, cell: Callable[[int, int], tuple[str, str]], cells: list[li
 
 def _curves_section(profile: Profile) -> str:
     """Precision, recall and F over N, averaged over heads, with the random control."""
-    chosen = {name: profile.geometry(name).nanmean((0, 1, 2)) for name in _CURVES}
-    control = {name: profile.geometry(name, "random").nanmean((0, 1, 2)) for name in _CURVES}
+    drawn = {
+        caption: Panel(
+            profile.geometry(name).nanmean((0, 1, 2)).tolist(),
+            profile.geometry(name, "random").nanmean((0, 1, 2)).tolist(),
+        )
+        for name, caption in CAPTIONS.items()
+    }
     return (
         '<section>\n<h2>Selected against random tokens</h2>\n<p class="note">Mean over heads. Solid: the N tokens of '
         "largest attention; dashed: random sets of the same size around their own centre. At N = 1 all are 1 by "
-        "definition.</p>\n"
-        f"{_panels(profile.budgets, chosen, control)}\n</section>"
+        f"definition.</p>\n{panels(profile.budgets, drawn)}\n</section>"
     )
 
 
-def _panels(budgets: Sequence[int], chosen: dict[str, torch.Tensor], control: dict[str, torch.Tensor]) -> str:
-    figures = []
-    for name, values in chosen.items():
-        title = {"f1": "F"}.get(name, name)
-        lines = _line(budgets, values.tolist(), "curve")
-        lines += _line(budgets, control[name].tolist(), "curve control") if name in control else ""
-        figures.append(f"<figure>{_axes(budgets, lines)}<figcaption>{title}</figcaption></figure>")
-    return f'<div class="panels">{"".join(figures)}</div>'
-
-
-def _at(budgets: Sequence[int], n: int) -> float:
-    span = max(1e-9, math.log2(budgets[-1]) - math.log2(budgets[0]))
-    return 26 + (_WIDTH - 40) * (math.log2(n) - math.log2(budgets[0])) / span
-
-
-def _axes(budgets: Sequence[int], lines: str) -> str:
-    """A frame from 0 to 1 over log N."""
-    ticks = "".join(
-        f'<text x="{_at(budgets, n):.0f}" y="{_HEIGHT - 4}">{n}</text>' for n in budgets[:: max(1, len(budgets) // 5)]
+def _assumptions_section(profile: Profile, found: Bands | None) -> str:
+    """How many heads meet each assumption, and how often the envelopes hold."""
+    counts, fits = assumptions(profile)
+    title = "<section>\n<h2>Assumptions and envelopes</h2>\n"
+    if fits is None:
+        return f'{title}<p class="note">{escape(counts["reason"])}</p>\n</section>'
+    tiles = {name: f"{counts[name]} of {counts['heads']}" for name in ("A1", "A2", "A3")}
+    tiles["all three"] = f"{counts['all']} of {counts['heads']}"
+    if found is not None:
+        coverage = found.coverage()
+        every = torch.stack(list(holds(fits).values())).all(0)
+        for name, heads in (("inside the envelopes", torch.ones_like(every)), ("where all three hold", every)):
+            share = float(coverage[heads].nanmean()) if bool(heads.any()) else math.nan
+            tiles[name] = percent(share) if math.isfinite(share) else "–"
+    told = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in tiles.items())
+    level = "" if found is None else f" Their nominal level is {percent(found.level)} for each metric at each N."
+    return (
+        f'{title}<p class="note">Heads that meet each assumption of the paper: A1 stable value norms, sinks apart; A2 '
+        "similarity that decays with distance; A3 attention in pieces by distance. Thresholds and the proof of the "
+        f"envelopes: GEOMETRY.md. Envelopes are of the last query of a window, its row drawn from A3.{level}</p>\n"
+        f'<dl class="tiles">{told}</dl>\n</section>'
     )
-    frame = f'<rect class="grid" x="26" y="8" width="{_WIDTH - 40}" height="{_HEIGHT - 32}"/>'
-    scale = f'<text x="6" y="14">1</text><text x="6" y="{_HEIGHT - 24}">0</text>'
-    size = f'width="{_WIDTH}" height="{_HEIGHT}"'
-    return f'<svg {size} role="img" aria-label="curve over N">{frame}{scale}{ticks}{lines}</svg>'
-
-
-def _line(budgets: Sequence[int], values: Sequence[float], kind: str) -> str:
-    points = [
-        f"{_at(budgets, n):.1f},{8 + (_HEIGHT - 32) * (1 - min(1.0, max(0.0, value))):.1f}"
-        for n, value in zip(budgets, values, strict=True)
-        if math.isfinite(value)
-    ]
-    return f'<polyline class="{kind}" points="{" ".join(points)}"/>' if points else ""
-
-
-def _heads(profile: Profile, n_keep: list[list[int]]) -> list[str]:
-    """A section per head, shown when its cell is clicked."""
-    curves = {name: profile.geometry(name).nanmean(0) for name in _CURVES}
-    control = {name: profile.geometry(name, "random").nanmean(0) for name in _CURVES}
-    curves["kept mass"] = profile.kept_mass()
-    signatures = profile.longest("signatures").nanmean(0)
-    regimes = profile.regimes()
-    errors = torch.stack([profile.relative_output_error(tail) for tail in TAILS], -1)
-    sections = []
-    for layer, row in enumerate(n_keep):
-        for head, n in enumerate(row):
-            sure = percent(float(regimes.confidence[layer, head]))
-            regime = f"{REGIMES[int(regimes.label[layer, head])]} ({sure})"
-            facts = {"regime": regime, "N of the default plan": str(n)}
-            for name, value in zip(SIGNATURES, signatures[layer, head].tolist(), strict=True):
-                if math.isfinite(value):
-                    facts[name.replace("_", " ")] = f"{value:.3f}"
-            terms = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
-            table = _error_table(profile.budgets, errors[layer, head].tolist())
-            panels = _panels(
-                profile.budgets,
-                {name: values[layer, head] for name, values in curves.items()},
-                {name: values[layer, head] for name, values in control.items()},
-            )
-            sections.append(
-                f'<section class="head" id="l{layer}h{head}"><h2>Layer {layer}, head {head}</h2>'
-                f'<dl class="terms">{terms}</dl>{panels}<div class="wide">{table}</div></section>'
-            )
-    return sections
-
-
-def _error_table(budgets: Sequence[int], rows: list[list[float]]) -> str:
-    """Relative output error of each tail over N."""
-    head = "".join(f"<th>{tail}</th>" for tail in TAILS)
-    lines = "".join(
-        f"<tr><td>{n}</td>{''.join(f'<td>{value:.3g}</td>' for value in row)}</tr>"
-        for n, row in zip(budgets, rows, strict=True)
-    )
-    table = f'<table class="rows"><tr><th>N</th>{head}</tr>{lines}</table>'
-    return f'{table}<p class="note">Output error, relative, squared.</p>'

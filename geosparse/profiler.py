@@ -1,11 +1,12 @@
-"""profile_model: one forward and one backward pass per window, then the geometry of sampled queries."""
+"""profile_model: one forward and one backward pass per window, the geometry of sampled queries, and a second pass."""
 
 from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,18 @@ from .artifact import MAX_COUNT, check_writable
 from .capture import LayerRows, Rows, forward_backward, walk_layers
 from .errors import GeosparseError
 from .identity import identify
-from .measures import layer_arrays
+from .interplay import Interplay
+from .measures import KvHead, joined, kv_heads, measure
+from .moments import Moments
 from .ops import check_selector
 from .parts import Parts, Window, process_rank, wait_for_all
+from .planner import make_plan
 from .profile import ARRAYS, Profile
-from .progress import steps
+from .progress import steps, track
 from .provenance import versions
+from .second_pass import interplay_of_window, mean_interplay
 from .text import text_sha256, token_windows
+from .threads import mapped
 
 __all__ = [
     "LayerRows",
@@ -37,6 +43,8 @@ __all__ = [
 
 POWERS = tuple(2**exponent for exponent in range(10))
 FEWEST_WINDOWS = 2
+# The second pass: windows, sampled queries of each, tokens per head of its plan as a fraction, the longest windows.
+SECOND_WINDOWS, SECOND_QUERIES, SECOND_SHARE, SECOND_LENGTH = 4, 128, 32, 4096
 # What the forward and backward pass counts on the progress bar, in layers measured.
 PASS_STEPS = 30
 
@@ -57,6 +65,8 @@ class ProfileConfig:
         geometry_queries: How many of the sampled positions serve the geometry, evenly spaced among them; the final
             position always does. The errors are measured at all of them.
         selectors: Words of `ops.SELECTORS` whose mass and errors are measured.
+        second_pass: Measure what the errors of heads do to each other, with a plan active, on up to 4 of the windows:
+            the geometry does not need it, plans lose much less with it.
     """
 
     length: int | None = None
@@ -68,6 +78,7 @@ class ProfileConfig:
     lengths: tuple[int, ...] = (1024,)
     geometry_queries: int = 12
     selectors: tuple[str, ...] = ("topn",)
+    second_pass: bool = True
 
     def __post_init__(self) -> None:
         """Refuse what cannot be profiled."""
@@ -179,16 +190,58 @@ def _profile(
     }
     parts = None if folder is None else Parts(folder, about | {"dtype": str(model.dtype)})
     results = _measure(model, layers, windows, config, parts, show_progress)
-    return Profile(
-        arrays={name: torch.stack([arrays[name] for arrays, _ in results]) for name in ARRAYS},
+    profile = Profile(
+        arrays={name: torch.stack([window.arrays[name] for window in results]) for name in ARRAYS},
+        moments=Moments.stack([window.moments.widened(config.longest) for window in results]),
         budgets=_budgets(config),
         lengths=tuple(len(window) for _, window in windows),
         queries=config.queries,
         limits=tuple(min(layer.window or config.longest, config.longest) for layer in layers),
-        nlls=tuple(nll for _, nll in results),
+        nlls=tuple(window.nll for window in results),
         selectors=config.selectors,
         **about | {"model": identify(model)},
     )
+    if not config.second_pass:
+        return profile
+    return replace(profile, interplay=_second_pass(model, layers, windows, profile, parts, show_progress))
+
+
+def _second_pass(
+    model: Any,
+    layers: Sequence[AttentionLayer],
+    windows: Sequence[tuple[int, torch.Tensor]],
+    profile: Profile,
+    parts: Parts | None,
+    show_progress: bool,
+) -> Interplay | None:
+    """The interplay of heads under a plan, on windows of the longest length that is not above SECOND_LENGTH."""
+    length = max((length for length in profile.distinct_lengths if length <= SECOND_LENGTH), default=None)
+    if length is None:
+        return None
+    plan = make_plan(profile.at(length), max(1.0, length / SECOND_SHARE))
+    rank, processes = process_rank() if parts is not None else (0, 1)
+    places = [place for place, (_, window) in enumerate(windows) if len(window) == length]
+    places = [places[part] for part in evenly(SECOND_WINDOWS, len(places))]
+    found: dict[int, Interplay] = {}
+    for place in track(places[rank::processes], "second pass", show_progress and rank == 0):
+        index, window = windows[place]
+        part = None if parts is None else parts.load_second(place)
+        if part is None:
+            positions = sample_positions(
+                length, SECOND_QUERIES, window_generator(profile.config["seed"], length, index)
+            )
+            part = interplay_of_window(model, layers, plan, window, positions, profile.budgets)
+            if parts is not None:
+                parts.save_second(place, part)
+        found[place] = part
+    if parts is not None and processes > 1:
+        wait_for_all()
+        for place in places:
+            part = found.get(place) or parts.load_second(place)
+            if part is None:
+                raise GeosparseError(f"The windows in {parts.folder} are not complete: start the command again.")
+            found[place] = part
+    return mean_interplay([found[place] for place in places])
 
 
 def _measure(
@@ -260,22 +313,35 @@ def _window_arrays(
     config: ProfileConfig,
     advance: Callable[[int], object],
 ) -> Window:
-    """Every array of the Profile for one window in fp32, and its mean loss."""
+    """One window, measured."""
     length = len(window)
     generator = window_generator(config.seed, length, index)
     positions = sample_positions(length, config.queries, generator)
     queries = torch.cat([positions, torch.tensor([length - 1])])
     loss, calls, gradients = forward_backward(model, layers, window, queries, positions)
     advance(length * PASS_STEPS)
-    chosen = evenly(config.geometry_queries, len(positions))
-    per_layer = []
-    for call, gradient, gram in zip(calls, gradients, grams, strict=True):
-        noise = torch.rand(config.random_sets, len(queries), length, generator=generator)
-        per_layer.append(layer_arrays(call, gradient, gram, _budgets(config), config.selectors, chosen, noise))
+    chosen = [*evenly(config.geometry_queries, len(positions)), len(positions)]
+    budgets = _budgets(config)
+
+    def heads() -> Iterator[KvHead]:
+        for call, gradient, gram in zip(calls, gradients, grams, strict=True):
+            noise = torch.rand(config.random_sets, len(queries), length, generator=generator)
+            yield from kv_heads(call, gradient, gram, chosen, noise[:, chosen])
+
+    parts = mapped(
+        lambda head: measure(head, budgets, config.selectors),
+        heads(),
+        parallel=all(call.key.device.type == "cpu" for call in calls),
+    )
+    per_layer, moments = [], []
+    for layer in layers:
+        arrays_of_heads, moments_of_heads = zip(*islice(parts, layer.kv_heads), strict=True)
+        per_layer.append(joined(arrays_of_heads))
+        moments.append(Moments.cat(moments_of_heads))
         advance(length)
     places = {name: dimensions.index("layers") for name, dimensions in ARRAYS.items()}
     arrays = {name: torch.stack([part[name] for part in per_layer], place).float() for name, place in places.items()}
-    return arrays, loss / (length - 1)
+    return Window(arrays, Moments.stack(moments), loss / (length - 1))
 
 
 def _gram(layer: AttentionLayer) -> torch.Tensor:

@@ -78,8 +78,9 @@ def signatures(
         generator: For the random sets of `f_excess`; None leaves that signature NaN.
     """
     group = alpha.shape[0] // value.shape[0]
-    sinks = find_sinks(alpha, value, seen).repeat_interleave(group, dim=0)
-    value = value.repeat_interleave(group, dim=0)
+    sinks = find_sinks(alpha, value, seen)
+    similarity = _sink_similarity(value, sinks).repeat_interleave(group, dim=0)
+    sinks, value = sinks.repeat_interleave(group, dim=0), value.repeat_interleave(group, dim=0)
     norm = value.norm(dim=-1)
     level = (norm * ~sinks).sum(-1, keepdim=True) / (~sinks).sum(-1, keepdim=True).clamp_min(1)
     free = alpha * ~sinks.unsqueeze(1)
@@ -98,7 +99,7 @@ def signatures(
     else:
         rows["f_excess"] = _f_excess(alpha, value, seen.expand(alpha.shape), generator)
     means = {name: row.double().nanmean(-1) for name, row in rows.items()}
-    return torch.stack([(means | {"sink_similarity": _sink_similarity(value, sinks)})[s] for s in SIGNATURES], -1).cpu()
+    return torch.stack([(means | {"sink_similarity": similarity})[name] for name in SIGNATURES], -1).cpu()
 
 
 def typical(windows: torch.Tensor) -> torch.Tensor:
@@ -121,8 +122,11 @@ def classify(typical_signatures: torch.Tensor) -> Regimes:
     """
     mass = typical_signatures[..., SIGNATURES.index("sink_mass")].double()
     free_set = typical_signatures[..., SIGNATURES.index("log_free_set")].double()
-    if not bool(torch.isfinite(mass + free_set).all()):
-        raise GeosparseError("A regime needs finite signatures, found NaN; the attention of a head is not finite.")
+    broken = (~torch.isfinite(mass + free_set)).nonzero().tolist()
+    if broken:
+        *layer, head = broken[0] or [0]
+        where = "".join(f"layer {place}, " for place in layer)
+        raise GeosparseError(f"A regime needs finite signatures, found NaN at {where}head {head}: profile again.")
     reset = torch.special.ndtr((mass - RESET_MASS) / MASS_SCALE)
     focused = torch.special.ndtr((FOCUS - free_set) / FOCUS_SCALE)
     probability = torch.stack([(1 - reset) * focused, (1 - reset) * (1 - focused), reset], -1)
@@ -158,7 +162,7 @@ def shares_by_layer(label: torch.Tensor) -> torch.Tensor:
 def _entropy(weight: torch.Tensor) -> torch.Tensor:
     """Entropy in nats of each row of `weight` `[..., L]`, renormalised; 0 where there is no weight."""
     share = weight / weight.sum(-1, keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny)
-    entropy: torch.Tensor = -torch.special.xlogy(share, share).sum(-1)
+    entropy: torch.Tensor = torch.special.entr(share).sum(-1)
     return entropy
 
 
@@ -170,10 +174,9 @@ def _f_excess(alpha: torch.Tensor, value: torch.Tensor, seen: torch.Tensor, gene
 
 
 def _sink_similarity(value: torch.Tensor, sinks: torch.Tensor) -> torch.Tensor:
-    """Mean cosine of sinks with the other tokens, `[Hq]`; NaN without sinks."""
+    """Mean cosine of sinks with the other tokens, per KV head `[Hkv]`; NaN without sinks."""
     direction = torch.nn.functional.normalize(value.double(), dim=-1)
-    kept = direction.masked_fill(sinks.unsqueeze(-1), 0.0).sum(-2)
-    sunk = direction.masked_fill(~sinks.unsqueeze(-1), 0.0).sum(-2)
+    sunk, kept = (torch.stack([sinks, ~sinks], -2).double() @ direction).unbind(-2)
     pairs = sinks.sum(-1) * (~sinks).sum(-1)
     mean: torch.Tensor = (kept * sunk).sum(-1) / torch.where(pairs > 0, pairs.double(), torch.nan)
     return mean

@@ -11,6 +11,8 @@ import torch
 from .architecture import check_context, input_device
 from .artifact import finite_or_none
 from .errors import GeosparseError
+from .faults import ADVICE, first_fault
+from .interception import installed
 from .patch import sparsified
 from .plan import Plan
 from .progress import track
@@ -43,10 +45,13 @@ def token_nll(model: Any, windows: torch.Tensor, what: str = "score", show_progr
             targets = ids[0, 1:].to(logits.device)
             rows.append(torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none").cpu())
     nll = torch.stack(rows)
-    if not torch.isfinite(nll).all():
+    broken = (~torch.isfinite(nll)).any(-1).nonzero().flatten().tolist()
+    if broken:
+        # A sparse model is told apart by the dense one's faults, which come first (`score`).
+        where = "" if installed(model) else f", first at {first_fault(model, windows[broken[0]][None])}"
         raise GeosparseError(
-            f"The loss is not finite ({what}): the model's weights or its dtype, {model.dtype}, overflow on this text; "
-            "use a sound checkpoint in float32."
+            f"The loss is not finite ({what}): the model's weights or its dtype, {model.dtype}, overflow on this text"
+            f"{where}; {ADVICE}."
         )
     return nll
 

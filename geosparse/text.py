@@ -129,9 +129,10 @@ def _from_lines(path: Path, text: str) -> list[str]:
             continue
         where = f"{path}, line {number}"
         try:
-            texts.append(_document(json.loads(line), where))
-        except (json.JSONDecodeError, RecursionError) as error:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
             raise GeosparseError(f"{where} is not JSON; give one JSON object or string per line.") from error
+        texts.append(_document(row, where))
     return texts
 
 

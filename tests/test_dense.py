@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from geosparse import dense
-from geosparse.ops import causal_mask, reference_attention
+from geosparse.dense import decode_dense
+from geosparse.ops import Span, causal_mask, cpu, reference_attention
 
 
 @pytest.mark.parametrize("softcap", [None, 3.0])
@@ -37,3 +38,31 @@ def test_a_blind_query_gets_zeros():
     output = dense.chunked_dense(query, key, key, mask, 1.0, None, torch.zeros(2))
     assert output[:, :, 0].abs().max() == 0
     assert torch.isfinite(output).all()
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("with_sink", [False, True])
+@pytest.mark.parametrize("kind", ["all", "span", "window", "bool", "additive", "by head", "wider"])
+def test_single_queries_equal_the_reference_under_any_mask(softcap, with_sink, kind):
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(2, 6, 1, 24, generator=generator)
+    key, value = (torch.randn(2, 2, 37, 24, generator=generator) for _ in range(2))
+    sink = torch.randn(6, generator=generator) if with_sink else None
+    seen = torch.rand(2, 1, 1, 37, generator=generator) > 0.4
+    mask = {
+        "all": None,
+        "span": Span((0, 11)),
+        "window": Span((3, 0), window=9),
+        "bool": seen,
+        "additive": torch.where(seen, 0.0, torch.finfo(torch.float32).min),
+        "by head": seen.expand(2, 6, 1, 37),
+        "wider": torch.cat([seen, seen], dim=-1),
+    }[kind]
+    with torch.no_grad():
+        output = decode_dense(query, key, value, mask, 0.3, softcap, sink)
+    taken = cpu.library() is not None and kind not in ("additive", "by head", "wider")
+    assert (output is not None) == taken
+    if taken:
+        given = {"tail": "drop", "scaling": 0.3, "softcap": softcap, "sink": sink, "mask": mask}
+        expected = reference_attention(query, key, value, [37] * 6, **given).output
+        assert (output - expected).abs().max() <= 1e-5

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from geosparse import GeosparseError
-from geosparse.fits import fit, holds, lag_bins, met
-from geosparse.moments import Moments, total, window_moments
+from geosparse.fits import fit, holds, met
+from geosparse.moments import Moments, lag_bins, total, window_moments
 
 from .field import rows, values
 

@@ -179,3 +179,56 @@ def test_a_set_that_holds_next_to_no_mass_is_renormalised_without_overflow():
     errors = kept_errors(alpha, value, [(keep, None)], seen)
     expected = value[-1] - alpha @ value
     assert torch.allclose(errors.error["renormalize"][:, 0], expected, atol=1e-4)
+
+
+def test_leading_dimensions_are_independent():
+    """A batch of heads gives what each of its heads gives alone, through every function."""
+    generator = torch.Generator().manual_seed(3)
+    scores = torch.randn(2, 3, 5, 20, generator=generator, dtype=torch.float64)
+    seen = torch.rand(2, 3, 5, 20, generator=generator) < 0.8
+    seen[..., 0] = True
+    scores = scores.masked_fill(~seen, -torch.inf)
+    alpha = 0.9 * scores.softmax(-1)  # a tenth goes to a learned sink
+    value = torch.randn(2, 3, 20, 4, generator=generator, dtype=torch.float64)
+    believed = scores + 0.1 * torch.randn(2, 3, 5, 20, generator=generator, dtype=torch.float64)
+    budgets = [1, 3, 8]
+    order = selection_order(alpha, seen)
+
+    def errors(*at):
+        rank = rank_of(order[at])
+        keeps = [(seen[at] & (rank < n), guess) for n in budgets for guess in (None, believed[at])]
+        return kept_errors(alpha[at], value[at], keeps, seen[at], scores[at])
+
+    together = errors()
+    for at in ((0, 0), (1, 2)):
+        torch.testing.assert_close(contribution_score(alpha, value)[at], contribution_score(alpha[at], value[at]))
+        alone = errors(*at)
+        torch.testing.assert_close(together.mass[at], alone.mass)
+        for tail, error in alone.error.items():
+            torch.testing.assert_close(together.error[tail][at], error)
+        for distance in DISTANCES:
+            batch = separation(alpha, value, order, seen, budgets, distance)
+            single = separation(alpha[at], value[at], order[at], seen[at], budgets, distance)
+            for whole, part in zip(batch, single, strict=True):
+                torch.testing.assert_close(whole[at], part, equal_nan=True)
+
+
+def test_a_believed_mass_scales_what_is_kept():
+    """Against the definition: the others weigh what they are believed to, beside a sink that keeps its weight."""
+    scores = torch.tensor([[2.0, 1.0, 0.5, -1.0]], dtype=torch.float64)
+    believed = torch.tensor([[0.0, 0.0, 1.5, 0.25]], dtype=torch.float64)
+    value = torch.eye(4, dtype=torch.float64)
+    seen = torch.ones(1, 4, dtype=torch.bool)
+    keep = torch.tensor([[True, True, False, False]])
+    sink = 0.7
+    weights = scores.exp()
+    alpha = weights / (weights.sum() + sink)
+    found = kept_errors(alpha, value, [(keep, believed)], seen, scores)
+    whole = weights[0, :2].sum() + believed[0, 2:].exp().sum() + sink
+    mine = torch.cat([weights[0, :2], torch.zeros(2, dtype=torch.float64)]) / whole
+    torch.testing.assert_close(found.mass[0, 0], mine.sum())
+    torch.testing.assert_close(found.error["drop"][0, 0], mine - alpha[0])
+    renormalized = mine / (mine.sum() + sink / whole)
+    torch.testing.assert_close(found.error["renormalize"][0, 0], renormalized - alpha[0])
+    missing = believed[0, 2:].exp().sum() / whole
+    torch.testing.assert_close(found.error["centroid"][0, 0], mine + missing * value.mean(0) - alpha[0])

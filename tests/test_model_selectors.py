@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 import geosparse as gs
 from geosparse.ops import SELECTORS, TAILS
 
-from .tiny import WINDOW, tiny_model, tokens
+from .tiny import EXTRA, MORE, WINDOW, tiny_model, tokens
 
-KINDS = ["llama", "gemma3_text", "mistral", "gemma2", "gpt_oss", "gpt_neox"]
+KINDS = sorted(EXTRA | MORE)
 LENGTH, PROMPT = 75, 50  # several complete pages, and pages that become complete while decoding
 # fp32 rounding through two layers; another token kept moves logits by 1e-2 and more.
 TOLERANCE = 1e-4

@@ -10,6 +10,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+import transformers
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -22,7 +23,7 @@ from transformers import (
 from geosparse.errors import GeosparseError
 from geosparse.models import load_model, resolve
 
-from .tiny import VOCABULARY, tiny_tokenizer
+from .tiny import VOCABULARY, save_tiny, tiny_tokenizer
 
 WIDTH, HEADS, LAYERS, FEED = 32, 2, 2, 64
 
@@ -56,7 +57,7 @@ def write_gguf(path: Path) -> Path:
     writer.add_vocab_size(len(VOCABULARY))
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(VOCABULARY)
-    writer.add_token_merges(["a b"])
+    writer.add_token_merges(["a b", "a b"])  # transformers 4 cannot read a list of one
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(1)
     shapes = {"token_embd": (len(VOCABULARY), WIDTH), "output_norm": (WIDTH,)}
@@ -166,3 +167,16 @@ def test_gguf_file(tmp_path: Path) -> None:
     assert tokenizer.decode(tokenizer("Hello", add_special_tokens=False).input_ids) == "Hello"
     path.write_bytes(b"PK\3\4")
     assert "not a GGUF file" in fails(str(path))
+
+
+@pytest.mark.skipif(
+    int(transformers.__version__.split(".")[0]) >= 5, reason="transformers 5 reads what transformers 5 and 4 saved"
+)
+def test_a_model_that_transformers_5_saved_is_refused_by_transformers_4(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "model")
+    load_model(str(folder))
+    config = json.loads((folder / "config.json").read_text())
+    positions = {"rope_theta": config.pop("rope_theta"), "rope_type": "default"}
+    newer = config | {"rope_parameters": positions, "transformers_version": "5.23.0"}
+    (folder / "config.json").write_text(json.dumps(newer))
+    assert "saved by transformers 5.23.0" in fails(str(folder))

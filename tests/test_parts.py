@@ -1,5 +1,6 @@
 """A profile that is stopped, resumed, or shared between processes is the same file, bit for bit."""
 
+import dataclasses
 import os
 import signal
 import socket
@@ -10,7 +11,8 @@ import time
 import pytest
 
 from geosparse import parts
-from geosparse.parts import Parts, process_rank
+from geosparse.moments import Moments
+from geosparse.parts import Parts, Window, process_rank
 
 from .test_profile import TEXT
 from .tiny import save_tiny
@@ -68,11 +70,35 @@ def test_two_processes_write_the_file_of_one(folder, names):
         )
     said = [process.communicate(timeout=100)[0] for process in running]
     assert [process.returncode for process in running] == [0, 0]
-    assert said[0].endswith(b"Wrote shared.safetensors.\n")
+    assert said[0].endswith(b"Wrote shared.safetensors, 2 processes sharing the windows.\n")
     assert said[1] == b""
     assert (folder / "shared.safetensors").read_bytes() == (folder / "whole.safetensors").read_bytes()
     (folder / "shared.safetensors").unlink()
     assert not {name for name in files(folder) if "shared" in name}
+
+
+@pytest.mark.parametrize("launcher", ["accelerate", "torch"])
+def test_launchers_start_two_processes_that_write_the_file_of_one(folder, launcher):
+    pytest.importorskip("accelerate", reason="needs accelerate")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    start = {
+        "accelerate": [
+            "accelerate.commands.launch",
+            "--multi_gpu",
+            "--num_processes",
+            "2",
+            "--main_process_port",
+            port,
+        ],
+        "torch": ["torch.distributed.run", "--nproc_per_node", "2", "--master_port", port],
+    }[launcher]
+    command = [sys.executable, "-m", *start, *COMMAND[1:], f"{launcher}.safetensors"]
+    found = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, env=environment())
+    assert found.returncode == 0, found.stderr[-2000:]
+    assert f"Wrote {launcher}.safetensors, 2 processes sharing the windows.\n" in found.stdout
+    assert (folder / f"{launcher}.safetensors").read_bytes() == (folder / "whole.safetensors").read_bytes()
 
 
 def test_windows_of_another_run_do_not_count(tmp_path):
@@ -80,13 +106,15 @@ def test_windows_of_another_run_do_not_count(tmp_path):
 
     from geosparse.profile import ARRAYS
 
-    window = ({name: torch.rand(2) for name in ARRAYS}, 0.1)
+    sums = Moments(*(torch.rand(2).double() for _ in dataclasses.fields(Moments)))
+    window = Window({name: torch.rand(2) for name in ARRAYS}, sums, 0.1)
     here, there = Parts(tmp_path, {"seed": 0}), Parts(tmp_path, {"seed": 1})
     assert here.load(0) is None
     here.save(0, window)
-    arrays, nll = here.load(0)
-    assert nll == 0.1
-    assert all(torch.equal(array, window[0][name]) for name, array in arrays.items())
+    found = here.load(0)
+    assert found.nll == 0.1
+    assert all(torch.equal(array, window.arrays[name]) for name, array in found.arrays.items())
+    assert torch.equal(found.moments.sink_mass, sums.sink_mass)
     assert there.load(0) is None
     assert here.load(1) is None
 

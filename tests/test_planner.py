@@ -77,7 +77,7 @@ def test_damage_beyond_the_length_is_none():
         ((4, "fischer"), "Unknown policy 'fischer': did you mean 'fisher'?"),
         (
             (4, "zzz"),
-            "Unknown policy 'zzz': choose from entropy, fisher, mass, output_error, permuted, random, regime, "
+            "Unknown policy 'zzz': choose from alone, entropy, fisher, mass, output_error, permuted, random, regime, "
             "separability, uniform.",
         ),
         ((4, DEFAULT_POLICY, "centrum"), "Unknown tail 'centrum': did you mean 'centroid'?"),

@@ -1,6 +1,7 @@
 """profile_model against brute force on tiny models, and the Profile artifact: same seed, same bytes."""
 
 import json
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -8,7 +9,10 @@ import torch
 import geosparse as gs
 from geosparse import capture
 from geosparse.architecture import attention_layers
+from geosparse.capture import walk_layers
+from geosparse.fits import fit
 from geosparse.interception import intercepted
+from geosparse.moments import Moments, window_moments
 from geosparse.ops import TAILS, causal_mask, reference_attention
 from geosparse.profile import ARRAYS
 from geosparse.profiler import sample_positions, window_generator
@@ -179,6 +183,49 @@ def test_round_trip_through_a_file(tmp_path, saved):
     assert json.loads(json.dumps(profile.metadata())) == json.loads(json.dumps(fresh.metadata()))
     assert profile.save(tmp_path / "p.safetensors").read_bytes() == saved.read_bytes()
     assert [path.name for path in tmp_path.iterdir()] == ["p.safetensors"]
+
+
+def test_moments_are_those_of_every_token_and_sampled_query():
+    profile = profile_of(model_of(), windows=2)
+    windows = gs.token_windows(tiny_tokenizer(), TEXT, LENGTH, 2)
+    for index, window in enumerate(windows):
+        where = sample_positions(LENGTH, CONFIG.queries, window_generator(CONFIG.seed, LENGTH, index))
+        for layer in walk_layers(model_of(), window, where):
+            seen = torch.arange(LENGTH) <= where[:, None]
+            alpha = torch.zeros(6, len(where), LENGTH)
+            alpha[..., : layer.rows.alpha.shape[-1]] = layer.rows.alpha
+            expected = window_moments(alpha, layer.call.value[0].float(), seen)
+            for item in fields(Moments):
+                found = getattr(profile.moments, item.name)[index, layer.index]
+                assert torch.allclose(found, getattr(expected, item.name), rtol=1e-4, atol=1e-5), item.name
+    fitted = fit(profile.moments.summed())
+    assert torch.equal(profile.fits().similarity.floor, fitted.similarity.floor)
+    assert profile.fits().norm.level.shape == (2, 6)
+
+
+def test_a_profile_without_moments_loads_and_says_what_it_lacks(tmp_path, saved):
+    old = replace(gs.Profile.load(saved), moments=None)
+    profile = gs.Profile.load(old.save(tmp_path / "old.safetensors"))
+    assert profile.moments is None
+    assert (profile.regimes().label == gs.Profile.load(saved).regimes().label).all()
+    with pytest.raises(gs.GeosparseError, match="older than the fits: make it again"):
+        profile.fits()
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "reason"),
+    [
+        ("norm", lambda array: array[..., :2], "has the shape"),
+        ("cosine", lambda array: array[..., 1:], "has the shape"),
+        ("sink_mass", lambda array: array.float(), "is not float64"),
+        ("square", lambda array: array * torch.nan, "holds NaN or infinity"),
+        ("tokens", lambda array: array + 1, "not of its windows"),
+    ],
+)
+def test_moments_that_do_not_fit_are_refused(saved, name, change, reason):
+    profile = gs.Profile.load(saved)
+    with pytest.raises(gs.GeosparseError, match=reason):
+        replace(profile, moments=replace(profile.moments, **{name: change(getattr(profile.moments, name))}))
 
 
 def test_several_windows_and_bounded_statistics():
@@ -379,6 +426,10 @@ def test_several_lengths_in_one_profile(several):
 
 
 def test_one_length_of_several_is_what_it_is_alone(several):
+    alone = profile_of(model_of(), lengths=(40,), length=None, windows=several.at(40).windows)
+    assert several.at(40).moments.length == 40
+    assert torch.equal(several.at(40).moments.norm, alone.moments.norm)
+    assert torch.equal(several.at(40).moments.cosine, alone.moments.cosine)
     alone = profile_of(model_of(), lengths=(20,), length=None, windows=4)
     for name, array in alone.arrays.items():
         part = several.at(20).arrays[name]
@@ -447,3 +498,10 @@ def test_a_model_spread_by_a_device_map_gives_the_same_numbers(tmp_path):
     assert apart.model == whole.model
     for name, array in whole.arrays.items():
         assert torch.equal(apart.arrays[name].nan_to_num(-7.0), array.nan_to_num(-7.0))
+
+
+def test_budgets_of_twice_the_shortest_length_and_more():
+    profile = profile_of(model_of(), lengths=(8, 40), windows=2, budgets=(1, 4, 16, 32))
+    short, long = (row.isnan().all() for row in profile.arrays["f1"][[0, -1], 0, 0, 0, ..., 2])
+    assert short
+    assert not long

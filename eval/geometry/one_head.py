@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from geosparse.architecture import AttentionLayer, attention_layers, dense_atten
 from geosparse.attention import split_mask
 from geosparse.errors import GeosparseError
 from geosparse.interception import Handler, intercepted
-from geosparse.ops import PATHS, Tail, best_path
+from geosparse.ops import PATHS, Tail, Visibility, best_path
 
 # Logits of one batch, elements.
 MOST_LOGITS = 1 << 28
@@ -40,7 +41,7 @@ class _OneHeadSparse:
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        attention_mask: torch.Tensor | None,
+        attention_mask: Visibility | None,
         **kwargs: Any,
     ) -> torch.Tensor:
         terms = read_terms(module, query, kwargs)
@@ -74,7 +75,7 @@ def _dense(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    attention_mask: Visibility | None,
     **kwargs: Any,
 ) -> torch.Tensor:
     return dense_attention(query, key, value, attention_mask, read_terms(module, query, kwargs))
@@ -97,10 +98,11 @@ def one_head_losses(
     blocks = [_block(model, layer) for layer in layers]
     window = window.to(model.get_input_embeddings().weight.device)
     inputs: dict[int, torch.Tensor] = {}
+    returns: dict[int, type] = {}  # a tensor, or, in transformers 4, for some architectures a tuple
     with torch.no_grad(), ExitStack() as stack:
         for index, block in enumerate(blocks):
-            hook = block.register_forward_pre_hook(_keeper(inputs, index))
-            stack.callback(hook.remove)
+            stack.callback(block.register_forward_pre_hook(_keeper(inputs, index)).remove)
+            stack.callback(block.register_forward_hook(partial(_keep_type, returns, index)).remove)
         handlers: dict[torch.nn.Module, Handler] = {layer.module: _dense for layer in layers}
         with intercepted(model, handlers):
             dense = _nll(model(window[None], use_cache=False).logits, window)[0]
@@ -112,7 +114,11 @@ def one_head_losses(
         for start in range(0, len(own), rows):
             part = own[start : start + rows]
             handlers[layers[index].module] = _OneHeadSparse(part, tail)
-            with torch.no_grad(), intercepted(model, handlers), _starting_at(blocks, index, inputs[index]):
+            with (
+                torch.no_grad(),
+                intercepted(model, handlers),
+                _starting_at(blocks[: index + 1], inputs[index], returns),
+            ):
                 logits = model(window.expand(len(part), -1), use_cache=False).logits
             found |= dict(zip(part, _nll(logits, window), strict=True))
         handlers[layers[index].module] = _dense
@@ -133,26 +139,38 @@ def _keeper(inputs: dict[int, torch.Tensor], index: int) -> Any:
     return keep
 
 
+def _keep_type(returns: dict[int, type], index: int, module: torch.nn.Module, arguments: Any, output: Any) -> None:
+    returns[index] = type(output)
+
+
 @contextmanager
-def _starting_at(blocks: Sequence[torch.nn.Module], index: int, hidden: torch.Tensor) -> Iterator[None]:
-    """Inside, the blocks before `index` do nothing and that block takes `hidden` `[1, L, width]` for every row."""
+def _starting_at(blocks: Sequence[torch.nn.Module], hidden: torch.Tensor, returns: dict[int, type]) -> Iterator[None]:
+    """Inside, all but the last of `blocks` do nothing and that one takes `hidden` `[1, L, width]` for every row."""
 
     def replace(module: torch.nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         return (hidden.expand(len(arguments[0]), -1, -1), *arguments[1:])
 
-    hook = blocks[index].register_forward_pre_hook(replace)
-    before = [block.__dict__.get("forward") for block in blocks[:index]]
-    for block in blocks[:index]:
-        block.forward = lambda states, *rest, **options: states  # type: ignore[method-assign]
+    hook = blocks[-1].register_forward_pre_hook(replace)
+    before = [block.__dict__.get("forward") for block in blocks[:-1]]
+    for index, block in enumerate(blocks[:-1]):
+        block.forward = _pass_on_in_a_tuple if returns[index] is tuple else _pass_on
     try:
         yield
     finally:
         hook.remove()
-        for block, forward in zip(blocks[:index], before, strict=True):
+        for block, forward in zip(blocks[:-1], before, strict=True):
             if forward is None:
                 del block.forward
             else:
-                block.forward = forward  # type: ignore[method-assign]
+                block.forward = forward
+
+
+def _pass_on(states: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
+    return states
+
+
+def _pass_on_in_a_tuple(states: torch.Tensor, *rest: Any, **options: Any) -> tuple[torch.Tensor]:
+    return (states,)
 
 
 def _nll(logits: torch.Tensor, window: torch.Tensor) -> list[float]:

@@ -8,8 +8,8 @@ import torch
 
 from geosparse.architecture import attention_layers, read_terms
 from geosparse.attention import split_mask
-from geosparse.interception import intercepted
-from geosparse.ops import causal_mask
+from geosparse.interception import Handler, intercepted
+from geosparse.ops import Visibility, causal_mask
 from geosparse.ops.chunked import attention_scores, attention_weights
 from geosparse.ops.span import dense_mask
 from geosparse.scoring import token_nll
@@ -22,10 +22,11 @@ def top_p_nll(model: Any, windows: torch.Tensor, mass: float, what: str) -> tupl
     """Losses `[W, L - 1]` where each query keeps the fewest tokens that hold `mass`, the rest as the values' mean; and
     the mean number of tokens kept."""
     layers = attention_layers(model)
-    handlers = {layer.module: _TopP(mass) for layer in layers}
+    served = [_TopP(mass) for _ in layers]
+    handlers: dict[torch.nn.Module, Handler] = {layer.module: one for layer, one in zip(layers, served, strict=True)}
     with intercepted(model, handlers):
         nll = token_nll(model, windows, what, show_progress=True)
-    kept, queries = (sum(getattr(handler, name) for handler in handlers.values()) for name in ("kept", "queries"))
+    kept, queries = (sum(getattr(handler, name) for handler in served) for name in ("kept", "queries"))
     return nll, kept / queries
 
 
@@ -48,12 +49,18 @@ class _TopP:
         self.queries = 0
 
     def __call__(
-        self, module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **kw: Any
+        self,
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: Visibility | None,
+        **kwargs: Any,
     ) -> torch.Tensor:
-        terms = read_terms(module, query, kw)
+        terms = read_terms(module, query, kwargs)
         group = query.shape[1] // key.shape[1]
         values = value.float().repeat_interleave(group, dim=1)
-        seen, bias = visible(mask, query, key)
+        seen, bias = visible(attention_mask, query, key)
         outputs = []
         for start in range(0, query.shape[2], QUERIES):
             rows = slice(start, start + QUERIES)

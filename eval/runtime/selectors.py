@@ -26,6 +26,7 @@ from geosparse.attention import SparseAttention
 from geosparse.interception import intercepted
 from geosparse.ops import SELECTORS
 from geosparse.patch import rules_of
+from geosparse.plan import PlanTail
 from geosparse.receipt import Receipt
 from geosparse.statistics import mean_interval
 
@@ -33,7 +34,7 @@ from .prompt import about, dense_prefix, windows
 from .traffic import step_bytes
 
 SCHEMA = "geosparse.runtime.selectors/1"
-TAILS = ("renormalize", "centroid")
+TAILS: tuple[PlanTail, ...] = ("renormalize", "centroid")
 ERROR_QUERIES = 64
 # Tokens of a block whose mean loss counts as one observation of the interval.
 BLOCK = 64
@@ -43,9 +44,8 @@ def variants(plan: gs.Plan) -> dict[str, gs.Plan]:
     """`plan` with every selector, and every tail that goes with it: "lowbit/centroid" and so on."""
     found = {}
     for selector in SELECTORS:
-        for tail in TAILS if plan.head_tails is None else ("best",):
-            if selector == "sink_recent":
-                tail = "renormalize"
+        choices: tuple[PlanTail, ...] = TAILS if plan.head_tails is None else ("best",)
+        for tail in ("renormalize",) if selector == "sink_recent" else choices:
             tails = plan.head_tails if tail == "best" else None
             found[f"{selector}/{tail}"] = replace(plan, selector=selector, tail=tail, head_tails=tails)
     return found
@@ -111,7 +111,7 @@ def compare(model: Any, plans: dict[str, gs.Plan], found: torch.Tensor, scored: 
     table: dict[str, dict[str, Any]] = {}
     for name, plan in plans.items():
         difference = torch.cat(losses[name]) - torch.cat(losses["dense"])
-        interval = mean_interval([float(block.mean()) for block in difference.split(BLOCK)])
+        interval = mean_interval([float(block.mean()) for block in torch.split(difference, BLOCK)])
         table[name] = {
             "excess_nll": float(difference.mean()),
             "excess_nll_interval": interval and list(interval),
@@ -169,26 +169,31 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--lengths", default="2048,8192", help="tokens per window, comma-separated")
     parser.add_argument("--windows", default="2,1", help="windows of each length, comma-separated")
     parser.add_argument("--scored", type=int, default=512, help="tokens scored at the end of each window (512)")
-    parser.add_argument("--mean-keep", type=int, default=64, help="N of every head (64)")
-    parser.add_argument("--plan", type=Path, help="a plan to compare the selectors with, too")
-    parser.add_argument("--out", type=Path, help="folder for selectors-LENGTH.json")
+    parser.add_argument("--mean-keep", type=int, help="N of every head (64; none where a plan is given)")
+    parser.add_argument("--plan", type=Path, help="a plan to compare the selectors with")
+    parser.add_argument("--out", type=Path, help="folder for selectors-LENGTH.json, or -planned.json of a plan alone")
     options = parser.parse_args(arguments)
     try:
         lengths = [int(part) for part in options.lengths.split(",")]
         counts = [int(part) for part in options.windows.split(",")]
         model, tokenizer = gs.load_model(options.model, dtype="float32")
-        plans = {f"uniform {options.mean_keep}": gs.Plan.uniform(model, options.mean_keep)}
+        planned = "-planned" if options.plan is not None and options.mean_keep is None else ""
+        plans = {}
+        if options.mean_keep is not None or options.plan is None:
+            keep = options.mean_keep or 64
+            plans[f"uniform {keep}"] = gs.Plan.uniform(model, keep)
         if options.plan is not None:
             plan = gs.Plan.load(options.plan)
             plans[f"{plan.policy} {plan.mean_keep:g}"] = plan
         for length, count in zip(lengths, counts, strict=True):
-            result = about(SCHEMA, options.model, options.text) | {"scored": options.scored, "tables": []}
+            result: dict[str, Any] = about(SCHEMA, options.model, options.text)
+            result |= {"scored": options.scored, "tables": []}
             found = windows(tokenizer, options.text, length, count)
             for budget, plan in plans.items():
                 table = compare(model, variants(plan), found, options.scored)
                 result["tables"].append({"budget": budget, "length": length, "windows": count, "variants": table})
                 if options.out is not None:
-                    write_json(options.out / f"selectors-{length}.json", result)
+                    write_json(options.out / f"selectors-{length}{planned}.json", result)
             print(describe(result))
     except gs.GeosparseError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .shared import TEXT_HELP, Add, Options, add_model, load, show
+from .shared import TEXT_HELP, Add, Options, add_model, load, load_plan, show
 
 WHAT = "speed of prefill and decode, dense against sparse"
 EXAMPLE = "smollm2-135m --plan plan.json --context 4096 --new-tokens 32"
@@ -13,7 +13,7 @@ EXAMPLE = "smollm2-135m --plan plan.json --context 4096 --new-tokens 32"
 def arguments(add: Add) -> None:
     """The flags."""
     add_model(add)
-    add("--plan", type=Path, required=True, help="plan to apply")
+    add("--plan", type=Path, help="plan to apply; without it only dense attention is timed, from both caches")
     add("--context", type=int, default=4096, help="tokens of prompt (4096)")
     add("--new-tokens", type=int, default=32, help="decode steps to time (32)")
     add("--text", default="pydoc:test", help=TEXT_HELP)
@@ -23,13 +23,13 @@ def run(options: Options) -> None:
     """Time both in one run, behind a correctness gate."""
     from ..bench import bench
     from ..inspection import describe_bench
-    from ..plan import Plan
     from ..text import load_texts, token_windows
 
-    plan = Plan.load(options.plan)
+    plan = load_plan(options.plan)
     texts = load_texts(options.text)
     model, tokenizer = load(options)
-    plan.check(model)
+    if plan is not None:
+        plan.check(model)
     prompt = token_windows(tokenizer, texts, options.context, 1)[0]
     result = bench(model, plan, prompt, options.new_tokens, show_progress=True)
     show(options, result, describe_bench(result))

@@ -14,27 +14,34 @@ def arguments(add: Add) -> None:
     """The flags."""
     add("artifact", type=Path, help="a plan (.json) or profile (.safetensors)")
     add("--html", type=Path, metavar="FILE", help="also write it as one HTML page with maps of its heads")
+    add("--envelopes", action="store_true", help="bounds on P, R, F of a profile's heads by their fits, as in --html")
 
 
 def run(options: Options) -> None:
     """Say what the file holds, and draw it where asked."""
-    from ..inspection import describe, describe_plan, describe_profile, is_profile
+    from ..inspection import describe_plan, describe_profile, is_profile
 
-    if options.html is None:
-        data, text = describe(options.artifact)
-        return show(options, data, text)
     if is_profile(options.artifact):
+        from ..bands import bands
+        from ..heads import assumptions
         from ..profile import Profile
         from ..profile_page import write_profile_page
 
         profile = Profile.load(options.artifact)
-        write_profile_page(options.html, profile)
-        data, text = describe_profile(profile)
+        wanted = options.envelopes or options.html is not None
+        fitted = assumptions(profile)[1] is not None
+        found = bands(profile, show_progress=True) if wanted and fitted else None
+        if options.html is not None:
+            write_profile_page(options.html, profile, found)
+        data, text = describe_profile(profile, found)
     else:
         from ..plan import Plan
         from ..plan_page import write_plan_page
 
         plan = Plan.load(options.artifact)
-        write_plan_page(options.html, plan)
+        if options.html is not None:
+            write_plan_page(options.html, plan)
         data, text = describe_plan(plan)
-    show(options, data | {"html": str(options.html)}, f"{text}\nWrote {options.html}.")
+    if options.html is not None:
+        data, text = data | {"html": str(options.html)}, f"{text}\nWrote {options.html}."
+    show(options, data, text)

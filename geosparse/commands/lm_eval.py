@@ -34,6 +34,8 @@ def run(options: Options) -> None:
         device=options.device,
         dense=not options.no_dense,
     )
+    if not result:  # not the first of several processes
+        return
     if options.out is not None:
         write_json(options.out, result)
     show(options, result, table(result))

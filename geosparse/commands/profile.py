@@ -21,6 +21,7 @@ def arguments(add: Add) -> None:
     add("--windows", type=int, default=4, help="windows of the shortest length, evenly spaced over the text (4)")
     add("--selectors", type=words, default=("topn",), help="selectors to measure: topn (default), lowbit, paged, ...")
     add("--queries", type=int, default=64, help="query positions sampled per window (64)")
+    add("--one-pass", action="store_true", help="leave out what heads' errors do to each other: faster, worse plans")
     add("--seed", type=int, default=0, help="seed of the sampling (0)")
     add("--out", type=Path, required=True, help="profile to write, .safetensors")
 
@@ -40,12 +41,15 @@ def run(options: Options) -> None:
         seed=options.seed,
         lengths=options.lengths or (options.length or 1024,),
         selectors=options.selectors,
+        second_pass=not options.one_pass,
     )
     check_writable(options.out)
     texts = load_texts(options.text)
     model, tokenizer = load(options)
     profile = profile_to_file(options.out, model, tokenizer, texts, config, show_progress=True)
-    if process_rank()[0]:
+    rank, processes = process_rank()
+    if rank:
         return
     data, text = describe_profile(profile)
-    show(options, data | {"out": str(options.out)}, f"{text}\nWrote {options.out}.")
+    shared = f", {processes} processes sharing the windows" if processes > 1 else ""
+    show(options, data | {"out": str(options.out), "processes": processes}, f"{text}\nWrote {options.out}{shared}.")

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from ..plan import Plan
 
 Options = argparse.Namespace
+CONTROLS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)], "\ufffd")
+"""All control characters but the tab and the end of a line."""
 Add = Callable[..., object]
 """`ArgumentParser.add_argument` of the command's own parser."""
 
@@ -44,7 +46,12 @@ def load_plan(path: Path | None) -> Plan | None:
 
 def show(options: Options, data: Any, text: str) -> None:
     """Print a result: JSON with `--json`, else words."""
-    print(dump_json(data) if options.json else text, end="" if options.json else "\n")
+    print(dump_json(data) if options.json else printable(text), end="" if options.json else "\n")
+
+
+def printable(text: str) -> str:
+    """`text` without what a terminal would obey: names in a file from elsewhere may hold escape sequences."""
+    return text.translate(CONTROLS)
 
 
 def words(text: str) -> tuple[str, ...]:

@@ -105,18 +105,52 @@ def _attend(
 ) -> torch.Tensor:
     """The kept tokens' weighted values plus the tail, `[B, Hq, T, Dv]` in fp32."""
     batch, heads, queries, keys = scores.shape
-    known = scores if choice.estimate is scores else torch.where(choice.keep > 0, scores, choice.estimate)
-    weight, lost = attention_weights(known, seen, sink)
-    weight = weight.mul_(choice.keep)
-    mass = weight.sum(-1, keepdim=True)
+    weight, lost = kept_weights(scores, choice, seen, tail, sink)
     grouped = weight.view(batch, value.shape[1], -1, keys)
     output = (grouped @ value).view(batch, heads, queries, -1)
+    return add_tail_(output, weight, lost, tail, lambda: visible_mean(value, seen))
+
+
+def kept_weights(
+    scores: torch.Tensor, choice: Choice, seen: torch.Tensor, tail: Tails, sink: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | float]:
+    """Weights `[B, Hq, T, S]` of the kept tokens, zero elsewhere, and the weight that `sink` takes.
+
+    They are parts of all mass that the selector knows of; for heads that renormalise, of the kept mass, which may be so
+    small a part of all that fp32 would lose it.
+    """
+    known = scores if choice.estimate is scores else torch.where(choice.keep > 0, scores, choice.estimate)
+    renormalize, _ = tail_flags(tail, scores.shape[1], scores)
+    if renormalize.any():
+        known = known.masked_fill(renormalize & (choice.keep == 0), -torch.inf)
+    weight, lost = attention_weights(known, seen, sink)
+    return weight.mul_(choice.keep), lost
+
+
+def add_tail_(
+    output: torch.Tensor,
+    weight: torch.Tensor,
+    lost: torch.Tensor | float,
+    tail: Tails,
+    mean: Callable[[], torch.Tensor],
+) -> torch.Tensor:
+    """What stands for the tokens that are not kept, added to their output `[B, Hq, T, Dv]` in place.
+
+    Args:
+        output: Of the kept tokens.
+        weight: Theirs, `[B, Hq, T, S]`.
+        lost: The weight of a learned sink.
+        tail: As in `reference_attention`.
+        mean: Of the visible values, `[B, Hkv, T, Dv]`; asked only where a tail needs it.
+    """
+    heads, mass = output.shape[1], weight.sum(-1, keepdim=True)
     renormalize, centroid = tail_flags(tail, heads, output)
     if renormalize.any():
         output /= torch.where(renormalize, (mass + lost).clamp_min(torch.finfo(mass.dtype).tiny), 1.0)
     if centroid.any():
-        mean = visible_mean(value, seen).repeat_interleave(heads // value.shape[1], dim=1)
-        output.addcmul_(torch.where(centroid, (1 - mass - lost).clamp_min(0.0), 0.0), mean)
+        values = mean()
+        values = values.repeat_interleave(heads // values.shape[1], dim=1)
+        output.addcmul_(torch.where(centroid, (1 - mass - lost).clamp_min(0.0), 0.0), values)
     return output
 
 

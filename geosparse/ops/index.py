@@ -36,10 +36,12 @@ class PageScores(NamedTuple):
 class KeyIndex:
     """The complete pages of one layer's keys, kept up to date as the keys grow."""
 
-    def __init__(self, first: tuple[int, ...], bits: int = 4) -> None:
-        """Args: per batch row the first key that is not padding; bits per channel, 4 or 8."""
+    def __init__(self, first: tuple[int, ...], bits: int = 4, device: torch.device | None = None) -> None:
+        """Args: per batch row the first key that is not padding; bits per channel, 4 or 8; where to keep it (default:
+        where the keys are)."""
         self.first = first
         self.bits = bits
+        self.device = device
         self.pages = [0] * len(first)
         self.heads = 1
         self.low = self.high = self.codes = torch.empty(0)
@@ -51,14 +53,15 @@ class KeyIndex:
         goal = [max(0, keys - first) // PAGE for first in self.first]
         if goal == self.pages:
             return self
-        self._reserve(max(goal), batch, heads, -(-dim // WIDTH) * WIDTH, key.device)
+        device = self.device or key.device
+        self._reserve(max(goal), batch, heads, -(-dim // WIDTH) * WIDTH, device)
         rows = range(batch) if len(set(zip(self.first, self.pages, strict=True))) > 1 else [slice(None)]
         for row in rows:
             place = 0 if isinstance(row, slice) else row
             start, stop = self.pages[place], goal[place]
             if stop > start:
                 first = self.first[place]
-                block = key[row, :, first + start * PAGE : first + stop * PAGE].float()
+                block = key[row, :, first + start * PAGE : first + stop * PAGE].to(device).float()
                 pages = block.reshape(*block.shape[:-2], stop - start, PAGE, dim)
                 low, high, codes = encode(pages, self.bits)
                 self.low[row, :, start:stop], self.high[row, :, start:stop] = low, high
@@ -157,8 +160,10 @@ def _step(low: torch.Tensor, high: torch.Tensor, bits: int) -> torch.Tensor:
 class IndexSlot:
     """Where a cache layer keeps its index; it goes with the layer's keys as an attribute of the tensor."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device | None = None) -> None:
+        """Args: where the index is to be, if not where the keys are."""
         self.index: KeyIndex | None = None
+        self.device = device
 
 
 def remember_index(key: torch.Tensor, slot: IndexSlot) -> None:
@@ -170,5 +175,5 @@ def index_of(key: torch.Tensor, first: tuple[int, ...], bits: int = 4) -> KeyInd
     """The index of `key` `[B, Hkv, S, D]`: the remembered one, brought up to date, or else a new one."""
     slot = getattr(key, "_geosparse_index", None) or IndexSlot()
     if slot.index is None or slot.index.first != first or slot.index.bits != bits:
-        slot.index = KeyIndex(first, bits)
+        slot.index = KeyIndex(first, bits, slot.device)
     return slot.index.extend(key)

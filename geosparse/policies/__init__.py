@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 
 from ..choices import Choices
+from .alone import alone
 from .entropy import entropy
 from .fisher import fisher
 from .mass import mass
@@ -28,6 +29,7 @@ class Policy(Protocol):
 
 POLICIES: dict[str, Policy] = {
     "fisher": fisher,
+    "alone": alone,
     "output_error": output_error,
     "mass": mass,
     "separability": separability,
@@ -38,5 +40,5 @@ POLICIES: dict[str, Policy] = {
     "random": random,
 }
 
-SHAREABLE = ("fisher", "output_error", "mass", "uniform")
+SHAREABLE = ("fisher", "alone", "output_error", "mass", "uniform")
 """Those that can give the heads of one KV group equal budgets."""

@@ -8,5 +8,6 @@ from ..choices import Choices
 
 
 def fisher(choices: Choices, total: int, seed: int) -> torch.Tensor:
-    """Least summed (g . e)^2: the loss gradient times the head's error, squared (needs the backward pass)."""
+    """Least summed price: (g . e)^2, the loss gradient times the head's error, squared, by the factor that the errors
+    of all other heads make of it where the profile has a second pass (`geosparse.interplay`)."""
     return choices.spend(choices.curves("fisher"), total)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -278,3 +280,53 @@ def test_missing_lm_eval_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(sys.modules, "lm_eval._cli.run", None)
     with pytest.raises(GeosparseError, match=r"pip install geosparse\[lm-eval\]"):
         parse_arguments(["--tasks", "lambada_openai"])
+
+
+def test_importing_the_package_registers_the_model_type() -> None:
+    code = (
+        "import geosparse.integrations.lm_eval; from lm_eval.api.registry import get_model; "
+        "print(get_model('geosparse').__name__, get_model('hf').__name__)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.split() == ["GeosparseLM", "HFLM"]
+
+
+def test_density_and_warning_stand_beside_the_scores_of_a_model_object(
+    tokenizer: Any, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`simple_evaluate` with a model that was made sparse before."""
+    from lm_eval import simple_evaluate
+
+    short = tiny_model("llama", max_position_embeddings=1024)
+    Plan.uniform(short, 4096, "drop").save(folder / "plan.json")
+    lm = lm_class()(pretrained=short, tokenizer=tokenizer, plan=folder / "plan.json")
+    manager = lm_eval.tasks.TaskManager(include_path=str(folder))
+    result = simple_evaluate(lm, tasks=["tiny_choice", "tiny_rolling"], task_manager=manager)
+    assert result["config"]["density_by_task"] == {"tiny_choice": 1.0, "tiny_rolling": 1.0}
+    assert capsys.readouterr().err.count("shows nothing") == 2
+
+
+def test_processes_share_the_requests(model: Any, tokenizer: Any, folder: Path) -> None:
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    Plan.uniform(model, 8).save(folder / "plan.json")
+    flags = arguments(folder, "tiny_choice", "tiny_rolling", "tiny_generate")
+    alone = run(str(folder / "model"), folder / "plan.json", flags)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    command = [
+        "-m",
+        "geosparse",
+        "lm-eval",
+        str(folder / "model"),
+        "--plan",
+        str(folder / "plan.json"),
+        "--json",
+        *flags,
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launch, *command], capture_output=True, text=True, check=True, env=environment)
+    shared = json.loads(done.stdout)
+    for one, two in zip(alone["tasks"], shared["tasks"], strict=True):
+        assert two["samples"] == one["samples"] == 4
+        for key in ("task", "changed", "dense", "sparse", "density"):
+            assert two[key] == (pytest.approx(one[key]) if isinstance(one[key], float) else one[key])

@@ -5,7 +5,7 @@ they are read by lm-eval's own parser. A density covers all that ran through the
 the padding after the shorter rows of a log-likelihood batch, and after answers that ended before the others'.
 
 `python -m geosparse.integrations.lm_eval run --model geosparse --model_args pretrained=...,plan=... ...` is lm-eval's
-own command line with the model type `geosparse`; see `register`.
+own command line with the model type `geosparse`; importing this package registers it where lm-eval is installed.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ...errors import GeosparseError
 from ...models import load_model
 from ...plan import Plan
 from .arguments import parse_arguments
@@ -46,7 +47,8 @@ def run(
         dense: Evaluate the dense model as well.
 
     Returns:
-        A JSON object, schema `geosparse.lm-eval/1`; `table` makes text of it.
+        A JSON object, schema `geosparse.lm-eval/1`; `table` makes text of it. Under `accelerate launch` the processes
+        share the requests, and all but the first return an empty object.
 
     Raises:
         GeosparseError: lm-eval is missing, a flag or task is unknown, the plan is for another model, lm-eval stopped.
@@ -66,3 +68,13 @@ def compare(
 ) -> dict[str, Any]:
     """`run` for a model and tokenizer that are already loaded."""
     return evaluate_both(parse_arguments(arguments), plan, lambda: (model, tokenizer), dense)
+
+
+def _register_where_installed() -> None:
+    try:
+        register()
+    except GeosparseError:
+        return
+
+
+_register_where_installed()

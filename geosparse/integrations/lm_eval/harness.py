@@ -19,12 +19,13 @@ import torch
 
 from ...errors import GeosparseError
 from ...identity import identify
+from ...parts import process_rank
 from ...patch import sparsified
 from ...plan import Plan
-from ...scoring import density, policy_label
+from ...scoring import policy_label
 from .arguments import PASSED, output_path, settings
 from .console import as_sentence, log_level, logging_at
-from .model import lm_class
+from .model import lm_class, overall, share_out
 from .results import Run, summarize
 
 
@@ -55,6 +56,8 @@ def evaluate_both(
         tokenizer.save_pretrained(folder)
         plans = ({"dense": None} if dense else {}) | ({} if plan is None else {"sparse": plan})
         runs = {label: _evaluate(model, tokenizer, each, config, tasks) for label, each in plans.items()}
+    if process_rank()[0] != 0:
+        return {}
     result = summarize(runs, model, plan, asked)
     for warning in result["warnings"]:
         print(f"geosparse: warning: {warning}", file=sys.stderr)
@@ -120,11 +123,12 @@ def _evaluate(model: Any, tokenizer: Any, plan: Plan | None, config: Any, tasks:
     patched: AbstractContextManager[Any] = nullcontext() if plan is None else sparsified(model, plan)
     with as_sentence("lm-eval stopped", (ValueError, AssertionError)):
         lm = lm_class()(pretrained=model, tokenizer=tokenizer, **batches, **config.model_args)
+        share_out(lm)
         start = time.perf_counter()
         with patched as lm.receipt:
             results = _simple_evaluate(lm, plan, config, tasks)
     seconds = time.perf_counter() - start - tasks.seconds
-    return Run(results, lm.work, {} if lm.receipt is None else density(lm.receipt), seconds)
+    return Run(results, lm.work, {} if lm.receipt is None else overall(lm.work), seconds)
 
 
 def _simple_evaluate(lm: Any, plan: Plan | None, config: Any, tasks: _LoadOnce) -> dict[str, Any]:
@@ -147,7 +151,8 @@ def _simple_evaluate(lm: Any, plan: Plan | None, config: Any, tasks: _LoadOnce) 
         **dict(zip(seeds, config.seed or [None] * 4, strict=True)),
         **config.cache_requests,
     )
-    _save(results, tracker, config)
+    if lm.rank == 0:  # the others get None
+        _save(results, tracker, config)
     return results
 
 

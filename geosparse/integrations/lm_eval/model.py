@@ -13,21 +13,24 @@ from typing import Any
 import torch
 
 from ...models import load_model
+from ...parts import LONGEST_WAIT, process_rank
 from ...patch import sparsify_
 from ...plan import Plan
 from ...receipt import Receipt
-from ...scoring import density
 from .arguments import require_lm_eval
 from .console import logging_at
 
 NAME = "geosparse"
+NEARLY_DENSE = 0.95
 
 
 def register() -> None:
     """Make lm-eval's `--model geosparse` known, with `--model_args pretrained=NAME,plan=FILE,dtype=float32`.
 
     `pretrained` is what `geosparse.load_model` takes. Tasks that load a tokenizer themselves (RULER) take it from
-    `--metadata '{"tokenizer": FOLDER}'`. The density stands in the results under `config`.
+    `--metadata '{"tokenizer": FOLDER}'`. The density, of each task and of all, stands in the results under `config`;
+    where a task's contexts are hardly longer than the budgets, a warning says so. Done when
+    `geosparse.integrations.lm_eval` is imported, where lm-eval is installed.
     """
     lm = lm_class()
     from lm_eval.api.registry import register_model
@@ -46,7 +49,7 @@ def lm_class() -> Any:
 
         Attributes:
             receipt: Where a sparse model counts; None while it is dense.
-            work: Task name -> (tokens kept, tokens visible).
+            work: Task name -> tokens kept, tokens visible, and queries, of all processes together.
         """
 
         def __init__(
@@ -59,13 +62,16 @@ def lm_class() -> Any:
             trust_remote_code: bool = False,
             **options: Any,
         ) -> None:
-            if isinstance(pretrained, str):
+            loaded_here = isinstance(pretrained, str)
+            if loaded_here:
                 place = _usable(device)
                 found = load_model(pretrained, dtype=dtype, device=place, trust_remote_code=trust_remote_code)
                 pretrained, tokenizer = found[0], tokenizer or found[1]
             with logging_at(logging.ERROR):  # the warnings about a model object are about accelerate
                 super().__init__(pretrained=pretrained, tokenizer=tokenizer, **options)
-            self.work: dict[str, tuple[int, int]] = {}
+            if loaded_here:
+                share_out(self)
+            self.work: dict[str, Work] = {}
             self.receipt: Receipt | None = None if plan is None else sparsify_(self.model, Plan.load(plan))
 
         def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[Any]:
@@ -85,9 +91,58 @@ def lm_class() -> Any:
         def get_model_info(self) -> dict[str, Any]:
             """lm-eval's record of the model, with the density so far."""
             info: dict[str, Any] = super().get_model_info()
-            return info if self.receipt is None else info | density(self.receipt)
+            if self.receipt is None:
+                return info
+            for task in self.work:
+                if (warning := too_short(task, share(self.work[task]))) is not None:
+                    print(f"geosparse: warning: {warning}", file=sys.stderr)
+            by_task = {task: share(work) for task, work in self.work.items()}
+            return info | overall(self.work) | {"density_by_task": by_task}
 
     return GeosparseLM
+
+
+Work = tuple[int, int, int]
+NONE: Work = (0, 0, 0)
+
+
+def share(work: Work) -> float | None:
+    """Kept over visible tokens; None where nothing was computed."""
+    return work[0] / work[1] if work[1] else None
+
+
+def overall(work: dict[str, Work]) -> dict[str, float | None]:
+    """All tasks together: kept over visible tokens, and tokens kept per query and head."""
+    kept, visible, queries = (sum(each[place] for each in work.values()) for place in range(3))
+    return {"density": kept / visible if visible else None, "mean_kept": kept / queries if queries else None}
+
+
+def too_short(task: str, density: float | None) -> str | None:
+    """A warning where the contexts of a task are hardly longer than the budgets."""
+    if density is None or density < NEARLY_DENSE:
+        return None
+    return (
+        f"{task}: the density is {density:.2f}, the budgets cover nearly all of these contexts, so the "
+        "run shows nothing about the plan; take longer contexts or a smaller plan."
+    )
+
+
+def share_out(lm: Any) -> None:
+    """Let the processes of `accelerate launch` or `torchrun` answer a part of the requests each; no-op in a single one.
+
+    lm-eval itself does so only for models that it has loaded.
+    """
+    if process_rank()[1] == 1:
+        return
+    from accelerate import Accelerator
+    from accelerate.utils import InitProcessGroupKwargs
+
+    waits = InitProcessGroupKwargs(timeout=LONGEST_WAIT)
+    lm.accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[waits])
+    lm._rank, lm._world_size = lm.accelerator.process_index, lm.accelerator.num_processes
+    if lm.accelerator.device.type == "cuda" and lm._model.device != lm.accelerator.device:
+        lm._model.to(lm.accelerator.device)
+        lm._device = lm.accelerator.device
 
 
 def _usable(device: str | None) -> str | None:
@@ -102,14 +157,31 @@ def _by_task(lm: Any, answer: Callable[..., list[Any]], requests: list[Any], dis
     for place, request in enumerate(requests):
         places.setdefault(str(request.task_name), []).append(place)
     answers: list[Any] = [None] * len(requests)
+    done: dict[str, Work] = {}
     for task, mine in places.items():
         before = _counted(lm.receipt)
         for place, each in zip(mine, answer([requests[i] for i in mine], disable_tqdm), strict=True):
             answers[place] = each
-        after, old = _counted(lm.receipt), lm.work.get(task, (0, 0))
-        lm.work[task] = (old[0] + after[0] - before[0], old[1] + after[1] - before[1])
+        after = _counted(lm.receipt)
+        done[task] = (after[0] - before[0], after[1] - before[1], after[2] - before[2])
+    for part in _of_all_processes(lm, done):
+        for task, work in part.items():
+            old = lm.work.get(task, NONE)
+            lm.work[task] = (old[0] + work[0], old[1] + work[1], old[2] + work[2])
     return answers
 
 
-def _counted(receipt: Receipt | None) -> tuple[int, int]:
-    return (0, 0) if receipt is None else (int(receipt.kept.sum()), int(receipt.visible.sum()))
+def _of_all_processes(lm: Any, mine: dict[str, Work]) -> list[dict[str, Work]]:
+    if lm.world_size == 1:
+        return [mine]
+    from torch import distributed
+
+    found: list[Any] = [None] * lm.world_size
+    distributed.all_gather_object(found, mine)
+    return found
+
+
+def _counted(receipt: Receipt | None) -> Work:
+    if receipt is None:
+        return NONE
+    return int(receipt.kept.sum()), int(receipt.visible.sum()), int(receipt.queries.sum())

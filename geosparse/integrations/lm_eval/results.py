@@ -13,10 +13,9 @@ from ...identity import identify
 from ...plan import Plan
 from ...provenance import device_name, versions
 from ...statistics import mean_interval
+from .model import NONE, Work, share, too_short
 
 SCHEMA = "geosparse.lm-eval/1"
-NEARLY_DENSE = 0.95
-
 _COLUMNS = ("task", "metric", "samples", "dense", "sparse", "difference", "95 % interval", "changed", "density %")
 
 
@@ -25,7 +24,7 @@ class Run:
     """One evaluation: lm-eval's results, and what the receipt says of it."""
 
     results: dict[str, Any]
-    work: dict[str, tuple[int, int]]  # task -> tokens kept, tokens visible
+    work: dict[str, Work]
     density: dict[str, float | None]
     seconds: float  # without building the tasks
 
@@ -82,8 +81,7 @@ def _row(runs: dict[str, Run], task: str, metric: str, chosen: str) -> dict[str,
     row["difference"] = None if row["dense"] is None or row["sparse"] is None else row["sparse"] - row["dense"]
     scores = {label: _per_document(each.results, row) for label, each in runs.items()}
     row |= {"changed": None, "difference_interval": None} if row["difference"] is None else _paired(row, scores)
-    kept, visible = runs["sparse"].work.get(task, (0, 0)) if "sparse" in runs else (0, 0)
-    row["density"] = kept / visible if visible else None
+    row["density"] = share(runs["sparse"].work.get(task, NONE)) if "sparse" in runs else None
     # With several context lengths, RULER has fewer documents per length than in all.
     row["samples"] = len(next(iter(scores.values()))) or first["n-samples"].get(task, {}).get("effective")
     return row
@@ -119,11 +117,8 @@ def _warnings(rows: list[dict[str, Any]], sparse: Run | None) -> list[str]:
     found: dict[str, None] = {}  # a set that keeps its order: the rows of a task say the same
     for row in rows if sparse else ():
         task = row["task"]
-        if row["density"] is not None and row["density"] >= NEARLY_DENSE:
-            found[
-                f"{task}: the density is {row['density']:.2f}, the budgets cover nearly all of these contexts, so the "
-                "run shows nothing about the plan; take longer contexts or a smaller plan."
-            ] = None
+        if (warning := too_short(task, row["density"])) is not None:
+            found[warning] = None
         if row["dense"] == 0 and row["higher_is_better"]:
             found[f"{task}: the dense model scores 0 in {row['metric']}, so sparsity has nothing to lose there."] = None
     if sparse and sparse.density["density"] is None:

@@ -65,6 +65,15 @@ struct WeighCall {
   double scaling, softcap;
 };
 
+struct SeparateCall {
+  const float *square, *along, *size;  // [rows, tokens]; square is infinite where a token is not visible
+  const float* length;                 // [rows], of the centre
+  const int64_t* picked;               // [rows, budget]
+  int64_t *most, *clear, *inversions, *outer, *inner;  // [rows]
+  int64_t rows, tokens, budget, cosine;
+  double step, floor;
+};
+
 #define GS_KERNELS "all.inc"
 #define GS_LEVEL 0
 namespace plain {
@@ -106,7 +115,7 @@ static int chosen_isa = best_isa();
 
 extern "C" {
 
-int64_t gs_abi() { return 4; }
+int64_t gs_abi() { return 5; }
 
 // 0 plain, 1 AVX2, 2 AVX-512.
 int64_t gs_isa() { return chosen_isa; }
@@ -133,5 +142,14 @@ void gs_weigh(const WeighCall* call) {
   if (chosen_isa == 1) return avx2::weigh(*call);
 #endif
   plain::weigh(*call);
+}
+
+// Which unselected contributions lie as near to the centre of a set as the selected ones, row by row.
+void gs_separate(const SeparateCall* call) {
+#ifdef GS_X86
+  if (chosen_isa >= 2) return avx512::separate(*call);
+  if (chosen_isa == 1) return avx2::separate(*call);
+#endif
+  plain::separate(*call);
 }
 }

@@ -12,18 +12,17 @@ from pathlib import Path
 
 import torch
 
-ABI = 4
+ABI = 5
 ISAS = ("plain", "avx2", "avx512")
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
-def _fields(pointers: str, numbers: str) -> list[tuple[str, type]]:
-    """Pointers, then whole numbers, then the factors of the logits: 8 bytes each."""
+def _fields(pointers: str, numbers: str, factors: str = "scaling softcap") -> list[tuple[str, type]]:
+    """Pointers, then whole numbers, then factors (of the logits): 8 bytes each."""
     return [
         *((name, ctypes.c_void_p) for name in pointers.split()),
         *((name, ctypes.c_int64) for name in numbers.split()),
-        ("scaling", ctypes.c_double),
-        ("softcap", ctypes.c_double),
+        *((name, ctypes.c_double) for name in factors.split()),
     ]
 
 
@@ -44,6 +43,16 @@ class WeighCall(ctypes.Structure):
         "scores q k v out missing kept n_keep tails selectors first mask sink",
         "batch heads kv_heads queries keys dim value_dim q_batch q_head q_row k_batch k_head k_row v_batch v_head "
         "v_row out_batch out_head mask_batch mask_row n_batch n_head n_row window threads",
+    )
+
+
+class SeparateCall(ctypes.Structure):
+    """Mirrors SeparateCall in geosparse.cpp."""
+
+    _fields_ = _fields(
+        "square along size length picked most clear inversions outer inner",
+        "rows tokens budget cosine",
+        "step floor",
     )
 
 
@@ -68,8 +77,8 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         loaded.gs_abi.restype = loaded.gs_isa.restype = loaded.gs_set_isa.restype = ctypes.c_int64
         loaded.gs_set_isa.argtypes = [ctypes.c_int64]
         loaded.gs_decode.restype = ctypes.c_int64
-        loaded.gs_decode.argtypes = loaded.gs_weigh.argtypes = [ctypes.c_void_p]
-        loaded.gs_weigh.restype = None
+        loaded.gs_decode.argtypes = loaded.gs_weigh.argtypes = loaded.gs_separate.argtypes = [ctypes.c_void_p]
+        loaded.gs_weigh.restype = loaded.gs_separate.restype = None
     except (OSError, AttributeError) as error:
         return None, f"does not load: {error}"
     if loaded.gs_abi() != ABI:

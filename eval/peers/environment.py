@@ -1,0 +1,56 @@
+"""The virtual environment of the peers, built on first use: they need an older transformers than geosparse does."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+from geosparse.errors import GeosparseError
+
+ROOT = Path(__file__).parents[2]
+FOLDER = Path(os.environ.get("GEOSPARSE_PEERS", ROOT / ".venv" / "peers"))
+# geosparse itself comes from this checkout; gguf is what its alias models are unpacked with.
+PACKAGES = ("transformers==5.2.0", "kvpress==0.5.5", "nvidia-modelopt==0.47.0", "gguf>=0.10")
+MARK = "GEOSPARSE_PEERS_INSIDE"
+
+
+def inside() -> bool:
+    """Whether this process runs in the environment of the peers."""
+    return os.environ.get(MARK) == "1"
+
+
+def run_inside(arguments: list[str]) -> int:
+    """Run Python with `arguments` in the environment; returns the exit code."""
+    environment = os.environ | {MARK: "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run([str(build()), *arguments], env=environment, check=False).returncode
+
+
+def build() -> Path:
+    """The environment's Python; the environment is made where it is missing or of other packages.
+
+    Raises:
+        GeosparseError: pip failed.
+    """
+    python = FOLDER / "bin" / "python"
+    packages = [f"torch=={_version_here('torch')}", *PACKAGES]
+    stamp, wanted = FOLDER / "packages.sha256", hashlib.sha256(" ".join(packages).encode()).hexdigest()
+    if stamp.exists() and stamp.read_text() == wanted:
+        return python
+    print(f"building {FOLDER}: {', '.join(packages)}", file=sys.stderr, flush=True)
+    venv.create(FOLDER, with_pip=True, clear=True)
+    done = subprocess.run([str(python), "-m", "pip", "install", "-q", *packages], check=False)
+    if done.returncode:
+        raise GeosparseError(f"pip could not install the peers into {FOLDER}: see its message above, then try again.")
+    stamp.write_text(wanted)
+    return python
+
+
+def _version_here(package: str) -> str:
+    """The version of a package in this environment, without what says for which device it was built."""
+    from importlib import metadata
+
+    return metadata.version(package).split("+")[0]

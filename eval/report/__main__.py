@@ -1,0 +1,92 @@
+"""`python -m eval.report`: README tables, plots and pages from `results/` alone; the same results give the same bytes.
+
+Writes `results/README.md` and `results/report.html` (all results), `report.html` and `pareto.png` beside every result,
+and the tables between `<!-- eval: NAME -->` and `<!-- end -->` in `README.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+from geosparse.artifact import write_atomic
+from geosparse.errors import GeosparseError
+
+from .figure import save_png
+from .markdown import results_page, score_table
+from .page import write_page
+from .points import Loaded
+
+ROOT = Path(__file__).parents[2]
+BLOCK = re.compile(r"(<!-- eval: (\S+) -->\n).*?(\n?<!-- end -->)", flags=re.DOTALL)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m eval.report", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder of results (results/)")
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md", help="file whose tables are renewed")
+    options = parser.parse_args(arguments)
+    try:
+        for path in make(options.results, options.readme):
+            print(f"Wrote {path}.")
+    except GeosparseError as error:
+        print(f"eval.report: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def find(results: Path) -> list[Loaded]:
+    """Every result of a recipe below a folder, by name; what lies in `_scratch` does not count."""
+    paths = [path for path in results.rglob("result.json") if (path.parent / "recipe.yaml").exists()]
+    shown = [path for path in paths if "_scratch" not in path.relative_to(results).parts]
+    return [Loaded.of(path.parent) for path in sorted(shown)]
+
+
+def make(results: Path, readme: Path | None) -> list[Path]:
+    """Write everything; returns what was written.
+
+    Raises:
+        GeosparseError: No result there, a damaged one, or a table in the README of a result that is not there.
+    """
+    found = find(results)
+    if not found:
+        raise GeosparseError(f"{results} holds no result of a recipe: run one first, e.g. python -m eval.run smoke.")
+    written = []
+    for loaded in found:
+        write_page(loaded.folder / "report.html", [loaded.folder])
+        written.append(loaded.folder / "report.html")
+        png = save_png(loaded.folder / "pareto.png", loaded)
+        written += [png] if png else []
+    write_page(results / "report.html", [loaded.folder for loaded in found])
+    _write(results / "README.md", results_page(found, results))
+    written += [results / "report.html", results / "README.md"]
+    if readme is not None and readme.exists():
+        old = readme.read_text(encoding="utf-8")
+        new = renew(old, {loaded.result.run.recipe: loaded for loaded in found})
+        if new != old:
+            _write(readme, new)
+            written.append(readme)
+    return written
+
+
+def renew(text: str, found: dict[str, Loaded]) -> str:
+    """`text` with the table of each marked block made anew."""
+
+    def table(match: re.Match[str]) -> str:
+        name = match.group(2)
+        if name not in found:
+            raise GeosparseError(f"The README shows a table of {name}, of which there is no result: run the recipe.")
+        return f"{match.group(1)}{score_table(found[name].result)}\n<!-- end -->"
+
+    return BLOCK.sub(table, text)
+
+
+def _write(path: Path, text: str) -> None:
+    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

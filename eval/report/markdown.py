@@ -1,0 +1,94 @@
+"""Results in Markdown: a score table per recipe, and the page that lists all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..methods import DENSE
+from ..results import Measurement, Result
+from .points import Loaded
+from .text import percent
+
+HEAD = """# Results
+
+Made by `python -m eval.report` from the folders below; do not edit. Each was written by `python -m eval.run NAME`:
+`recipe.yaml` is the whole recipe, `plans/` what each variant keeps, `result.json` the scores with their provenance,
+`samples.jsonl` the score of every sample, `timing.json` seconds and milliseconds, `report.html` the plots, and
+`report.html` here all of them. `LOG.md` has the experiments.
+
+A cell is the score and, in brackets, the difference to dense on the same samples. `*` marks a difference that is more
+than chance: its 95 % bootstrap interval leaves out zero, for accuracies an exact McNemar test is below 5 %. Tasks where
+the dense model does no better than guessing are set in italics and left out of the means.
+"""
+
+
+def score_table(result: Result) -> str:
+    """Tasks down, variants across; below it the mean and the worst recovery."""
+    variants = [info.id for info in result.variants if any(row.variant == info.id for row in result.measurements)]
+    lines = [f"| task | metric | n | {' | '.join(variants)} |", f"|---|---|---{'|---' * len(variants)}|"]
+    floors = {text.split(":")[0] for text in result.warnings if "no better than guessing" in text}
+    for info in result.tasks:
+        metric = result.main_metric(info.id)
+        rows = result.of(info.id, metric)
+        name = f"*{info.id}*" if info.id in floors else info.id
+        cells = [_cell(rows.get(variant)) for variant in variants]
+        lines.append(f"| {name} | {metric} | {info.samples_effective} | {' | '.join(cells)} |")
+    by_variant = {each.variant: each for each in result.summary}
+    for label, field in (("mean recovery", "mean_recovery"), ("worst task's recovery", "worst_recovery")):
+        cells = [f"{getattr(by_variant[v], field):.3f}" if v in by_variant else "" for v in variants]
+        lines.append(f"| {label} | | | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(row: Measurement | None) -> str:
+    if row is None:
+        return ""
+    if row.difference is None:
+        return f"{row.value:.4g}" + (f" ± {row.stderr:.2g}" if row.stderr is not None else "")
+    sure = (
+        row.mcnemar < 0.05 if row.mcnemar is not None else bool(row.interval and row.interval[0] * row.interval[1] > 0)
+    )
+    return f"{row.value:.4g} ({row.difference:+.2g}{'*' if sure else ''})"
+
+
+def results_page(found: Sequence[Loaded], results: Path) -> str:
+    """`results/README.md`."""
+    parts = [HEAD]
+    for loaded in found:
+        result = loaded.result
+        name, versions = result.run.recipe, result.provenance["versions"]
+        facts = [result.run.model["name"], result.run.dtype]
+        facts += [result.provenance["device"], result.provenance["processor"]]
+        facts += [f"{key} {versions[key]}" for key in sorted(versions)]
+        place = loaded.folder.relative_to(results).as_posix()
+        parts.append(f"## {name}\n\n{result.run.title}\n\n`python -m eval.run {name}`: {', '.join(facts)}.\n")
+        parts.append(score_table(result) + "\n")
+        parts.append(_densities(result))
+        parts += [_times(loaded)] if any("ms_per_token" in row for row in loaded.timing["rows"]) else []
+        if (loaded.folder / "pareto.png").exists():
+            parts.append(f"![Quality against density: {name}]({place}/pareto.png)\n")
+    return "\n".join(parts)
+
+
+def _densities(result: Result) -> str:
+    lines = []
+    for info in result.variants:
+        rows = [row for row in result.measurements if row.variant == info.id and row.density is not None]
+        found = {row.task: row.density for row in rows}
+        if info.id != DENSE and found:
+            low, high = min(found.values()), max(found.values())
+            lines.append(f"- `{info.id}` kept {percent(low)} to {percent(high)} of the tokens that queries saw")
+    nothing = sorted({text.split(",")[0] for text in result.warnings if "shows nothing" in text})
+    if nothing:
+        lines.append(f"- contexts hardly longer than some budgets, which shows nothing there: {', '.join(nothing)}")
+    return "\n".join(lines) + "\n"
+
+
+def _times(loaded: Loaded) -> str:
+    lines = ["| task | variant | ms per token | cache MiB |", "|---|---|---|---|"]
+    for row in loaded.timing["rows"]:
+        if "ms_per_token" in row:
+            size = row["cache_bytes"] / 2**20
+            lines.append(f"| {row['task']} | {row['variant']} | {row['ms_per_token']:.1f} | {size:.1f} |")
+    return "\n".join(lines) + "\n"

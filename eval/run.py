@@ -1,0 +1,94 @@
+"""`python -m eval.run recipes/NAME.yaml`: run a recipe, or go on with it, into `results/NAME/`.
+
+What is measured is kept sample by sample in `results/_scratch/NAME/`; a run that was stopped goes on there when the
+same command is given again. Only a whole run of committed code reaches `results/NAME/`: results of `--limit` and of a
+tree with changes in geosparse, eval or recipes stay in `results/_scratch/`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from geosparse.errors import GeosparseError
+
+ROOT = Path(__file__).parents[1]
+DECIDES = ("geosparse", "eval", "recipes")
+STOPPED = 130
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    if options.data is not None:
+        _look_below(options.data)
+    try:
+        from .session import Session
+
+        session = Session(options)
+        if session.elsewhere:
+            return session.run_elsewhere()
+        print(session.run())
+    except GeosparseError as error:
+        print(f"eval.run: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("eval.run: stopped; the same command goes on from here.", file=sys.stderr)
+        return STOPPED
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.run",
+        description=(__doc__ or "").splitlines()[0],
+        epilog="example: python -m eval.run smoke",
+    )
+    add = parser.add_argument
+    add("recipe", help="a file, or its name below recipes/ without the ending")
+    add("--data", type=Path, help="folder of texts named data:FILE; data sets of lm-eval are looked for in its hub/")
+    add("--results", type=Path, default=ROOT / "results", help="where results go (results/)")
+    add("--limit", type=int, help="at most so many samples per task; the result goes to results/_scratch/")
+    add("--only", help="score samples of these tasks only, by id, comma-separated; no result until all are there")
+    add("--variants", help="the same for variants")
+    add("--model", help="another model than the recipe's: a folder, alias or hub id (results/_scratch/)")
+    add("--json", action="store_true", help="print the result as JSON")
+    return parser
+
+
+def _look_below(data: Path) -> None:
+    """Let data sets and nltk be found below `data`, without a network; before either is imported."""
+    if not data.is_dir():
+        return
+    if (data / "hub").is_dir():
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+    if (data / "nltk_data").is_dir():
+        os.environ.setdefault("NLTK_DATA", str((data / "nltk_data").resolve()))
+
+
+def commit() -> tuple[str | None, bool]:
+    """The commit of this checkout and whether what decides numbers is as committed; (None, True) without git."""
+    try:
+        head = _git("rev-parse", "--short=12", "HEAD").strip()
+        changed = bool(_git("status", "--porcelain", "--", *DECIDES).strip())
+    except (OSError, subprocess.CalledProcessError):
+        return None, True
+    return head, not changed
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+def show(data: Any) -> None:
+    """Progress, on standard error."""
+    print(data, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,238 @@
+"""An unmodified task of lm-evaluation-harness, answered document by document so that a stopped run goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import random
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+import numpy
+
+from geosparse.errors import GeosparseError
+
+from ..methods import Method
+from .base import Column, Metric, Outcome, Setting, Task
+from .shared_prefix import shared_prefix_class
+
+SEED = 1234
+# The metric that stands for a task: the first of these that it has.
+MAIN = ("acc_norm", "acc", "exact_match", "word_perplexity", "perplexity")
+PERPLEXITIES = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte")
+
+
+@dataclass(frozen=True)
+class HarnessSettings:
+    """The first `samples` documents of the lm-eval task `name`; `length` is planned for and, for tasks of RULER and
+    BABILong, the context they are built with (`metadata`); `max_length` cuts contexts (null: the model's)."""
+
+    name: str
+    length: int
+    samples: int
+    num_fewshot: int | None
+    max_length: int | None
+    metadata: dict[str, Any]
+
+    kind = "lm_eval"
+
+    @property
+    def id(self) -> str:
+        """Its name in lm-eval, and the context where the task is built with one."""
+        return f"{self.name}-{self.length}" if self.metadata else self.name
+
+
+class Harness(Task):
+    """Requests and metrics are lm-eval's; answers come from the model, one document at a time, and are kept.
+
+    At the end lm-eval evaluates a model that answers from what was kept: scores and standard errors are its own.
+    """
+
+    kind = "lm_eval"
+    version = "1"
+    settings = HarnessSettings
+    block = 25
+
+    def __init__(self, asked: HarnessSettings, setting: Setting) -> None:
+        from geosparse.integrations.lm_eval.arguments import require_lm_eval
+        from geosparse.integrations.lm_eval.console import as_sentence
+
+        super().__init__(asked, setting)
+        require_lm_eval()
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        with _quietly(setting), as_sentence(f"Cannot load the lm-eval task {asked.name}"):
+            self._loaded, self.task = self._load()
+            self.task.build_all_requests(limit=asked.samples, rank=0, world_size=1)
+        self.documents: dict[int, list[Any]] = {}
+        for instance in self.task.instances:
+            self.documents.setdefault(instance.doc_id, []).append(instance)
+        self.original, self.effective = len(self.task.eval_docs), len(self.documents)
+        self.data_sha256 = _digest([[request.args for request in found] for found in self.documents.values()])
+        self.metrics: dict[str, Metric] = {}
+        self._lm: Any = None
+
+    def _load(self) -> tuple[dict[str, Any], Any]:
+        from lm_eval.tasks import TaskManager
+
+        folder = self.setting.scratch / "tokenizer"
+        self.setting.tokenizer.save_pretrained(folder)
+        metadata = {"tokenizer": str(folder), "pretrained": str(folder)} | _filled(
+            self.asked.metadata, self.asked.length
+        )
+        random.seed(SEED)
+        numpy.random.seed(SEED)
+        loaded = TaskManager(metadata=metadata).load([self.asked.name])
+        tasks = loaded["tasks"]
+        if len(tasks) != 1:
+            raise GeosparseError(
+                f"{self.asked.name} is {len(tasks)} tasks of lm-eval: name one, e.g. {next(iter(tasks))}."
+            )
+        task = next(iter(tasks.values()))
+        if self.asked.num_fewshot is not None or task.get_config("num_fewshot") is None:
+            task.set_config(key="num_fewshot", value=self.asked.num_fewshot or 0)
+        task.set_fewshot_seed(seed=SEED)
+        return loaded, task
+
+    def about(self) -> dict[str, Any]:
+        """With lm-eval's version of the task."""
+        return super().about() | {"lm_eval_task_version": str(self.task.VERSION)}
+
+    def lm(self) -> Any:
+        """The model as lm-eval sees it."""
+        if self._lm is None:
+            options = {} if self.asked.max_length is None else {"max_length": self.asked.max_length}
+            with _quietly(self.setting):
+                self._lm = shared_prefix_class()(
+                    pretrained=self.setting.model, tokenizer=self.setting.tokenizer, batch_size=1, **options
+                )
+        return self._lm
+
+    def score(self, place: int, method: Method) -> Outcome:
+        requests = list(self.documents.values())[place]
+        lm, answers = self.lm(), []
+        with _quietly(self.setting):
+            for kind in dict.fromkeys(request.request_type for request in requests):
+                mine = [request for request in requests if request.request_type == kind]
+                found = getattr(lm, kind)(mine, disable_tqdm=True)
+                answers += [[kind, request.idx, answer] for request, answer in zip(mine, found, strict=True)]
+        return Outcome({}, answers=answers)
+
+    def finish(self, records: Sequence[dict[str, Any]]) -> dict[str, Column]:
+        from lm_eval.evaluator import evaluate
+
+        doc_ids = list(self.documents)
+        kept = {(doc_ids[r["sample"]], kind, idx): answer for r in records for kind, idx, answer in r["answers"]}
+        with _quietly(self.setting):
+            results = evaluate(
+                _replay_class()(kept), self._loaded, limit=len(records), bootstrap_iters=1000, log_samples=True
+            )
+        name = next(iter(results["results"]))
+        columns = {}
+        for key, value in results["results"][name].items():
+            metric, _, chosen = key.partition(",")
+            if (
+                not chosen
+                or metric.endswith("_stderr")
+                or not isinstance(value, Real)
+                or (metric.isdigit() and value == -1)
+            ):
+                continue
+            shown = metric if chosen == "none" else f"{metric} {chosen}"
+            samples = [s.get(metric) for s in results["samples"][name] if s["filter"] == chosen]
+            stderr = results["results"][name].get(f"{metric}_stderr,{chosen}")
+            columns[shown] = Column(
+                _numbers(samples), float(value), float(stderr) if isinstance(stderr, Real) else None
+            )
+            better = results["higher_is_better"].get(name, {}).get(metric)
+            self.metrics[shown] = Metric(_kind(metric, samples), better, self._chance(metric))
+        self._choose_main()
+        return columns
+
+    def _choose_main(self) -> None:
+        order = [name for wanted in MAIN for name in self.metrics if name.split(" ")[0] == wanted]
+        main = (order or [name for name in self.metrics if name.isdigit()] or list(self.metrics))[:1]
+        self.metrics = {
+            name: Metric(m.kind, m.higher_is_better, m.chance, name in main) for name, m in self.metrics.items()
+        }
+
+    def _chance(self, metric: str) -> float | None:
+        """Guessing among the choices of a multiple-choice task; 0 for generated answers."""
+        if self.task.OUTPUT_TYPE == "multiple_choice" and metric in ("acc", "acc_norm"):
+            counts = [len({request.args for request in found}) for found in self.documents.values()]
+            return sum(1 / count for count in counts) / len(counts)
+        return 0.0 if self.task.OUTPUT_TYPE != "loglikelihood_rolling" and metric not in PERPLEXITIES else None
+
+
+def _kind(metric: str, samples: Sequence[Any]) -> str:
+    if metric in PERPLEXITIES:
+        return "perplexity"
+    return "accuracy" if all(isinstance(value, Real) and value in (0, 1) for value in samples) else "other"
+
+
+def _numbers(samples: Sequence[Any]) -> list[float]:
+    """Per sample a number; of (log-likelihood, length) pairs the loss per unit of length; nothing for other things."""
+    if all(isinstance(value, list | tuple) and len(value) == 2 and value[1] for value in samples):
+        return [-float(value[0]) / float(value[1]) for value in samples]
+    return [float(value) for value in samples] if all(isinstance(value, Real) for value in samples) else []
+
+
+def _filled(metadata: dict[str, Any], length: int) -> dict[str, Any]:
+    """Metadata with "LENGTH" replaced by the number, and "LENGTH_K" by words such as "4k"."""
+    words = {"LENGTH": length, "LENGTH_K": f"{length // 1024}k"}
+    return {
+        key: [words.get(item, item) for item in value] if isinstance(value, list) else words.get(value, value)
+        for key, value in metadata.items()
+    }
+
+
+def _digest(requests: Any) -> str:
+    return hashlib.sha256(json.dumps(requests, default=str, sort_keys=True).encode()).hexdigest()
+
+
+def _replay_class() -> Any:
+    from lm_eval.api.model import LM
+
+    class Replay(LM):  # type: ignore[misc]
+        """A model that gives the answers that were kept."""
+
+        def __init__(self, kept: dict[tuple[int, str, int], Any]) -> None:
+            super().__init__()
+            self.kept = kept
+
+        def _answers(self, kind: str, requests: Sequence[Any]) -> list[Any]:
+            found = [self.kept[request.doc_id, kind, request.idx] for request in requests]
+            return [tuple(answer) if isinstance(answer, list) else answer for answer in found]
+
+        def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> list[Any]:
+            return self._answers("loglikelihood", requests)
+
+        def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[Any]:
+            return self._answers("loglikelihood_rolling", requests)
+
+        def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[Any]:
+            return self._answers("generate_until", requests)
+
+    return Replay
+
+
+@contextmanager
+def _quietly(setting: Setting) -> Iterator[None]:
+    """lm-eval's chatter off standard output; its data sets are looked for below `--data` first."""
+    from geosparse.integrations.lm_eval.console import logging_at
+
+    here = os.getcwd()
+    hub = None if setting.data is None else setting.data / "hub"
+    logging.getLogger("datasets").setLevel(logging.ERROR)
+    try:
+        if hub is not None and hub.is_dir():
+            os.chdir(hub)
+        with redirect_stdout(sys.stderr), logging_at(logging.ERROR):
+            yield
+    finally:
+        os.chdir(here)

@@ -1,0 +1,34 @@
+"""One fact in a haystack of prose, asked for at the end."""
+
+from __future__ import annotations
+
+from .prose import PLACES, lines_that_fit, sentences
+from .retrieval import Question, Retrieval, RetrievalSettings
+
+TASK = "Somewhere in the following text a number is given for a place. Remember it."
+SPARE = 8
+
+
+class NeedleSettings(RetrievalSettings):
+    """As for all retrieval tasks."""
+
+    kind = "needle"
+
+
+class Needle(Retrieval):
+    """A number of five digits for a place, at a depth that runs evenly from the start to the end of the prose."""
+
+    kind = "needle"
+    version = "1"
+    settings = NeedleSettings
+
+    def question(self, place: int) -> Question:
+        source = self.source(place)
+        name, number = source.choice(PLACES), f"{source.randrange(10_000, 100_000)}"
+        needle = f"The secret number of {name} is {number}."
+        asked = f"\n\nWhat is the secret number of {name}? The secret number of {name} is"
+        answer = f" {number}"
+        fixed = len(self.tokens(f"{TASK}\n\n {needle}{asked}{answer}")) + SPARE
+        hay = lines_that_fit(sentences(source), self.asked.length - fixed, self.setting.tokenizer, " ")
+        hay.insert(round(self.depth(place) * len(hay)), needle)
+        return Question(f"{TASK}\n\n{' '.join(hay)}{asked}", answer)

@@ -1,0 +1,1 @@
+"""How far the tests and the commands can be trusted: mutants, faults, load."""

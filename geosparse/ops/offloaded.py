@@ -1,0 +1,95 @@
+"""One query per row over keys and values in host memory: the index says on the device which pages are worth a copy."""
+
+from __future__ import annotations
+
+import torch
+
+from .chunked import add_tail_, kept_weights, logit_of
+from .cpu import value_sum_of
+from .index import index_of
+from .pages import HotPages, Resident
+from .selectors import Sight, choose, needs_index, reads_codes
+from .span import Span
+from .types import Attended, Keep, Selectors, Tails, keep_tensor, per_head
+
+# The logit of a token whose key was not read: of no weight, but not unseen.
+UNREAD = -1e30
+
+
+def reads_every_key(selectors: Selectors, tails: Tails, heads: int) -> bool:
+    """Whether a head scores all keys, so that offloading them saves nothing."""
+    pairs = zip(per_head(selectors, heads), per_head(tails, heads), strict=True)
+    return any(word == "topn" or (word == "sink_recent" and tail != "renormalize") for word, tail in pairs)
+
+
+def offloaded_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    n_keep: Keep,
+    pages: HotPages,
+    *,
+    tail: Tails,
+    scaling: float,
+    selector: Selectors,
+    mask: Span | None = None,
+    softcap: float | None = None,
+    sink: torch.Tensor | None = None,
+) -> Attended:
+    """`reference_attention` of one query per row in fp32; of the keys and values only some pages are read.
+
+    Args:
+        query: `[B, Hq, 1, D]` on the device.
+        key: `[B, Hkv, S, D]` in host memory.
+        value: `[B, Hkv, S, Dv]` likewise.
+        n_keep, tail, scaling, softcap, sink: As in `reference_attention`.
+        pages: The device's copies.
+        selector: None that `reads_every_key`.
+        mask: Without a window.
+    """
+    (batch, heads, _, dim), (kv_heads, keys), device = query.shape, key.shape[1:3], query.device
+    span = Span() if mask is None else mask
+    seen = span.mask(1, keys, device).expand(batch, 1, 1, keys)
+    asked, finish = query.float(), logit_of(scaling, softcap)
+    scores = torch.full((batch, heads, 1, keys), UNREAD, device=device).masked_fill_(~seen, -torch.inf)
+    sight = Sight(asked, scores, seen, keep_tensor(n_keep, device), finish, scaling)
+    sight.index = index_of(key, span.starts(batch)) if needs_index(selector) else None
+    sight.coded = sight.pages.decoded(keys, dim) if reads_codes(selector) else None
+
+    def read(needed: torch.Tensor) -> Resident:
+        """Exact logits, in `scores`, of the tokens `[B, Hq, S]` and of all that happen to be on the device."""
+        found = pages.read(key, value, needed.view(batch, kv_heads, -1, keys).any(2))
+        dots = asked.view(batch, kv_heads, -1, dim) @ found.key.float().transpose(-1, -2)
+        logits = finish(dots).flatten(1, 2).unsqueeze(2)
+        there = found.places.repeat_interleave(heads // kv_heads, dim=1).unsqueeze(2)
+        room = torch.cat([scores, scores[..., :1]], dim=-1)  # the last column takes what is of no token
+        room.scatter_(-1, there.where(there >= 0, keys), logits)
+        scores.copy_(room[..., :-1].masked_fill(~seen, -torch.inf))
+        return found
+
+    if sight.index is not None:
+        read((seen & ~sight.indexed).expand(scores.shape)[:, :, 0])
+    needed = choose(sight, selector).keep > 0
+    paged = torch.tensor([word == "paged" for word in per_head(selector, heads)], device=device)
+    if paged.any():
+        needed = torch.where(paged[None, :, None, None], sight.candidates(sight.budgets), needed)
+    found = read(needed[:, :, 0])
+    choice = choose(sight, selector)
+    weight, lost = kept_weights(scores, choice, seen, tail, sink)
+    there = found.places.repeat_interleave(heads // kv_heads, dim=1).unsqueeze(2)
+    part = weight.gather(-1, there.clamp_min(0)).where(there >= 0, 0.0)
+    output = (part.view(batch, kv_heads, -1, part.shape[-1]) @ found.value.float()).view(batch, heads, 1, -1)
+    output = add_tail_(output, weight, lost, tail, lambda: _visible_mean(value, span.starts(batch), device))
+    return Attended(output.to(query.dtype), choice.kept.long().sum((0, 2)))
+
+
+def _visible_mean(value: torch.Tensor, starts: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """Mean of the values from each row's start on, `[B, Hkv, 1, Dv]` fp32, from the remembered sum where it helps."""
+    total = value_sum_of(value, starts)
+    if total is None:
+        total = torch.stack(
+            [row[:, first:].sum(-2, dtype=torch.float64) for row, first in zip(value, starts, strict=True)]
+        )
+    count = torch.tensor([max(1, value.shape[2] - first) for first in starts], device=device)
+    mean: torch.Tensor = (total.to(device) / count[:, None, None]).unsqueeze(2).float()
+    return mean

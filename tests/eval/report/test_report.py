@@ -1,0 +1,175 @@
+"""Reports from results alone: the same bytes each time, every number where it belongs."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("matplotlib", reason="matplotlib is not installed: pip install geosparse[plots]")
+
+from eval.report.__main__ import BLOCK, ROOT, find, main, make, renew
+from eval.report.chart import colours, scatter
+from eval.report.markdown import score_table
+from eval.report.points import Loaded, density_panels, recovery_panel, speed_panels
+from eval.results import (
+    TIMING_SCHEMA,
+    Measurement,
+    Result,
+    Run,
+    Summary,
+    TaskInfo,
+    VariantInfo,
+    read_result,
+    write_result,
+)
+from geosparse.artifact import write_json
+from geosparse.errors import GeosparseError
+
+NLL = {"kind": "nll", "higher_is_better": False, "chance": None, "main": True}
+ACC = {"kind": "accuracy", "higher_is_better": True, "chance": 0.25, "main": True}
+
+
+def row(task: str, metric: str, variant: str, value: float, **more: object) -> Measurement:
+    blank = dict.fromkeys(("stderr", "density", "difference", "interval", "changed", "mcnemar", "recovery"))
+    return Measurement(task=task, metric=metric, variant=variant, value=value, samples=8, **(blank | more))
+
+
+def example() -> Result:
+    rows = [row("text", "nll", "dense", 2.5, stderr=0.1), row("quiz", "acc", "dense", 0.5, stderr=0.05)]
+    for variant, density, loss in (
+        ("fisher-best-16", 0.02, 0.01),
+        ("fisher-best-64", 0.07, 0.002),
+        ("snapkv", None, 0.2),
+    ):
+        more = {"density": density, "difference": loss, "interval": (loss / 2, 2 * loss), "changed": 8}
+        rows.append(row("text", "nll", variant, 2.5 + loss, recovery=1 - loss, **more))
+        rows.append(
+            row("quiz", "acc", variant, 0.5 - loss, difference=-loss, changed=1, mcnemar=0.01, recovery=1 - 2 * loss)
+        )
+    return Result(
+        run=Run("a/<b>", "Two & two.", "0" * 64, None, {"name": "tiny", "fingerprint": "f"}, "float32"),
+        variants=[
+            VariantInfo("dense", None, None, None, None, None, None, {}),
+            VariantInfo("fisher-best-16", "fisher", "best", None, 16, None, None, {}),
+            VariantInfo("fisher-best-64", "fisher", "best", None, 64, None, None, {}),
+            VariantInfo("snapkv", None, None, None, None, 0.05, "snapkv", {}),
+        ],
+        tasks=[
+            TaskInfo("text", "perplexity", "1", "0", "0", 512, 9, 8, {"nll": NLL}),
+            TaskInfo("quiz", "lm_eval", "1", "0", "0", 512, 100, 8, {"acc": ACC}),
+        ],
+        measurements=rows,
+        summary=[Summary("fisher-best-16", 2, 0.985, 0.98, "quiz")],
+        warnings=["quiz: dense acc is 0.5, no better than guessing; left out of means."],
+        provenance={"versions": {"torch": "2"}, "device": "cpu", "processor": "some, 2 cores"},
+    )
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    folder = tmp_path / "results" / "a"
+    write_result(folder, example())
+    (folder / "recipe.yaml").write_text("title: x\n")
+    times = [{"task": "text", "variant": v, "ms_per_token": 5.0 + i, "cache_bytes": 2.0**20, "seconds": 1.0}
+             for i, v in enumerate(("dense", "fisher-best-16", "snapkv"))]  # fmt: skip
+    write_json(folder / "timing.json", {"schema": TIMING_SCHEMA, "device": "cpu", "rows": times})
+    hidden = tmp_path / "results" / "_scratch" / "b" / "result"
+    write_result(hidden, example())
+    (hidden / "recipe.yaml").write_text("")
+    return tmp_path / "results"
+
+
+def test_a_result_survives_the_disk(results: Path) -> None:
+    read = read_result(results / "a" / "result.json")
+    assert json.loads(json.dumps(read.to_json())) == json.loads(json.dumps(example().to_json()))
+    (results / "a" / "result.json").write_text('{"schema": "geosparse.eval/1", "run": {}}')
+    with pytest.raises(GeosparseError, match="not complete"):
+        read_result(results / "a" / "result.json")
+
+
+def test_the_same_results_give_the_same_bytes(results: Path, tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("# X\n\n<!-- eval: a/<b> -->\nold\n<!-- end -->\nrest\n")
+    written = make(results, readme)
+    assert {path.name for path in written} == {"report.html", "pareto.png", "README.md"}
+    first = {path: path.read_bytes() for path in written}
+    for path in written:
+        if path != readme:
+            path.unlink()
+    make(results, readme)
+    assert {path: path.read_bytes() for path in written} == first
+    assert "| text | nll | 8 | 2.5 ± 0.1 | 2.51 (+0.01*) |" in readme.read_text()
+    assert readme.read_text().endswith("<!-- end -->\nrest\n")
+    assert "_scratch" not in (results / "README.md").read_text()
+    assert main(["--results", str(results), "--readme", str(readme)]) == 0
+
+
+def test_the_page_stands_alone_and_is_well_formed(results: Path) -> None:
+    make(results, None)
+    text = (results / "report.html").read_text()
+    assert "http://" not in text
+    assert "https://" not in text
+    assert "<script" not in text
+    assert "prefers-color-scheme: dark" in text
+    assert "a/&lt;b&gt;" in text
+
+    class Balance(HTMLParser):
+        stack: list[str] = []  # noqa: RUF012
+
+        def handle_starttag(self, tag: str, attrs: object) -> None:
+            if tag not in ("meta", "br"):
+                self.stack.append(tag)
+
+        def handle_startendtag(self, tag: str, attrs: object) -> None:
+            pass
+
+        def handle_endtag(self, tag: str) -> None:
+            assert self.stack.pop() == tag
+
+    balance = Balance()
+    balance.feed(text)
+    assert balance.stack == []
+
+
+def test_panels_hold_every_measured_variant(results: Path) -> None:
+    loaded = Loaded.of(results / "a")
+    density, speed = density_panels(loaded), speed_panels(loaded)
+    assert [panel.title for panel in density] == ["text", "quiz"]
+    # A peer counts nothing: it stands where it was asked to be.
+    assert [(p.series, p.x) for p in density[0].points] == [
+        ("fisher · best", 0.02), ("fisher · best", 0.07), ("snapkv", 0.05),
+    ]  # fmt: skip
+    assert [(p.x, p.y) for p in speed[0].points] == [(5.0, 0.0), (6.0, 0.01), (7.0, 0.2)]
+    assert [task for task, _ in recovery_panel(loaded)] == ["text", "quiz"]
+    svg = scatter(density[0], colours([p.series for p in density[0].points]))
+    places = [float(x) for x in re.findall(r' cx="([\d.]+)"', svg)]
+    assert places[0] < places[2] < places[1]
+    assert svg.count('class="tip"') == 3
+
+
+def test_a_table_of_no_result_is_an_error(results: Path, tmp_path: Path) -> None:
+    with pytest.raises(GeosparseError, match="no result"):
+        renew("<!-- eval: nothing -->\n<!-- end -->", {"a": Loaded.of(results / "a")})
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(GeosparseError, match="run one first"):
+        make(tmp_path / "empty", None)
+
+
+def test_floors_are_set_in_italics() -> None:
+    table = score_table(example())
+    assert "| *quiz* | acc | 8 | 0.5 ± 0.05 | 0.49 (-0.01*) |" in table
+    assert "| mean recovery | | |  | 0.985 |" in table
+    assert "*quiz*" not in score_table(replace(example(), warnings=[]))
+
+
+def test_the_committed_tables_are_those_of_the_committed_results() -> None:
+    found = {loaded.result.run.recipe: loaded for loaded in find(ROOT / "results")}
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    if not BLOCK.search(text):
+        pytest.skip("README.md shows no table of a recipe")
+    assert renew(text, found) == text
