@@ -35,5 +35,4 @@ def operator(stage: Callable[..., Any], like: torch.Tensor) -> Callable[..., Any
     An operator costs tens of microseconds more a call than the function.
     """
     symbolic = torch.compiler.is_compiling() or type(like) is not torch.Tensor
-    found: Callable[..., Any] = _operators[stage] if symbolic else stage
-    return found
+    return _operators[stage] if symbolic else stage
