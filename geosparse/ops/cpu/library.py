@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-ABI = 5
+ABI = 6
 ISAS = ("plain", "avx2", "avx512")
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
