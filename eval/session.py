@@ -103,7 +103,6 @@ class Session:
         about = {
             "model": identify(model).to_json(),
             "dtype": recipe.dtype,
-            "device": model.device.type,
             "versions": {key: value for key, value in versions().items() if key != "geosparse"},
         }
         benches = []

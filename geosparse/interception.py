@@ -41,6 +41,7 @@ def _attention(
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: Visibility | None,
+    dropout: float = 0.0,  # by position, too: libraries that wrap every registered function pass it so
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     handler: Handler | None = getattr(module, ATTRIBUTE, None)
@@ -48,7 +49,7 @@ def _attention(
         raise GeosparseError(
             f"The attention layer {type(module).__name__} has no plan: sparsify the whole model, or restore it first."
         )
-    output = handler(module, query, key, value, attention_mask, **kwargs)
+    output = handler(module, query, key, value, attention_mask, dropout=dropout, **kwargs)
     return output.transpose(1, 2).contiguous(), None
 
 

@@ -307,3 +307,20 @@ def test_sliding_window_layers_see_only_their_window():
     with gs.sparsified(model, gs.Plan.uniform(model, 10**6)) as receipt:
         logits(model, tokens(1, 3 * WINDOW))
     assert receipt.kept.max() == receipt.visible.max() == torch.arange(1, 3 * WINDOW + 1).clamp_max(WINDOW).sum()
+
+
+def test_a_library_that_wraps_every_registered_attention_passes_dropout_by_position(monkeypatch) -> None:
+    """As kvpress does to all functions that are registered when it is imported."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    model, ids = tiny_model(), tokens(1, 20)
+    plan = gs.Plan.uniform(model, 4)
+    with gs.sparsified(model, plan), torch.no_grad():
+        expected = model(ids).logits
+        plain = ALL_ATTENTION_FUNCTIONS[NAME]
+
+        def wrapper(module, query, key, value, attention_mask, dropout, **kwargs):
+            return plain(module, query, key, value, attention_mask, dropout, **kwargs)
+
+        monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, NAME, wrapper)
+        assert torch.equal(model(ids).logits, expected)

@@ -7,10 +7,10 @@ import json
 import logging
 import os
 import random
-import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from numbers import Real
 from typing import Any
 
@@ -223,7 +223,7 @@ def _replay_class() -> Any:
 
 @contextmanager
 def _quietly(setting: Setting) -> Iterator[None]:
-    """lm-eval's chatter off standard output; its data sets are looked for below `--data` first."""
+    """lm-eval's chatter off the terminal; its data sets are looked for below `--data` first."""
     from geosparse.integrations.lm_eval.console import logging_at
 
     here = os.getcwd()
@@ -232,7 +232,8 @@ def _quietly(setting: Setting) -> Iterator[None]:
     try:
         if hub is not None and hub.is_dir():
             os.chdir(hub)
-        with redirect_stdout(sys.stderr), logging_at(logging.ERROR):
+        # Progress bars go nowhere; errors are logged to the standard error of before.
+        with logging_at(logging.ERROR), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             yield
     finally:
         os.chdir(here)
