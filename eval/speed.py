@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,34 +19,17 @@ import torch
 
 from geosparse.artifact import dump_json, write_json
 from geosparse.errors import GeosparseError
-from geosparse.ops import (
-    IndexSlot,
-    Selector,
-    Tail,
-    cpu,
-    cpu_attention,
-    reference_attention,
-    remember_index,
-    remember_value_sum,
-)
-from geosparse.ops.index import PAGE, index_of
+from geosparse.ops import Selector, Tail, cpu, reference_attention
+from geosparse.ops.index import PAGE
+from geosparse.plan import Plan
 from geosparse.progress import track
 from geosparse.provenance import device_name, versions
 
+from .calls import overhead, prefill_time, raggedness
+from .layers import DTYPES, SHAPES, Layer, layers_of, ours_with, seconds
+
 SCHEMA = "geosparse.speed.kernel/1"
 REPEATS = 40
-# Enough layers that their keys and values do not fit into any cache.
-BYTES_IN_TURN = 256 << 20
-SHAPES = {"smollm2": (9, 3, 64), "llama3": (32, 8, 128)}
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-class Layer(NamedTuple):
-    """Query `[1, Hq, 1, D]`, keys and values `[1, Hkv, S, D]`."""
-
-    query: torch.Tensor
-    key: torch.Tensor
-    value: torch.Tensor
 
 
 class Variant(NamedTuple):
@@ -57,22 +39,6 @@ class Variant(NamedTuple):
     bytes: int
     n_keep: int | None
     selector: Selector | None
-
-
-def layers_of(shape: tuple[int, int, int], context: int, dtype: torch.dtype) -> list[Layer]:
-    """Random layers with an index, as a cache holds them; queries are long, so that attention is not flat."""
-    heads, kv_heads, dim = shape
-    generator = torch.Generator().manual_seed(0)
-    each = 2 * kv_heads * context * dim * dtype.itemsize
-    layers = []
-    for _ in range(max(3, BYTES_IN_TURN // each)):
-        query = (2 * torch.randn(1, heads, 1, dim, generator=generator)).to(dtype)
-        key, value = (torch.randn(1, kv_heads, context, dim, generator=generator).to(dtype) for _ in range(2))
-        remember_index(key, IndexSlot())
-        index_of(key, (0,))
-        remember_value_sum(value, value.sum(-2, dtype=torch.float64))
-        layers.append(Layer(query, key, value))
-    return layers
 
 
 def variants_of(
@@ -96,8 +62,7 @@ def variants_of(
         return output
 
     def ours(n: int, selector: Selector, tail: Tail) -> Callable[[Layer], torch.Tensor]:
-        budgets = (n,) * heads
-        return lambda layer: cpu_attention(*layer, budgets, tail=tail, scaling=scaling, selector=selector).output
+        return ours_with((n,) * heads, selector, tail, scaling)
 
     result: dict[str, Variant] = {
         "sdpa": Variant(sdpa, dense, None, None),
@@ -107,12 +72,12 @@ def variants_of(
     bounds, codes = 2 * 2 * dim // PAGE, dim // 2
     for n in keeps:
         kept = heads * n * row
-        cases: tuple[tuple[Selector, Tail, int], ...] = (
+        choices: tuple[tuple[Selector, Tail, int], ...] = (
             ("topn", "centroid", kv_heads * context * row + kept),
             ("lowbit", "centroid", kv_heads * context * (bounds + codes) + 2 * kept),
             ("paged", "renormalize", kv_heads * context * bounds + 2 * kept),
         )
-        for selector, tail, read in cases:
+        for selector, tail, read in choices:
             result[f"{selector} N={n}"] = Variant(ours(n, selector, tail), read, n, selector)
     return result
 
@@ -133,27 +98,21 @@ def gate(layer: Layer, variant: Variant, scaling: float) -> float:
 def bandwidth() -> float:
     """Bytes per second that a sum over a large buffer reads, best of several."""
     buffer = torch.ones(64 << 20)
-    best = min(_seconds(buffer.sum) for _ in range(8))
+    best = min(seconds(buffer.sum) for _ in range(8))
     return buffer.numel() * 4 / best
 
 
-def _seconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
-def measure(shape_name: str, context: int, dtype_name: str, keeps: Sequence[int]) -> dict[str, Any]:
+def measure(shape_name: str, context: int, dtype_name: str, keeps: Sequence[int], repeats: int = 0) -> dict[str, Any]:
     """Times of all variants on one shape, interleaved."""
     shape, dtype = SHAPES[shape_name], DTYPES[dtype_name]
     layers = layers_of(shape, context, dtype)
     variants = variants_of(shape, context, dtype, keeps)
     errors = {name: gate(layers[0], variant, shape[2] ** -0.5) for name, variant in variants.items()}
     times: dict[str, list[float]] = {name: [] for name in variants}
-    for repeat in range(REPEATS):
+    for repeat in range(repeats or REPEATS):
         for name, variant in variants.items():
             layer = layers[repeat % len(layers)]
-            times[name].append(_seconds(partial(variant.run, layer)))
+            times[name].append(seconds(partial(variant.run, layer)))
     sdpa, own = (float(torch.tensor(times[name]).median()) for name in ("sdpa", "own dense"))
     rows = []
     for name, variant in variants.items():
@@ -184,6 +143,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--contexts", nargs="+", type=int, default=[8192])
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["fp32", "bf16"])
     parser.add_argument("--keep", nargs="+", type=int, default=[64, 256])
+    parser.add_argument("--repeats", type=int, default=0, help=f"of every variant, default {REPEATS}")
+    parser.add_argument("--prefill", type=int, metavar="N", help="also time exact prefill keeping N tokens")
+    parser.add_argument("--plan", type=Path, help="also time this plan's budgets against even ones")
     parser.add_argument("--out", type=Path, help="write JSON here")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(given[2:] if given[:2] == ["--device", "cpu"] else given)
@@ -193,14 +155,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "device": f"{device_name('cpu')}, {torch.get_num_threads()} threads, {cpu.isa()}",
         "read_gb_per_second": bandwidth() / 1e9,
         "provenance": versions(),
-        "cases": [measure(*case, options.keep) for case in track(cases, "speed", not options.json)],
+        "cases": [measure(*case, options.keep, options.repeats) for case in track(cases, "speed", not options.json)],
     }
+    if options.plan:
+        plan = Plan.load(options.plan)
+        result["ragged"] = [raggedness(*case, plan, "lowbit") for case in cases]
+    if options.prefill:
+        result["prefill"] = [prefill_time(*case, options.prefill) for case in cases]
+    result["overhead_us"] = overhead()  # last: libgomp puts its threads to sleep sooner once their number has changed
     if options.out:
         write_json(options.out, result)
     if options.json:
         print(dump_json(result), end="")
         return 0
     print(f"{result['device']}; a sum reads {result['read_gb_per_second']:.1f} GB/s")
+    print("a call on one token: " + ", ".join(f"{word} {us:.1f} us" for word, us in result["overhead_us"].items()))
     for case in result["cases"]:
         print(f"{case['shape']} {case['heads']}, context {case['context']}, {case['dtype']}")
         for row in case["rows"]:
@@ -208,6 +177,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"  {row['variant']:<14} {row['us']['p50']:9.0f} us {row['gb_per_second']:7.1f} GB/s "
                 f"{row['over_sdpa']:7.2f} x SDPA {row['over_own_dense']:6.2f} x own dense"
             )
+    for case in result.get("prefill", []):
+        print(f"{case['dtype']} prefill: exact takes {case['exact_over_sdpa']:.2f} x SDPA ({case['sdpa_s']:.2f} s)")
+    for case in result.get("ragged", []):
+        print(f"{case['dtype']} {case['selector']}: the plan's budgets take {case['ragged_over_even']:.2f} x even ones")
     return 0
 
 

@@ -16,7 +16,7 @@ from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from .cached_keys import serve_dense
-from .ops import IndexSlot, remember_index, remember_value_sum
+from .ops import IndexSlot, memory, remember_index, remember_value_sum
 from .receipt import Receipt
 
 # Room to spare, as a fraction: each token is copied about 1 / SPARE times in all, and memory is at most 1 + SPARE.
@@ -123,7 +123,10 @@ def _append(
         batch, heads, _, dim = states.shape
         # Prompts arrive once: only a cache that has begun to grow needs room.
         spare = max(LEAST_SPARE, int(SPARE * stop)) if start else LEAST_SPARE
-        buffer = states.new_empty(batch, heads, stop + spare, dim, pin_memory=pinned)
+        shape = (batch, heads, stop + spare, dim)
+        buffer = (
+            states.new_empty(shape, pin_memory=True) if pinned else memory.empty(shape, states.dtype, states.device)
+        )
         if start:
             buffer[..., :start, :] = filled
     buffer[..., start:stop, :] = states

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from . import cpu, triton
+from . import cpu, memory, triton
 from .budget import Budgets, budgets_of_row
 from .chunked import chunked_attention
 from .cpu import cpu_attention, remember_value_sum
@@ -57,6 +57,7 @@ __all__ = [
     "chunked_attention",
     "cpu_attention",
     "dense_mask",
+    "memory",
     "needs_index",
     "reference_attention",
     "remember_index",

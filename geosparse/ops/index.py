@@ -12,9 +12,12 @@ with W the key dimension rounded up to a multiple of WIDTH. A key is about `low 
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
+
+from . import memory
 
 PAGE = 16
 WIDTH = 16
@@ -76,11 +79,11 @@ class KeyIndex:
             return
         room = pages if not have else pages + max(8, int(SPARE * pages))
         blocks = width * self.bits // 32
-        grown = (
-            torch.zeros(batch, heads, room, width, dtype=torch.float16, device=device),
-            torch.zeros(batch, heads, room, width, dtype=torch.float16, device=device),
-            torch.zeros(batch, heads, room, blocks, PAGE, 4, dtype=torch.uint8, device=device),
-        )
+        bounds, codes = (batch, heads, room, width), (batch, heads, room, blocks, PAGE, 4)
+        sizes = [2 * math.prod(bounds)] * 2 + [math.prod(codes)]
+        whole = memory.empty((sum(sizes),), torch.uint8, device).zero_()
+        low, high, coded = torch.split(whole, sizes)
+        grown = (low.view(torch.float16).view(bounds), high.view(torch.float16).view(bounds), coded.view(codes))
         for new, old in zip(grown, (self.low, self.high, self.codes), strict=True):
             if have:
                 new[:, :, :have] = old

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import geosparse as gs
-from eval import speed
+from eval import calls, layers, speed
+from geosparse.identity import ModelIdentity
 from geosparse.ops import cpu
 
 pytestmark = pytest.mark.skipif(cpu.library() is None, reason=f"CPU kernels: {cpu.load_error()}")
@@ -15,7 +16,8 @@ pytestmark = pytest.mark.skipif(cpu.library() is None, reason=f"CPU kernels: {cp
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     monkeypatch.setattr(speed, "REPEATS", 2)
-    monkeypatch.setattr(speed, "BYTES_IN_TURN", 1)
+    monkeypatch.setattr(layers, "BYTES_IN_TURN", 1)
+    monkeypatch.setattr(calls, "RAGGED_REPEATS", 1)
     monkeypatch.setattr(speed, "bandwidth", lambda: 1e9)
 
 
@@ -29,8 +31,27 @@ def test_a_row_per_variant(tmp_path, capsys):
     assert "x own dense" in capsys.readouterr().out
 
 
+def test_ragged_budgets_prefill_and_an_empty_call(tmp_path, capsys):
+    plan = gs.Plan(
+        n_keep=torch.tensor([[1, 9, 20] * 3] * 2),
+        tail="centroid",
+        reference_length=64,
+        policy="uniform",
+        budget={"mean_keep": 10.0},
+        model=ModelIdentity("tiny", "LlamaForCausalLM", 2, 9, 3, 64, "0123456789abcdef"),
+    )
+    plan.save(tmp_path / "p.json")
+    extra = ["--plan", str(tmp_path / "p.json"), "--prefill", "8", "--out", str(tmp_path / "s.json")]
+    assert speed.main(["--contexts", "70", "--keep", "8", "--dtypes", "fp32", *extra]) == 0
+    result = json.loads((tmp_path / "s.json").read_text())
+    assert result["ragged"][0]["ragged_over_even"] > 0
+    assert result["prefill"][0]["exact_over_sdpa"] > 0
+    assert set(result["overhead_us"]) == {"topn", "lowbit"}
+    assert "x even ones" in capsys.readouterr().out
+
+
 def test_a_wrong_result_is_not_timed():
-    layer = speed.layers_of((4, 2, 16), 40, torch.float32)[0]
+    layer = layers.layers_of((4, 2, 16), 40, torch.float32)[0]
     wrong = speed.Variant(lambda layer: torch.zeros_like(layer.query), 1, 4, "topn")
     with pytest.raises(gs.GeosparseError, match="nothing was timed"):
         speed.gate(layer, wrong, 0.25)

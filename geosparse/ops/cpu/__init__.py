@@ -18,6 +18,7 @@ from .library import DTYPES, ISAS, isa, library, load_error
 from .prefill import prefill
 
 MAX_DIM = 512  # of a key that an index is read for
+CAUSAL = Span()
 
 
 def supports(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor | None) -> bool:
@@ -55,7 +56,7 @@ def cpu_attention(
     """
     queries = query.shape[2]
     rules = _rules(query.shape[1], _hashable(tail), _hashable(selector))
-    visibility = Span() if mask is None else mask
+    visibility = CAUSAL if mask is None else mask
     if share_kv or rules.blind or (queries > 1 and rules.paged):
         return chunked_attention(
             query,

@@ -1,16 +1,15 @@
-"""One query per row over a cache: the arguments of one fused kernel call."""
+"""One query per row over a cache: the arguments of one fused kernel call, put together in a few microseconds."""
 
 from __future__ import annotations
-
-import ctypes
-from functools import lru_cache
 
 import torch
 
 from ..index import KeyIndex
 from ..span import Span, Visibility
 from ..types import Attended
-from .library import DTYPES, DecodeCall, library
+from .library import DECODE_CALL, DTYPES, library
+
+NO_INDEX = (0, 0, 0), (0, 0, 0, 0, 0, 0)
 
 
 def decode(
@@ -37,59 +36,77 @@ def decode(
         sink: fp32 `[Hq]`.
         index: Of the keys, where a selector reads it.
     """
-    (batch, heads, _, dim), (_, kv_heads, keys, value_dim) = query.shape, value.shape
+    batch, heads, _, dim = query.shape
+    _, kv_heads, keys, value_dim = value.shape
     dtype = query.dtype
     if key.dtype != dtype or value.dtype != dtype:
         key, value = key.to(dtype), value.to(dtype)
-    query, key, value = unit_rows(query), unit_rows(key), unit_rows(value)
-    output = query.new_empty(batch, heads, 1, value_dim)
-    kept = torch.empty(batch, heads, dtype=torch.int64)
-    shape, threads = (batch, heads, kv_heads, dim, value_dim), torch.get_num_threads()
-    call = DecodeCall.from_buffer_copy(_template(shape, dtype, scaling, softcap or 0.0, threads))
-    call.q, call.k, call.v, call.out = query.data_ptr(), key.data_ptr(), value.data_ptr(), output.data_ptr()
-    call.n_keep, call.tails, call.selectors = budgets.data_ptr(), tails.data_ptr(), selectors.data_ptr()
-    call.kept, call.keys = kept.data_ptr(), keys
-    call.q_batch, call.q_head, _, _ = query.stride()
-    call.k_batch, call.k_head, call.k_row, _ = key.stride()
-    call.v_batch, call.v_head, call.v_row, _ = value.stride()
-    if budgets.shape[0] > 1:
-        call.n_batch = heads
-    first = seen = None
+    q_strides, k_strides, v_strides = query.stride(), key.stride(), value.stride()
+    if q_strides[3] != 1 or k_strides[3] != 1 or v_strides[3] != 1:
+        query, key, value = unit_rows(query), unit_rows(key), unit_rows(value)
+        q_strides, k_strides, v_strides = query.stride(), key.stride(), value.stride()
+    output = torch.empty(batch, heads, 1, value_dim, dtype=dtype)
+    kept = torch.empty(heads, dtype=torch.int64) if batch == 1 else torch.empty(batch, heads, dtype=torch.int64)
+    first = seen = sums = None
     if isinstance(mask, torch.Tensor):
         seen = mask[:, 0, 0].expand(batch, -1).contiguous()
-        call.mask, call.mask_batch = seen.data_ptr(), keys
     else:
         starts = starts_of(mask, batch, keys)
         sums = value_sum_of(value, starts)
-        if sums is not None:
-            call.value_sum = sums.data_ptr()
         if any(starts):
             first = torch.tensor(starts)
-            call.first = first.data_ptr()
-    if sink is not None:
-        call.sink = sink.data_ptr()
-    if index is not None and index.codes.dim() > 1:
-        call.low, call.high, call.codes = index.low.data_ptr(), index.high.data_ptr(), index.codes.data_ptr()
-        call.bound_batch, call.bound_head = index.low.stride()[:2]
-        call.code_batch, call.code_head = index.codes.stride()[:2]
-        call.width, call.bits = index.low.shape[-1], index.bits
+    addresses, layout = NO_INDEX if index is None or index.codes.dim() == 1 else _index_of(index)
     loaded = library()
     assert loaded is not None
-    if loaded.gs_decode(ctypes.byref(call)):
+    # In the order of DecodeCall in geosparse.cpp.
+    call = DECODE_CALL.pack(
+        query.data_ptr(),
+        key.data_ptr(),
+        value.data_ptr(),
+        output.data_ptr(),
+        budgets.data_ptr(),
+        tails.data_ptr(),
+        selectors.data_ptr(),
+        0 if first is None else first.data_ptr(),
+        0 if seen is None else seen.data_ptr(),
+        0 if sums is None else sums.data_ptr(),
+        0 if sink is None else sink.data_ptr(),
+        *addresses,
+        kept.data_ptr(),
+        batch,
+        heads,
+        kv_heads,
+        keys,
+        dim,
+        value_dim,
+        q_strides[0],
+        q_strides[1],
+        *k_strides[:3],
+        *v_strides[:3],
+        0 if seen is None else keys,
+        0 if budgets.shape[0] == 1 else heads,
+        *layout,
+        DTYPES[dtype],
+        torch.get_num_threads(),
+        scaling,
+        softcap or 0.0,
+    )
+    if loaded.gs_decode(call):
         raise TypeError(f"the CPU kernels of this machine do not know {dtype}")
-    return Attended(output, kept[0] if batch == 1 else kept.sum(0))
+    return Attended(output, kept if batch == 1 else kept.sum(0))
 
 
-@lru_cache(maxsize=256)
-def _template(shape: tuple[int, ...], dtype: torch.dtype, scaling: float, softcap: float, threads: int) -> bytes:
-    """A call with everything that stays the same from token to token; a copy of it is filled in each time."""
-    names = ("batch", "heads", "kv_heads", "dim", "value_dim")
-    numbers = dict(zip(names, shape, strict=True))
-    return bytes(DecodeCall(dtype=DTYPES[dtype], threads=threads, scaling=scaling, softcap=softcap, **numbers))
+def _index_of(index: KeyIndex) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Addresses of low, high and codes; strides of row and head of the bounds and the codes, channels, bits."""
+    bounds, codes = index.low.stride(), index.codes.stride()
+    layout = (bounds[0], bounds[1], codes[0], codes[1], bounds[2], index.bits)
+    return (index.low.data_ptr(), index.high.data_ptr(), index.codes.data_ptr()), layout
 
 
 def starts_of(span: Span, batch: int, keys: int) -> tuple[int, ...]:
     """The first key that the last query sees, per row; `keys` where it sees none."""
+    if span.window is None and span.first == (0,):
+        return span.first
     least = 0 if span.window is None else keys - span.window
     return tuple(min(max(first, least), keys) for first in span.starts(batch))
 

@@ -115,7 +115,7 @@ static int chosen_isa = best_isa();
 
 extern "C" {
 
-int64_t gs_abi() { return 5; }
+int64_t gs_abi() { return 6; }
 
 // 0 plain, 1 AVX2, 2 AVX-512.
 int64_t gs_isa() { return chosen_isa; }

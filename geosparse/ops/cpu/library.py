@@ -7,14 +7,19 @@ library: its symbols come from the one that torch has loaded, so that both share
 from __future__ import annotations
 
 import ctypes
+import struct
 from functools import cache
 from pathlib import Path
 
 import torch
 
-ABI = 5
+ABI = 6
 ISAS = ("plain", "avx2", "avx512")
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+
+# DecodeCall in geosparse.cpp, packed by `decode`: 15 pointers, 24 whole numbers, the factors of the logits.
+DECODE_CALL = struct.Struct("=15Q24q2d")
 
 
 def _fields(pointers: str, numbers: str, factors: str = "scaling softcap") -> list[tuple[str, type]]:
@@ -24,16 +29,6 @@ def _fields(pointers: str, numbers: str, factors: str = "scaling softcap") -> li
         *((name, ctypes.c_int64) for name in numbers.split()),
         *((name, ctypes.c_double) for name in factors.split()),
     ]
-
-
-class DecodeCall(ctypes.Structure):
-    """Mirrors DecodeCall in geosparse.cpp."""
-
-    _fields_ = _fields(
-        "q k v out n_keep tails selectors first mask value_sum sink low high codes kept",
-        "batch heads kv_heads keys dim value_dim q_batch q_head k_batch k_head k_row v_batch v_head v_row mask_batch "
-        "n_batch bound_batch bound_head code_batch code_head width bits dtype threads",
-    )
 
 
 class WeighCall(ctypes.Structure):
@@ -77,7 +72,8 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         loaded.gs_abi.restype = loaded.gs_isa.restype = loaded.gs_set_isa.restype = ctypes.c_int64
         loaded.gs_set_isa.argtypes = [ctypes.c_int64]
         loaded.gs_decode.restype = ctypes.c_int64
-        loaded.gs_decode.argtypes = loaded.gs_weigh.argtypes = loaded.gs_separate.argtypes = [ctypes.c_void_p]
+        loaded.gs_decode.argtypes = [ctypes.c_char_p]
+        loaded.gs_weigh.argtypes = loaded.gs_separate.argtypes = [ctypes.c_void_p]
         loaded.gs_weigh.restype = loaded.gs_separate.restype = None
     except (OSError, AttributeError) as error:
         return None, f"does not load: {error}"

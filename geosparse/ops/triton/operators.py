@@ -1,4 +1,4 @@
-"""The stages as operators of torch, `torch.ops.geosparse.NAME`, opaque to the graphs that torch builds."""
+"""The stages as operators of torch, `torch.ops.geosparse_triton.NAME`, opaque to the graphs that torch builds."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STAGES: tuple[Callable[..., Any], ...] = (
 
 def _operator(stage: Callable[..., Any]) -> Any:
     """`stage` as an operator; without data it only makes tensors of the right shapes, as its kernels are not run."""
-    made = torch.library.custom_op(f"geosparse::{stage.__name__}", stage, mutates_args=())
+    made = torch.library.custom_op(f"geosparse_triton::{stage.__name__}", stage, mutates_args=())
     made.register_fake(stage)
     return made
 
@@ -35,5 +35,4 @@ def operator(stage: Callable[..., Any], like: torch.Tensor) -> Callable[..., Any
     An operator costs tens of microseconds more a call than the function.
     """
     symbolic = torch.compiler.is_compiling() or type(like) is not torch.Tensor
-    found: Callable[..., Any] = _operators[stage] if symbolic else stage
-    return found
+    return _operators[stage] if symbolic else stage

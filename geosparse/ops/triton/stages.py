@@ -2,15 +2,15 @@
 
 Grids depend on the capacity of the buffers, never on what is in them: lengths, budgets and lists are read on the
 device, so that a captured step stays right while the context grows. Tokens count from `first`, the first visible one.
-The stages are also operators of torch, `torch.ops.geosparse.NAME`, for graphs that torch builds.
+The stages are also operators of torch, `torch.ops.geosparse_triton.NAME`, for graphs that torch builds.
 """
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
-from torch._subclasses import FakeTensor
 
 from ..index import PAGE
 from ..selectors.sink_recent import SINKS
@@ -311,8 +311,14 @@ def attend(
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
     """Run `kernel`; not on tensors without data, on which a stage only says what shapes it makes."""
-    if not any(isinstance(arg, FakeTensor) for arg in args):
+    if not any(has_no_data(arg) for arg in args):
         kernel[grid](*args, **constants)
+
+
+def has_no_data(arg: Any) -> bool:
+    """Whether `arg` is one of torch's fake tensors; their module is heavy and loaded by whoever makes one."""
+    fake = sys.modules.get("torch._subclasses.fake_tensor")
+    return fake is not None and isinstance(arg, fake.FakeTensor)
 
 
 def page_room(capacity: int) -> int:

@@ -7,6 +7,7 @@ import torch
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from geosparse import compiled  # whose operator is called "attend" too
 from geosparse.ops import SELECTORS, triton
 from geosparse.ops.triton import buffers, stages
 from geosparse.ops.triton.buffers import LayerBuffers, Rows
@@ -92,12 +93,13 @@ def test_a_cache_that_grows_compiles_nothing_again(launches):
 
 def test_the_stages_are_operators_of_a_graph():
     layer, query, budgets = material([40, 60], capacity=64)
+    assert callable(compiled.attend)
     passes = passes_of(4, "drop", "paged", DEVICE)
     plain = decode(query, layer.keys, budgets, passes, 0.1)
-    compiled = torch.compile(
+    traced = torch.compile(
         lambda asked: decode(asked, layer.keys, budgets, passes, 0.1), backend="eager", fullgraph=True
     )
-    for ours, theirs in zip(compiled(query), plain, strict=True):
+    for ours, theirs in zip(traced(query), plain, strict=True):
         assert torch.equal(ours, theirs)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         output, kept = decode(mode.from_tensor(query), layer.keys, budgets, passes, 0.1)
