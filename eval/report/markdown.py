@@ -24,21 +24,24 @@ the dense model does no better than guessing are set in italics and left out of 
 
 
 def score_table(result: Result) -> str:
-    """Tasks down, variants across; below it the mean and the worst recovery."""
+    """Scores of every variant on every task, with the mean and the worst recovery; the longer of the two goes down."""
     variants = [info.id for info in result.variants if any(row.variant == info.id for row in result.measurements)]
-    lines = [f"| task | metric | n | {' | '.join(variants)} |", f"|---|---|---{'|---' * len(variants)}|"]
     floors = {text.split(":")[0] for text in result.warnings if "no better than guessing" in text}
+    by_variant = {each.variant: each for each in result.summary}
+    grid = [["", *variants]]
     for info in result.tasks:
         metric = result.main_metric(info.id)
         rows = result.of(info.id, metric)
         name = f"*{info.id}*" if info.id in floors else info.id
-        cells = [_cell(rows.get(variant)) for variant in variants]
-        lines.append(f"| {name} | {metric} | {info.samples_effective} | {' | '.join(cells)} |")
-    by_variant = {each.variant: each for each in result.summary}
-    for label, field in (("mean recovery", "mean_recovery"), ("worst task's recovery", "worst_recovery")):
-        cells = [f"{getattr(by_variant[v], field):.3f}" if v in by_variant else "" for v in variants]
-        lines.append(f"| {label} | | | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        grid.append([f"{name}: {metric}, n = {info.samples_effective}", *(_cell(rows.get(v)) for v in variants)])
+    if len(result.tasks) > 1:
+        for label, field in (("mean recovery", "mean_recovery"), ("worst task's recovery", "worst_recovery")):
+            cells = [f"{getattr(by_variant[v], field):.3f}" if v in by_variant else "" for v in variants]
+            grid.append([label, *cells])
+    if len(variants) > len(result.tasks):
+        grid = [list(row) for row in zip(*grid, strict=True)]
+    lines = ["| " + " | ".join(row) + " |" for row in grid]
+    return "\n".join([lines[0], "|---" * len(grid[0]) + "|", *lines[1:]])
 
 
 def _cell(row: Measurement | None) -> str:

@@ -103,7 +103,7 @@ def test_the_same_results_give_the_same_bytes(results: Path, tmp_path: Path) -> 
             path.unlink()
     make(results, readme)
     assert {path: path.read_bytes() for path in written} == first
-    assert "| text | nll | 8 | 2.5 ± 0.1 | 2.51 (+0.01*) |" in readme.read_text()
+    assert "| fisher-best-16 | 2.51 (+0.01*) | 0.49 (-0.01*) | 0.985 | 0.980 |" in readme.read_text()
     assert readme.read_text().endswith("<!-- end -->\nrest\n")
     assert "_scratch" not in (results / "README.md").read_text()
     assert main(["--results", str(results), "--readme", str(readme)]) == 0
@@ -161,10 +161,16 @@ def test_a_table_of_no_result_is_an_error(results: Path, tmp_path: Path) -> None
 
 
 def test_floors_are_set_in_italics() -> None:
-    table = score_table(example())
-    assert "| *quiz* | acc | 8 | 0.5 ± 0.05 | 0.49 (-0.01*) |" in table
-    assert "| mean recovery | | |  | 0.985 |" in table
+    head, _, dense, *_ = score_table(example()).splitlines()
+    assert head == "|  | text: nll, n = 8 | *quiz*: acc, n = 8 | mean recovery | worst task's recovery |"
+    assert dense == "| dense | 2.5 ± 0.1 | 0.5 ± 0.05 |  |  |"
     assert "*quiz*" not in score_table(replace(example(), warnings=[]))
+
+
+def test_many_tasks_go_down() -> None:
+    few = replace(example(), variants=example().variants[:2])
+    few = replace(few, measurements=[row for row in few.measurements if row.variant in ("dense", "fisher-best-16")])
+    assert "| text: nll, n = 8 | 2.5 ± 0.1 | 2.51 (+0.01*) |" in score_table(few)
 
 
 def test_the_committed_tables_are_those_of_the_committed_results() -> None:
