@@ -62,7 +62,7 @@ def interval(differences: Sequence[float]) -> tuple[float, float] | None:
 def mcnemar(won: int, lost: int) -> float:
     """The exact McNemar test: two-sided binomial probability of `won` against `lost` under equal chances."""
     total = won + lost
-    tail = sum(math.comb(total, k) for k in range(min(won, lost) + 1)) / 2**total
+    tail: float = sum(math.comb(total, k) for k in range(min(won, lost) + 1)) / 2**total
     return min(1.0, 2 * tail)
 
 

@@ -172,8 +172,8 @@ def measurements_of(task: Task, columns: Columns, densities: dict[str, float | N
                     density=densities.get(variant),
                     difference=whole,
                     interval=pair.interval if pair and _is_mean(pair.difference, whole) else None,
-                    changed=pair and pair.changed,
-                    mcnemar=pair and pair.mcnemar,
+                    changed=pair.changed if pair else None,
+                    mcnemar=pair.mcnemar if pair else None,
                     recovery=None
                     if variant == DENSE
                     else recovery(dense.value, column.value, metric.kind, metric.higher_is_better),

@@ -161,7 +161,10 @@ class Session:
             "threads": torch.get_num_threads(),
         }
         run = Run(recipe.name, recipe.title, recipe.sha256, self.options.limit, identify(model).to_json(), recipe.dtype)
-        variants = [VariantInfo(DENSE, *[None] * 6, {}), *(_variant(variant, planner) for variant in recipe.variants)]  # type: ignore[arg-type]
+        variants = [
+            VariantInfo(DENSE, None, None, None, None, None, None, {}),
+            *(_variant(variant, planner) for variant in recipe.variants),
+        ]
         return Result(run, variants, infos, rows, summary, warnings, provenance)
 
     def _write(self, result: Result, benches: list[Bench], planner: Planner) -> None:

@@ -10,6 +10,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,20 +37,20 @@ def cases(options: argparse.Namespace, peak: float) -> Iterator[tuple[str, str, 
         for batch in options.batches:
             for context in options.contexts:
                 name = f"{shape} {context} x {batch}"
-                yield "kernels", name, lambda s=shape, c=context, b=batch: decode.measure(s, c, b, density, peak)
+                yield "kernels", name, partial(decode.measure, shape, context, batch, density, peak)
     for shape in options.shapes:
         for batch in options.batches:
             for context in options.contexts:
                 yield (
                     "models",
                     f"{shape} {context} x {batch}",
-                    lambda s=shape, c=context, b=batch: model.measure(s, c, b, density),
+                    partial(model.measure, shape, context, batch, density),
                 )
     for context in options.contexts:
         yield (
             "prefill",
             f"{options.shapes[0]} {context}",
-            lambda c=context: prefill.measure(options.shapes[0], c, density),
+            partial(prefill.measure, options.shapes[0], context, density),
         )
     yield "profile", "llama-2-7b 1024", lambda: profiling.measure()
 

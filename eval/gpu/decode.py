@@ -118,7 +118,9 @@ def stage_times(
             stages.attend, query, layer.key, layer.value, *rows, tails, scale, None,
             entries=pages, words=words, count=count, scores=scores, chosen=among(), known=True,
         )  # fmt: skip
+        stage_calls: dict[str, Callable[[], Any]]
         stage_calls = {"score pages": bound, "select pages": pick, "list pages": union, "score tokens": exact}
-        for stage, call in (stage_calls | {"select tokens": among, "attend": attend}).items():
+        stage_calls |= {"select tokens": among, "attend": attend}
+        for stage, call in stage_calls.items():
             calls.setdefault(stage, []).append(call)
     return {stage: timing.microseconds(each)["p50"] for stage, each in calls.items()}

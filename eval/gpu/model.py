@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -51,7 +52,7 @@ class Decoder:
         self.rows.advance_()
         for cache, (mix, out, grow, shrink) in zip(self.caches, self.weights, strict=True):
             mixed = linear(_norm(state), mix).view(len(state), -1, shape.dim)
-            query, key, value = mixed.split([shape.heads, shape.kv_heads, shape.kv_heads], dim=1)
+            query, key, value = torch.split(mixed, [shape.heads, shape.kv_heads, shape.kv_heads], dim=1)
             cache.append(key[:, :, None], value[:, :, None])
             state = state + linear(attend(query, cache).reshape(len(state), -1), out)
             gate, up = linear(_norm(state), grow).chunk(2, dim=-1)
@@ -90,7 +91,7 @@ def measure(name: str, context: int, batch: int, density: float) -> dict[str, An
         )[0]
     rows: dict[str, Any] = {}
     for variant, attend in attends.items():
-        graph = timing.captured(lambda attend=attend: decoder.step(attend))
+        graph = timing.captured(partial(decoder.step, attend))
         found = timing.microseconds([graph.replay], graphed=False)
         rows[variant] = {"ms": {name: value / 1e3 for name, value in found.items()}}
         rows[variant]["over_dense"] = rows["dense"]["ms"]["p50"] / rows[variant]["ms"]["p50"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -30,7 +31,7 @@ def measure(name: str, context: int, density: float) -> dict[str, Any]:
     )
     n_keep = budgets_of(shape.heads, context, density)[0].tolist()
     terms = Terms(shape.dim**-0.5, None, None)
-    runs = {
+    runs: dict[str, Callable[[], Any]] = {
         "dense": partial(dense_prefill, query, key, value),
         "block": partial(block_attention, query, key, value, n_keep, Span(), terms),
     }

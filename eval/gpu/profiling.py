@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -46,7 +47,7 @@ def measure(name: str = "llama-2-7b", length: int = 1024, layers: int | None = N
     text = gs.load_texts("pydoc:calibration")
     tokenizer = ByteTokenizer()
     window = gs.token_windows(tokenizer, text, length, 1)[0].to(device)
-    runs = {
+    runs: dict[str, Callable[[], Any]] = {
         "pass": lambda: pass_once(model, window),
         "profile": lambda: gs.profile_model(model, tokenizer, text, gs.ProfileConfig(length=length, windows=1)),
     }

@@ -44,7 +44,8 @@ def queries_of(shape: Shape, batch: int, device: torch.device, seed: int = 0) ->
     groups = shape.heads // shape.kv_heads
     common = torch.randn(batch, shape.kv_heads, 1, shape.dim, generator=generator, device=device)
     own = torch.randn(batch, shape.kv_heads, groups, shape.dim, generator=generator, device=device)
-    return (2 * (ALIKE**0.5 * common + (1 - ALIKE) ** 0.5 * own)).flatten(1, 2).to(DTYPE)
+    mixed: torch.Tensor = ALIKE**0.5 * common + (1 - ALIKE) ** 0.5 * own
+    return (2 * mixed).flatten(1, 2).to(DTYPE)
 
 
 def layer_of(shape: Shape, batch: int, context: int, device: torch.device, spare: int = 16) -> LayerBuffers:

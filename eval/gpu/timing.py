@@ -24,7 +24,7 @@ def free_bytes() -> int:
 
 def captured(run: Callable[[], Any]) -> torch.cuda.CUDAGraph:
     """`run` as a graph; it is called first outside of one, so that kernels are compiled and tuned."""
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(WARM_UP):
@@ -50,7 +50,7 @@ def microseconds(calls: Sequence[Callable[[], Any]], graphed: bool = True) -> di
             run()
     times = []
     for _ in range(REPEATS):
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         start.record()
         run()
         stop.record()

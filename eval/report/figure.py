@@ -42,7 +42,7 @@ def save_png(path: Path, loaded: Loaded) -> Path | None:
         handles = dict(zip(*reversed(_legend(figure)), strict=True))
         columns = min(5, len(handles))
         figure.legend(handles.values(), handles.keys(), loc="outside upper left", ncols=columns, frameon=False)
-        save = {"format": "png", "dpi": 130, "metadata": {"Software": None}}
+        save: dict[str, Any] = {"format": "png", "dpi": 130, "metadata": {"Software": None}}
         return write_atomic(path, lambda temporary: figure.savefig(temporary, **save))
 
 

@@ -77,8 +77,8 @@ def results_page(found: Sequence[Loaded], results: Path) -> str:
 def _densities(result: Result) -> str:
     lines = []
     for info in result.variants:
-        rows = [row for row in result.measurements if row.variant == info.id and row.density is not None]
-        found = {row.task: row.density for row in rows}
+        rows = (row for row in result.measurements if row.variant == info.id)
+        found = {row.task: row.density for row in rows if row.density is not None}
         if info.id != DENSE and found:
             low, high = min(found.values()), max(found.values())
             lines.append(f"- `{info.id}` kept {percent(low)} to {percent(high)} of the tokens that queries saw")

@@ -21,7 +21,7 @@ HEADS = (
 
 def table(result: Result) -> str:
     """The main metric of every task, then the summary and warnings, as aligned text."""
-    rows = [HEADS]
+    rows: list[tuple[str, ...]] = [HEADS]
     for info in result.tasks:
         rows += [cells(row) for row in result.of(info.id, result.main_metric(info.id)).values()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -71,7 +71,8 @@ class Retrieval(Task):
 
     def depth(self, place: int) -> float:
         """Where in the context the answer stands, 0 to 1: evenly spread over the samples."""
-        return (place + 0.5) / self.asked.samples
+        depth: float = (place + 0.5) / self.asked.samples
+        return depth
 
     def encoded(self, question: Question) -> tuple[torch.Tensor, int]:
         """Token ids `[1, T]` of prompt and answer, and how many of them are the answer."""

@@ -60,7 +60,7 @@ def _read(model: Any, cache: Any, rests: list[tuple[int, ...]], most: int) -> di
 
     Rests of one length are rows of one batch, so that nothing is padded.
     """
-    read = {}
+    read: dict[tuple[int, ...], torch.Tensor] = {}
     for length in dict.fromkeys(map(len, rests)):
         rows = [rest for rest in rests if len(rest) == length]
         copied = copy.deepcopy(cache)
