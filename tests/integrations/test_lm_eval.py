@@ -312,7 +312,7 @@ def test_processes_share_the_requests(model: Any, tokenizer: Any, folder: Path) 
     Plan.uniform(model, 8).save(folder / "plan.json")
     flags = arguments(folder, "tiny_choice", "tiny_rolling", "tiny_generate")
     alone = run(str(folder / "model"), folder / "plan.json", flags)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     command = [
         "-m",
         "geosparse",
@@ -324,7 +324,7 @@ def test_processes_share_the_requests(model: Any, tokenizer: Any, folder: Path) 
         *flags,
     ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*launch, *command], capture_output=True, text=True, check=True, env=environment)
+    done = subprocess.run([*launch, *command], capture_output=True, text=True, check=True, env=environment, timeout=300)
     shared = json.loads(done.stdout)
     for one, two in zip(alone["tasks"], shared["tasks"], strict=True):
         assert two["samples"] == one["samples"] == 4
