@@ -1,8 +1,8 @@
 """What a profile costs: wall time and peak memory against one forward plus backward pass over the same tokens.
 
 `python -m eval.geometry.cost smollm2-135m --length 4096`: each pass and each profile runs in a process of its own, in
-turn, so that their peaks of memory do not mix. Two profiles are measured: the geometry (`profile --one-pass`), which the
-limits are about, and the default one, which runs at most four windows a second time for the planner.
+turn, so that their peaks of memory do not mix. Two profiles are measured: the geometry (`profile --one-pass`), which
+the limits are about, and the default one, which runs at most four windows a second time for the planner.
 """
 
 from __future__ import annotations
