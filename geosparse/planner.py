@@ -90,7 +90,7 @@ def make_plan(
     length = _checked_length(profile, length)
     request = _request(length, mean_keep, density, bytes_read)
     if request.kind == "bytes" and policy not in PRICED:
-        raise GeosparseError(f"A budget in bytes goes with the policies {' and '.join(PRICED)}, found {policy!r}.")
+        raise GeosparseError(f"A budget in bytes goes with the policies {', '.join(PRICED)} only, found {policy!r}.")
     if selector is None:
         selector = AUTO if request.kind == "bytes" else ("topn" if "topn" in profile.selectors else AUTO)
     near = min(profile.distinct_lengths, key=lambda known: abs(math.log(known / length)))

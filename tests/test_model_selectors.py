@@ -16,6 +16,8 @@ KINDS = sorted(EXTRA | MORE)
 LENGTH, PROMPT = 75, 50  # several complete pages, and pages that become complete while decoding
 # fp32 rounding through two layers; another token kept moves logits by 1e-2 and more.
 TOLERANCE = 1e-4
+# Positions: where two scores are equal up to fp32's rounding, two ways of computing them may keep either.
+NEAR_TIES = 1
 
 
 def varied(model, selector, tail=None, **changes):
@@ -50,6 +52,12 @@ def stepwise(model, ids, prompt, **kwargs):
     return torch.cat(pieces, dim=1)
 
 
+def same(a, b):
+    """Equal up to rounding, near ties aside in fp32; in fp64 there are none."""
+    others = int(((a - b).abs().amax(-1) > TOLERANCE).sum())
+    return others <= (0 if a.dtype == torch.float64 else NEAR_TIES)
+
+
 def check_cache(model, plan, ids, prompt=PROMPT):
     with gs.sparsified(model, plan) as receipt:
         whole = logits(model, ids)
@@ -58,7 +66,7 @@ def check_cache(model, plan, ids, prompt=PROMPT):
         receipt.reset()
         pieces = stepwise(model, ids, prompt)
         assert torch.equal(receipt.kept, counted)
-    assert (pieces - whole).abs().max() <= TOLERANCE
+    assert same(pieces, whole)
     return whole
 
 
@@ -76,7 +84,7 @@ def test_one_pass_cache_batch_and_padding_agree(kind, selector):
     cuts = (0, 9, 30)
     with gs.sparsified(model, plan) as receipt:
         for row in range(4):
-            assert (logits(model, ids[row : row + 1]) - whole[row : row + 1]).abs().max() <= TOLERANCE
+            assert same(logits(model, ids[row : row + 1]), whole[row : row + 1])
         receipt.reset()
         rows = [logits(model, ids[row : row + 1, cut:]) for row, cut in enumerate(cuts)]
         alone = receipt.kept
@@ -88,8 +96,14 @@ def test_one_pass_cache_batch_and_padding_agree(kind, selector):
         together = logits(model, padded, attention_mask=mask, position_ids=positions)
         assert torch.equal(receipt.kept, alone)
     for row, cut in enumerate(cuts):
-        assert (together[row, cut:] - rows[row][0]).abs().max() <= TOLERANCE
+        assert same(together[row, cut:], rows[row][0])
     assert torch.equal(logits(model, ids), dense)
+
+
+@pytest.mark.parametrize("kind", [*sorted(EXTRA), "phi3"])
+def test_without_rounding_the_cache_keeps_the_same_tokens(kind):
+    model = tiny_model(kind).double()
+    check_cache(model, mixed(model), tokens(4, LENGTH))
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma3_text"])

@@ -44,7 +44,7 @@ SUBJECTS: dict[str, dict[str, tuple[str, ...]]] = {
 }
 
 
-class _Instead(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+class _Instead(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
     """Imports one module from a source that is given."""
 
     def __init__(self, module: str, source: str) -> None:
@@ -53,8 +53,8 @@ class _Instead(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
         return importlib.util.spec_from_loader(name, self) if name == self.module else None
 
-    def exec_module(self, module: Any) -> None:
-        exec(compile(self.source, f"<mutant of {self.module}>", "exec"), module.__dict__)
+    def get_source(self, fullname: str) -> str:
+        return self.source
 
 
 def survives(module: str, mutant: Mutant, tests: Sequence[str]) -> bool:

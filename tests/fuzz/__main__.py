@@ -2,7 +2,7 @@
 
 A case fails when it raises anything but GeosparseError, says more than a sentence, takes more than SECONDS, runs code
 (imports, compiles, unpickles, starts a process, opens a connection), or opens a file that is neither in its folder nor
-of the installed Python. Memory is that of the whole process.
+of the installed Python and this package. Memory is that of the whole process.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import random
-import resource
 import signal
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from typing import Any
 
 from geosparse.errors import GeosparseError
 
+from .memory import peak_bytes
 from .targets import Target, targets
 
 SECONDS = 10.0
@@ -31,6 +31,8 @@ FORBIDDEN = (
     *("exec", "compile", "import", "pickle.find_class", "marshal.loads", "ctypes.dlopen"),
     *("os.system", "os.exec", "os.fork", "subprocess.Popen", "socket.connect"),
 )
+# How the version of an editable install is read.
+OWN_METADATA = Path(__file__).parents[2] / "geosparse.egg-info"
 
 
 class Watch:
@@ -38,7 +40,7 @@ class Watch:
 
     def __init__(self, folder: Path) -> None:
         self.on, self.seen = False, list[str]()
-        self.allowed = (str(folder), sys.prefix, sys.base_prefix)
+        self.allowed = (str(folder), sys.prefix, sys.base_prefix, str(OWN_METADATA))
         sys.addaudithook(self)
 
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
@@ -114,8 +116,7 @@ def fuzz(cases: int, seed: int, only: str | None = None) -> dict[str, Any]:
             counts.setdefault(kind, {"read": 0, "refused": 0, "failed": 0})[outcome] += 1
             if outcome == "failed" and len(failures) < MOST_SHOWN:
                 failures.append({"target": kind, "case": case, "why": why, "file": repr(blob[:300])})
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"cases": cases, "seed": seed, "counts": counts, "failures": failures, "peak_bytes": peak}
+    return {"cases": cases, "seed": seed, "counts": counts, "failures": failures, "peak_bytes": peak_bytes()}
 
 
 def main() -> int:

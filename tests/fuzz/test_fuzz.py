@@ -37,7 +37,7 @@ MANY = settings(max_examples=1000, deadline=None, suppress_health_check=list(Hea
 
 def in_a_process(code: str) -> tuple[str, int]:
     """What Python code prints, and the most memory that it took, bytes."""
-    code = f"import resource, sys\n{code}\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
+    code = f"{code}\nfrom tests.fuzz.memory import peak_bytes\nprint(peak_bytes())"
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120)
     assert done.returncode == 0, done.stderr
