@@ -16,13 +16,16 @@ from .threads import mapped
 
 # Room for rounding where a measured value lies on a bound.
 ROUNDING = 1e-6
+LONGEST = 1 << 17
+"""Envelopes are simulated for heads that see at most as many tokens: one head takes DRAWS rows of values of them."""
 
 
 class Bands(NamedTuple):
     """Envelopes of the last query of a window by Theorem 4 of GEOMETRY.md, its row drawn from A3.
 
     Attributes:
-        envelope: Bounds `[layers, Hq, G, 3]` in the order of `METRICS`; NaN where N leaves nothing out or a fit fails.
+        envelope: Bounds `[layers, Hq, G, 3]` in the order of `METRICS`; NaN where N leaves nothing out, a fit fails, or a
+            head sees more than LONGEST tokens.
         measured: `[windows, layers, Hq, G, 3]` the same query in each of the longest windows.
         level: Of each metric at each N.
     """
@@ -72,7 +75,7 @@ def _band(
     bounds = torch.full((2, len(budgets), len(METRICS)), torch.nan)
     law = _law(fits, place)
     few = [n for n in budgets if n < visible]
-    if law is not None and few:
+    if law is not None and few and visible <= LONGEST:
         sinks = torch.arange(visible) < round(float(fits.norm.sinks[place]))
         rows = sample_rows(fits.profile, place, sinks, DRAWS, generator)
         seen = torch.ones(1, visible, dtype=torch.bool)

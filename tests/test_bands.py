@@ -56,3 +56,11 @@ def test_budgets_that_leave_nothing_out_have_no_bounds(measured):  # noqa: F811
 def test_a_level_that_few_draws_cannot_give(measured):  # noqa: F811
     with pytest.raises(gs.GeosparseError, match=r"A level of 0\.99 needs 199 simulated queries"):
         bands(measured, 0.99)
+
+
+def test_no_envelope_is_made_of_more_tokens_than_memory_holds(measured, monkeypatch):  # noqa: F811
+    monkeypatch.setattr("geosparse.bands.LONGEST", max(measured.limits) - 1)
+    longest = torch.tensor(measured.limits) == max(measured.limits)
+    lower = bands(measured).envelope.lower
+    assert torch.isnan(lower[longest]).all()
+    assert not torch.isnan(lower[~longest]).all() or longest.all()
