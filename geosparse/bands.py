@@ -24,8 +24,8 @@ class Bands(NamedTuple):
     """Envelopes of the last query of a window by Theorem 4 of GEOMETRY.md, its row drawn from A3.
 
     Attributes:
-        envelope: Bounds `[layers, Hq, G, 3]` in the order of `METRICS`; NaN where N leaves nothing out, a fit fails, or a
-            head sees more than LONGEST tokens.
+        envelope: Bounds `[layers, Hq, G, 3]` in the order of `METRICS`; NaN where N leaves nothing out, a fit fails,
+            or a head sees more than LONGEST tokens.
         measured: `[windows, layers, Hq, G, 3]` the same query in each of the longest windows.
         level: Of each metric at each N.
     """
