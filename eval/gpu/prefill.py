@@ -16,7 +16,7 @@ from . import timing
 from .baselines import dense_prefill
 from .shapes import DTYPE, SHAPES, budgets_of
 
-# Exact prefill is a reference mode; longer prompts would take the whole budget of a session.
+# Exact prefill scores all keys several times; longer prompts would take the whole budget of a session.
 EXACT_MOST = 16384
 
 

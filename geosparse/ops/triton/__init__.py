@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 
@@ -14,6 +15,7 @@ from ..selectors import needs_index
 from ..span import Span, Visibility, page_starts
 from ..types import Attended, Keep, Selectors, Tails, Word, per_head
 from .decode import Keys, decode, passes_of
+from .exact import exact_prefill
 from .library import runs_on
 from .prefill import block_prefill
 
@@ -51,13 +53,17 @@ def triton_attention(
     softcap: float | None = None,
     sink: torch.Tensor | None = None,
 ) -> Attended:
-    """`reference_attention` (same arguments, same meaning) for one query per row; `bias` must be None.
+    """`reference_attention` (same arguments, same meaning); `bias` must be None.
 
-    Several queries (exact prefill is a reference mode: no kernel makes a top-N for each query cheap), masks with holes
-    and shared selections stay with the torch path.
+    Several queries with another selector than top-N or in a sliding window, masks with holes and shared selections stay
+    with the torch path.
     """
     batch, heads, queries, _ = query.shape
     visibility = Span() if mask is None else mask
+    exact = set(per_head(selector, heads)) == {"topn"} and not share_kv
+    if queries > 1 and exact and isinstance(visibility, Span) and visibility.window is None:
+        terms: dict[str, Any] = {"tail": tail, "scaling": scaling, "softcap": softcap, "sink": sink}
+        return exact_prefill(query, key, value, n_keep, visibility.starts(batch), **terms)
     if queries > 1 or share_kv or isinstance(visibility, torch.Tensor):
         return chunked_attention(
             query,
@@ -132,4 +138,4 @@ def _value_sum(value: torch.Tensor, span: Span) -> torch.Tensor:
     return torch.where(seen[:, None], value, 0.0).sum(-2, dtype=torch.float32)
 
 
-__all__ = ["block_prefill", "supports", "triton_attention"]
+__all__ = ["block_prefill", "exact_prefill", "supports", "triton_attention"]

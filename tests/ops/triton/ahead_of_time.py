@@ -9,7 +9,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from geosparse.ops import SELECTORS
-from geosparse.ops.triton import buffers, prefill, stages
+from geosparse.ops.triton import buffers, exact, prefill, stages
 from geosparse.ops.triton.buffers import LayerBuffers, Rows
 from geosparse.ops.triton.decode import decode, dense, passes_of
 
@@ -65,7 +65,7 @@ SHAPES = (  # heads per KV head, dim, dtype, selectors, soft cap and learned sin
 
 def main():
     """All selectors in the common shape; in others those that between them use the largest kernels."""
-    for module in (stages, buffers, prefill):
+    for module in (stages, buffers, prefill, exact):
         module.launch = compile_only
     for group, dim, dtype, selectors, terms in SHAPES:
         heads = 2 * group
@@ -80,6 +80,8 @@ def main():
         prompt = torch.zeros(1, heads, 200, dim, dtype=dtype)
         cache = (layer.key[:1, :, :200], layer.value[:1, :, :200])
         prefill.block_prefill(prompt, *cache, [0], [1, 1], 64, scaling=0.1, softcap=softcap, sink=sink)
+        terms_of = {"tail": "centroid", "scaling": 0.1, "softcap": softcap, "sink": sink}
+        exact.exact_prefill(prompt, *cache, [9] * heads, [0], **terms_of)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,93 @@
+"""Several queries at once, each with its own exact top-N: one kernel that scores the keys again in every pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ..types import TAILS, Attended, Keep, Tails, per_head
+from .library import precision
+from .stages import launch, width_of
+
+ROWS, WIDE_ROWS = 64, 32  # queries of a program; of one with more than 128 channels, for the sake of shared memory
+TILE = 64  # keys of a step
+ROOM = 256  # scores of a query that a program writes down
+SCRATCH_BYTES = 64 << 20
+
+
+def exact_prefill(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    n_keep: Keep,
+    first: Sequence[int],
+    *,
+    tail: Tails,
+    scaling: float,
+    softcap: float | None = None,
+    sink: torch.Tensor | None = None,
+    room: int = ROOM,
+    rows: int | None = None,
+) -> Attended:
+    """`reference_attention` with the selector `topn`, under plain causality with left padding.
+
+    Args:
+        query: `[B, Hq, T, D]`.
+        key: `[B, Hkv, S, D]`.
+        value: `[B, Hkv, S, Dv]`.
+        n_keep: Hq budgets, or int64 `[B or 1, Hq, T or 1]`.
+        first: Of each row the first key that is not padding.
+        tail: One for all heads, or one per head.
+        scaling, softcap, sink: Of the logits.
+        room: Scores that a program writes down for a query, a power of two; memory is `SCRATCH_BYTES` at most.
+        rows: Queries of a program, a power of two from 16 on; None for ROWS or WIDE_ROWS.
+
+    Returns:
+        Output `[B, Hq, T, Dv]` in the dtype of `query`, and the tokens kept per query head, summed.
+    """
+    from .kernels.exact import attend_exactly
+
+    (batch, heads, queries, dim), (_, kv_heads, keys, value_dim) = query.shape, value.shape
+    device = query.device
+    rows = rows or (ROWS if max(dim, value_dim) <= 128 else WIDE_ROWS)
+    query, key, value = (part if part.stride(-1) == 1 else part.contiguous() for part in (query, key, value))
+    starts = torch.tensor(list(first), dtype=torch.int32).to(device)
+    words = per_head(tail, heads)
+    tails = torch.tensor([TAILS.index(word) for word in words], dtype=torch.int32).to(device)
+    budgets = n_keep if isinstance(n_keep, torch.Tensor) else torch.tensor(list(n_keep))[None, :, None]
+    budgets = budgets.to(device, torch.int32).expand(batch, heads, queries)
+    prefix = _value_prefix(value, first) if "centroid" in words else value.new_zeros(1, dtype=torch.float32)
+    output = query.new_zeros(batch, heads, queries, value_dim)
+    blocks = -(-queries // rows)
+    kept = torch.zeros(batch, heads, blocks, dtype=torch.int32, device=device)
+    each = batch * heads * rows * room * 4
+    together = max(1, min(blocks, SCRATCH_BYTES // each))
+    scratch = query.new_empty(together * each // 4, dtype=torch.float32)
+    for start in range(0, blocks, together):
+        launch(
+            attend_exactly, (min(together, blocks - start), batch * heads),
+            query, key, value, starts, budgets, tails, prefix, starts if sink is None else sink, scratch, output, kept,
+            start, queries, keys, scaling, softcap or 1.0,
+            *query.stride()[:3], *key.stride()[:3], *value.stride()[:3],
+            blocks, prefix.shape[2] if prefix.dim() == 4 else 1, *budgets.stride(),
+            KV=kv_heads, G=heads // kv_heads, D=dim, DV=value_dim, DP=width_of(dim), DVP=width_of(value_dim),
+            ROWS=rows, TILE=TILE, ROOM=room, CAPPED=softcap is not None, SUNK=sink is not None,
+            PRECISION=precision(key.dtype),
+        )  # fmt: skip
+    return Attended(output, kept.sum((0, 2), dtype=torch.int64))
+
+
+def _value_prefix(value: torch.Tensor, first: Sequence[int]) -> torch.Tensor:
+    """Sums of the values before each whole tile, tiles counted from `first` on, fp32 `[B, Hkv, tiles + 1, Dv]`."""
+    batch, kv_heads, keys, dim = value.shape
+    sums = value.new_zeros(batch, kv_heads, (keys - min(first)) // TILE + 1, dim, dtype=torch.float32)
+    for row, start in enumerate(first):
+        count = (keys - start) // TILE
+        if count > 0:
+            tiles = value[row, :, start : start + count * TILE].view(kv_heads, count, TILE, dim)
+            sums[row, :, 1 : count + 1] = tiles.sum(2, dtype=torch.float32).cumsum(1)
+    return sums
+
+
+__all__ = ["exact_prefill"]
