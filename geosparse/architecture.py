@@ -91,8 +91,8 @@ def dense_attention(
         return single
     if mask is None and (queries == 1 or queries == keys) and terms.softcap is None and terms.sink is None:
         return _sdpa(query, key, value, None, terms, causal=queries > 1)
-    if isinstance(mask, torch.Tensor):
-        return _dense_rows(query, key, value, mask, terms)
+    if isinstance(mask, torch.Tensor):  # transformers 4 makes some of them longer than the keys
+        return _dense_rows(query, key, value, mask[..., :keys], terms)
     parts = []
     for start in range(0, queries, DENSE_ROWS):
         stop = min(start + DENSE_ROWS, queries)
@@ -175,6 +175,8 @@ class _Probe:
         terms = read_terms(module, query, kwargs)
         if query.shape[2] != PROBE_TOKENS or key.shape[2] != PROBE_TOKENS:
             raise GeosparseError(f"{type(module).__name__} is not supported: it is not plain self-attention.")
+        if isinstance(attention_mask, torch.Tensor) and _looks_ahead(attention_mask):
+            raise GeosparseError(f"{type(module).__name__} is not supported: its attention is not causal.")
         self.waiting = {
             "module": module,
             "heads": query.shape[1],
@@ -193,6 +195,13 @@ class _Probe:
         if is_leaf and inputs[0].shape[-1] == self.waiting["heads"] * self.waiting["value_dim"]:
             self.waiting["projection"] = module
             self.waiting = None
+
+
+def _looks_ahead(mask: torch.Tensor) -> bool:
+    """Whether a mask of the probe's tokens, bool or additive, shows a query what comes after it."""
+    seen = mask[..., :PROBE_TOKENS]
+    seen = seen if seen.dtype == torch.bool else seen > torch.finfo(seen.dtype).min / 2
+    return bool(seen.triu(1).any())
 
 
 def drops_soft_cap(config: Any) -> bool:

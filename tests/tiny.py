@@ -79,7 +79,11 @@ def tiny_tokenizer() -> Any:
     bpe = Tokenizer(tokenizer_models.BPE(vocab={t: i for i, t in enumerate(VOCABULARY)}, merges=[("a", "b")]))
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>")
+    # transformers 4 gives token types unless told what models take.
+    names = ["input_ids", "attention_mask"]
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", model_input_names=names
+    )
 
 
 def save_tiny(folder: Path, kind: str = "llama", seed: int = 0, **changes: Any) -> Path:
