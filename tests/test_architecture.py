@@ -6,7 +6,7 @@ import transformers
 
 import geosparse as gs
 from geosparse import GeosparseError
-from geosparse.architecture import attention_layers
+from geosparse.architecture import Terms, attention_layers, dense_attention
 
 from .tiny import EXTRA, WINDOW, save_tiny, tiny_model
 
@@ -85,3 +85,27 @@ def test_a_headless_model_and_a_plain_module_are_refused():
         attention_layers(tiny_model("llama").model)
     with pytest.raises(GeosparseError, match="Expected a transformers"):
         attention_layers(torch.nn.Linear(2, 2))
+
+
+def test_a_mask_may_be_longer_than_the_keys():
+    query, key, value = torch.randn(3, 1, 2, 5, 8, generator=torch.Generator().manual_seed(0))
+    seen = torch.ones(5, 5, dtype=torch.bool).tril()[None, None]
+    longer = torch.nn.functional.pad(seen, (0, 3), value=True)
+    terms = Terms(8**-0.5, None, None)
+    whole = dense_attention(query, key, value, longer, terms)
+    assert torch.equal(whole, dense_attention(query, key, value, seen, terms))
+
+
+@pytest.mark.parametrize("additive", [False, True])
+def test_a_mask_that_shows_later_tokens_is_refused(monkeypatch, additive):
+    model = tiny_model("llama")
+    kind = type(model.model.layers[0].self_attn)
+    attend = kind.forward
+
+    def both_ways(self, *args, **kwargs):
+        mask = torch.zeros(1, 1, 8, 8) if additive else torch.ones(1, 1, 8, 8, dtype=torch.bool)
+        return attend(self, *args, **kwargs | {"attention_mask": mask})
+
+    monkeypatch.setattr(kind, "forward", both_ways)
+    with pytest.raises(GeosparseError, match="its attention is not causal"):
+        attention_layers(model)
