@@ -1,11 +1,13 @@
 """What a CUDA graph asks of decode, checked without one: no host reads, the same launches whatever the lengths."""
 
 import inspect
+from functools import partial
 
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves
 
 from geosparse import compiled  # whose operator is called "attend" too
 from geosparse.ops import SELECTORS, triton
@@ -27,6 +29,38 @@ class NoHostReads(TorchDispatchMode):
         moved = name == "aten::_to_copy" and (kwargs or {}).get("device") not in (None, args[0].device)
         assert not moved, "a copy to another device"
         return func(*args, **(kwargs or {}))
+
+
+class Tape(NoHostReads):
+    """What a CUDA graph holds of the code under it: every launch and every operation, at fixed places in memory."""
+
+    def __init__(self, monkeypatch):
+        super().__init__()
+        self.entries = []
+        self.inside = False
+        for module in (stages, buffers):
+            monkeypatch.setattr(module, "launch", partial(self.launched, module.launch))
+
+    def launched(self, launch, *args, **constants):
+        """Note a launch; what triton's interpreter does in it is no operation of ours."""
+        self.entries.append((launch, args, constants, ()))
+        with _disable_current_modes():
+            launch(*args, **constants)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = super().__torch_dispatch__(func, types, args, kwargs)
+        given = {part.untyped_storage().data_ptr() for part in tree_leaves(args) if isinstance(part, torch.Tensor)}
+        made = [part for part in tree_leaves(out) if part.untyped_storage().data_ptr() not in given]
+        if "empty" not in func.name():
+            self.entries.append((func, args, kwargs or {}, made))
+        return out
+
+    def replay(self):
+        """Do it again, at the same places, without the code."""
+        for run, args, kwargs, made in self.entries:
+            fresh = [part for part in tree_leaves(run(*args, **kwargs)) if isinstance(part, torch.Tensor)]
+            for place, value in zip(made, fresh, strict=False):
+                place.copy_(value)
 
 
 def step(layer, query, budgets, passes):
@@ -104,6 +138,29 @@ def test_the_stages_are_operators_of_a_graph():
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         output, kept = decode(mode.from_tensor(query), layer.keys, budgets, passes, 0.1)
     assert (output.shape, kept.shape) == (query.shape, (2, 4))
+
+
+@pytest.mark.parametrize("selector", SELECTORS)
+def test_what_one_step_launched_replays_while_the_context_grows(monkeypatch, selector):
+    """As a CUDA graph would: the launches of a single step, with the arguments they had, serve the steps after it."""
+    passes = passes_of(4, "centroid", selector, DEVICE)
+    layer, query, budgets = material([40, 60], capacity=96)
+    tape = Tape(monkeypatch)
+    with tape:
+        captured = step(layer, query, budgets, passes)
+    launches = len(tape.entries)
+    monkeypatch.undo()
+    twin, _, _ = material([40, 60], capacity=96)
+    step(twin, query, budgets, passes)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(20):
+        query.copy_(torch.randn(query.shape, generator=generator))
+        tape.replay()
+        output, kept = step(twin, query, budgets, passes)
+        assert torch.equal(captured[0], output)
+        assert torch.equal(captured[1], kept)
+    assert layer.rows.length.tolist() == [61, 81]
+    assert len(tape.entries) == launches
 
 
 @pytest.mark.gpu
