@@ -78,7 +78,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         old = read_json(path, "result")
         if isinstance(old, dict) and all(old.get(key) == value for key, value in about.items()):
             result["parts"] = old["parts"]
-    study = Study(model, tokenizer, profile, options.texts, options.length, options.windows, long)
+    study = Study(model, tokenizer, profile, options.calibration, options.texts, options.length, options.windows, long)
     for part in wanted:
         if part not in result["parts"] or options.again:
             result["parts"][part] = PARTS[part](study)

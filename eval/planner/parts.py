@@ -26,6 +26,7 @@ CONTROLS = ("uniform", "permuted", "random")
 SCORED = 512
 TOLERANCE = 0.01
 HELD_OUT = 10
+FEW = 4
 
 
 @dataclass
@@ -36,6 +37,7 @@ class Study:
         model: The model, not sparsified.
         tokenizer: Its tokenizer.
         profile: Of the default calibration, at `length`.
+        calibration: Source of the profile's text.
         texts: Sources of held-out text; the first is the main one.
         length: Tokens per window.
         windows: Windows per text.
@@ -47,6 +49,7 @@ class Study:
     model: Any
     tokenizer: Any
     profile: Profile
+    calibration: str
     texts: list[str]
     length: int
     windows: int
@@ -139,26 +142,27 @@ def worse(default: torch.Tensor, other: torch.Tensor) -> dict[str, Any]:
 
 
 def transfer(study: Study) -> Rows:
-    """5: The default plan on texts of other kinds; calibration with 4 windows and with those of the profile."""
+    """5: The default plan on texts of other kinds; calibration with 4 windows and with all those of the profile."""
     rows = []
     for mean in MEANS[:2]:
         plan = make_plan(study.profile, mean)
         for source in study.texts:
             losses = study.sparse(source, plan)
             rows.append({"text": name_of(source), "mean_keep": mean} | excess(study.dense(source), losses))
-    source = study.texts[0]
-    for windows in sorted({4, study.profile.windows}):
-        profile = study.profile
-        if windows != profile.windows:
-            config = ProfileConfig(length=study.profile.length, windows=windows)
-            texts = load_texts("pydoc:calibration")
-            profile = profile_model(study.model, study.tokenizer, texts, config, show_progress=True)
-        losses = study.sparse(source, make_plan(profile, 32.0))
-        rows.append(
-            {"text": name_of(source), "calibration_windows": windows, "mean_keep": 32.0}
-            | excess(study.dense(source), losses)
-            | worse(study.sparse(source, make_plan(study.profile, 32.0)), losses)
-        )
+    fewer = study.profile
+    if study.profile.windows > FEW:
+        config = ProfileConfig(length=study.profile.length, windows=FEW)
+        fewer = profile_model(study.model, study.tokenizer, load_texts(study.calibration), config, show_progress=True)
+    for source in study.texts[:2]:
+        for mean in MEANS[:2]:
+            most = study.sparse(source, make_plan(study.profile, mean))
+            for profile in (fewer, study.profile):
+                losses = most if profile is study.profile else study.sparse(source, make_plan(profile, mean))
+                rows.append(
+                    {"text": name_of(source), "calibration_windows": profile.windows, "mean_keep": mean}
+                    | excess(study.dense(source), losses)
+                    | worse(most, losses)
+                )
     return rows
 
 
