@@ -23,14 +23,17 @@ class Command(NamedTuple):
     """A command and the files that it leaves.
 
     Attributes:
-        words: The command line; run in a folder that holds `model`, `book.txt`, `other.txt`, `p.safetensors`.
+        words: The command line; run in a folder that holds `model`, `book.txt`, `other.txt`,
+            `recipe.yaml`, `p.safetensors`.
         outputs: Each file with what reads it and raises where it is not whole.
         same: Outputs that are the same bytes every time.
+        refuses: What the second of two with one output says as it ends with 2; without it both complete.
     """
 
     words: Sequence[str]
     outputs: dict[str, Callable[[Path], object]]
     same: Sequence[str]
+    refuses: str | None = None
 
 
 def _json(path: Path) -> object:
@@ -47,6 +50,19 @@ def _png(path: Path) -> None:
 
 PROFILE = "profile model --text book.txt --lengths 40,80 --windows 6 --queries 9 --out q.safetensors"
 PLAN = "plan p.safetensors --mean-keep 8 --out plan.json"
+RECIPE = """\
+title: A run that is disturbed
+model: model
+profile: {text: book.txt, lengths: [32, 64], windows: 2}
+variants:
+  - {mean_keep: 8}
+  - {policy: uniform, tail: renormalize, density: 0.1}
+tasks:
+  - {task: perplexity, text: other.txt, length: 300, samples: 3, chunk: 128}
+  - {task: needle, length: 300, samples: 3}
+"""
+RUN = "eval.run recipe.yaml --limit 9 --results results"
+RESULT = "results/_scratch/recipe/result"
 DEMO = "demo --model model --calibration book.txt --text other.txt --length 80 --windows 2 --out demo"
 COMMANDS = {
     "profile": Command((*GEOSPARSE, *PROFILE.split()), {"q.safetensors": Profile.load}, ["q.safetensors"]),
@@ -61,6 +77,12 @@ COMMANDS = {
             "demo/frontier.png": _png,
         },
         ["demo/profile.safetensors", "demo/plan.json"],
+    ),
+    "evaluation": Command(
+        (sys.executable, "-m", *RUN.split()),
+        {f"{RESULT}/result.json": _json, f"{RESULT}/timing.json": _json, f"{RESULT}/report.html": _html},
+        [f"{RESULT}/result.json", f"{RESULT}/samples.jsonl", f"{RESULT}/recipe.yaml"],
+        refuses="is running already",
     ),
 }
 

@@ -22,7 +22,7 @@ from typing import Any
 from geosparse.artifact import check_writable, dump_json, write_json
 from geosparse.provenance import device_name, versions
 
-from .commands import COMMANDS, Command, end, environment, orphans, own_command, start
+from .commands import COMMANDS, RECIPE, Command, end, environment, orphans, own_command, start
 
 SCHEMA = "geosparse.eval.faults/1"
 SMALL_DISK = "96k"
@@ -167,13 +167,15 @@ def read_only(bench: Bench, _: random.Random, __: int) -> list[str]:
 
 
 def two_at_once(bench: Bench, _: random.Random, rounds: int) -> list[str]:
-    """Two processes with one output: both complete, and the output is that of one."""
+    """Two processes with one output: both complete, or the second says why not; the output is that of one."""
     found = []
     for turn in range(max(1, rounds // 10)):
         folder = bench.fresh(f"twice{turn}")
+        refuses = bench.command.refuses
         for process in [start(bench.command, folder) for _ in range(2)]:
             err = process.communicate(timeout=600)[1]
-            if process.returncode:
+            refused = process.returncode == 2 and refuses is not None and refuses in err
+            if process.returncode and not refused:
                 found.append(f"one of two ended with {process.returncode}: {err[-300:]}")
         found += bench.completes(folder)
         shutil.rmtree(folder)
@@ -205,7 +207,7 @@ def _mounted(folder: Path, options: str) -> Iterator[Path | None]:
 
 
 def make_inputs(folder: Path) -> None:
-    """A model of random numbers with a tokenizer of bytes, two texts, and a profile."""
+    """A model of random numbers with a tokenizer of bytes, two texts, a recipe, and a profile."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -228,6 +230,7 @@ def make_inputs(folder: Path) -> None:
     text = " ".join(f"{word}{number}" for number in range(99) for word in ("alpha", "Beta", "gamma;", "delta"))
     (folder / "book.txt").write_text(text, encoding="utf-8")
     (folder / "other.txt").write_text(text[::-1], encoding="utf-8")
+    (folder / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
     loaded = load_model(str(folder / "model"))
     profile_model(*loaded, text, ProfileConfig(length=64, windows=2, queries=4)).save(folder / "p.safetensors")
 
