@@ -7,7 +7,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geosparse.ops import TAILS, best_path, causal_mask, chunked_attention, cpu, cpu_attention, reference_attention
+from geosparse.ops import (
+    TAILS,
+    Span,
+    best_path,
+    causal_mask,
+    chunked_attention,
+    cpu,
+    cpu_attention,
+    reference_attention,
+)
 
 from .test_attention import tensors, tolerance
 
@@ -60,6 +69,49 @@ def test_masks_caps_sinks_and_blind_rows(isa, tail, queries, dim):
         assert torch.equal(fast.kept, true.kept)
         assert (fast.output - true.output).abs().max() <= tolerance(v)
         assert fast.output[2].abs().max() == 0
+
+
+@pytest.mark.parametrize("few", [True, False], ids=["few kept", "much kept"])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "queries", "keys", "dim", "value_dim"),
+    [
+        (2, 2, 67, 67, 20, 40),
+        (9, 3, 40, 40, 64, 64),
+        (9, 3, 29, 133, 64, 32),
+        (10, 2, 16, 16, 80, 64),
+        (26, 1, 16, 19, 64, 64),
+    ],
+)
+def test_blocks_of_queries(isa, few, heads, kv_heads, queries, keys, dim, value_dim):
+    """Queries that are scored together: parts of a tile, of a panel, left padding, windows, groups above a tile."""
+    q, k, _ = tensors(2, heads, kv_heads, queries, keys, dim)
+    v = tensors(2, heads, kv_heads, queries, keys, value_dim, seed=1)[2]
+    n_keep = [1 + head % 5 for head in range(heads)] if few else budgets(heads, keys)
+    tail = [TAILS[head % 3] for head in range(heads)]
+    sink = torch.linspace(-2, 2, heads)
+    cases = (
+        (Span(), {}),
+        (Span((0, 11)), {"sink": sink, "softcap": 3.0}),
+        (Span((3, 0)), {"selector": "lowbit"}),
+        (Span((0, 0), 21), {"sink": sink}),
+        (Span((0, 0), 40), {"selector": "sink_recent"}),
+    )
+    for span, extra in cases:
+        arguments = {"tail": tail, "scaling": 0.2, "mask": span, **extra}
+        fast = cpu_attention(q, k, v, n_keep, **arguments)
+        true = reference_attention(q, k, v, n_keep, **arguments)
+        assert torch.equal(fast.kept, true.kept)
+        assert (fast.output - true.output).abs().max() <= tolerance(v)
+
+
+@pytest.mark.parametrize("n", [3, 60])
+def test_a_value_that_is_not_finite_stays_with_the_queries_that_see_it(isa, n):
+    q, k, v = tensors(1, 6, 2, 90, 90, 64)
+    v[:, :, 50] = torch.nan
+    clean = v.nan_to_num(0.0)
+    for tail in TAILS:
+        fast, true = (cpu_attention(q, k, part, [n] * 6, tail=tail, scaling=0.2).output for part in (v, clean))
+        assert torch.equal(fast[:, :, :50], true[:, :, :50])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <utility>
 #include <vector>
 
 #if defined(__FLT16_MANT_DIG__) && defined(__x86_64__)
@@ -47,8 +48,9 @@ struct DecodeCall {
 };
 
 struct WeighCall {
+  const float* packed;       // [B, Hkv, panels, D, 32]: keys to score, fp32, padded with zeros; or null: `scores` are given
   float* scores;             // [B, Hq, T, S], contiguous, coded ones for LOWBIT; becomes weights where v is null
-  const float *q, *k;        // [B, Hq, T, D], [B, Hkv, S, D]: read for LOWBIT and SINK_RECENT, else null
+  const float *q, *k;        // [B, Hq, T, D], [B, Hkv, S, D]: q for own scores, both for LOWBIT and SINK_RECENT, else null
   const float* v;            // [B, Hkv, S, Dv], or null: the caller multiplies
   float* out;                // [B, Hq, T, Dv], where v is given
   float* missing;            // [B, Hq, T], mass left for the centroid
@@ -115,7 +117,7 @@ static int chosen_isa = best_isa();
 
 extern "C" {
 
-int64_t gs_abi() { return 6; }
+int64_t gs_abi() { return 7; }
 
 // 0 plain, 1 AVX2, 2 AVX-512.
 int64_t gs_isa() { return chosen_isa; }
@@ -133,6 +135,15 @@ int64_t gs_decode(const DecodeCall* call) {
   if (chosen_isa == 1) return avx2::decode(*call);
 #endif
   return plain::decode(*call);
+}
+
+// Many queries over packed keys.
+void gs_prefill(const WeighCall* call) {
+#ifdef GS_X86
+  if (chosen_isa == 2) return avx512::prefill(*call);
+  if (chosen_isa == 1) return avx2::prefill(*call);
+#endif
+  plain::prefill(*call);
 }
 
 // Scores of many queries -> the kept tokens' weighted values, or attention weights in place.

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-ABI = 6
+ABI = 7
 ISAS = ("plain", "avx2", "avx512")
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
@@ -35,7 +35,7 @@ class WeighCall(ctypes.Structure):
     """Mirrors WeighCall in geosparse.cpp."""
 
     _fields_ = _fields(
-        "scores q k v out missing kept n_keep tails selectors first mask sink",
+        "packed scores q k v out missing kept n_keep tails selectors first mask sink",
         "batch heads kv_heads queries keys dim value_dim q_batch q_head q_row k_batch k_head k_row v_batch v_head "
         "v_row out_batch out_head mask_batch mask_row n_batch n_head n_row window threads",
     )
@@ -73,8 +73,8 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         loaded.gs_set_isa.argtypes = [ctypes.c_int64]
         loaded.gs_decode.restype = ctypes.c_int64
         loaded.gs_decode.argtypes = [ctypes.c_char_p]
-        loaded.gs_weigh.argtypes = loaded.gs_separate.argtypes = [ctypes.c_void_p]
-        loaded.gs_weigh.restype = loaded.gs_separate.restype = None
+        loaded.gs_weigh.argtypes = loaded.gs_prefill.argtypes = loaded.gs_separate.argtypes = [ctypes.c_void_p]
+        loaded.gs_weigh.restype = loaded.gs_prefill.restype = loaded.gs_separate.restype = None
     except (OSError, AttributeError) as error:
         return None, f"does not load: {error}"
     if loaded.gs_abi() != ABI:

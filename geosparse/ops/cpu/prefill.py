@@ -1,4 +1,4 @@
-"""Many queries: matrix products for the scores, one kernel for everything between them and the output."""
+"""Many queries: one kernel from keys to output; behind masks, and where much is kept, between two matrix products."""
 
 from __future__ import annotations
 
@@ -15,6 +15,10 @@ from .library import WeighCall, library
 
 LOWBIT = SELECTORS.index("lowbit")
 TOPN = SELECTORS.index("topn")
+PANEL = 32  # prefill.inc
+PACKED_DIMS = 5
+LEAST_QUERIES = 16  # that are worth packing the keys
+MEAN_ROWS = 1024  # that the centroid is added to at once
 
 
 def prefill(
@@ -44,19 +48,30 @@ def prefill(
     batch, heads, queries, dim = query.shape
     keys, kv_heads = key.shape[2], key.shape[1]
     key, value = unit_rows(key.float()), unit_rows(value.float())
-    output = value.new_empty(batch, heads, queries, value.shape[-1])
-    kept = torch.zeros(heads, dtype=torch.int64)
     centred = bool((tails == TAILS.index("centroid")).any())
     means = _span_means(value, mask, queries) if centred and isinstance(mask, Span) else None
     coded = (selectors == LOWBIT).nonzero().flatten()
     # Coded keys of all heads where all are coded, so that there is one product.
     scored = index.decoded(keys, dim) if index is not None and len(coded) == heads else key
     coarse = index.decoded(keys, dim) if index is not None and 0 < len(coded) < heads else None
-    rows = chunk_rows(batch, heads, keys, query.device)
-    buffer = value.new_empty(batch * heads * min(rows, queries) * keys)
+    output = value.new_empty(batch, heads, queries, value.shape[-1])
+    exact = key if bool((selectors != TOPN).any()) else None
+    if coarse is None and isinstance(mask, Span) and queries >= LEAST_QUERIES:
+        asked = unit_rows(query.float())
+        what = (exact, value, output, budgets, tails, selectors, mask, None, sink, scaling, softcap)
+        missing, count = _weigh(_packed(scored), keys, asked, *what)
+        if means is not None:
+            for start in range(0, queries, MEAN_ROWS):
+                part = slice(start, start + MEAN_ROWS)
+                centroid = means[:, :, part].repeat_interleave(heads // kv_heads, dim=1)
+                output[:, :, part].addcmul_(missing[:, :, part].unsqueeze(-1), centroid)
+        return Attended(output.to(query.dtype), count.sum((0, 2)))
+    kept = torch.zeros(heads, dtype=torch.int64)
     # Adding up one kept row of values costs about four times what a matrix product spends on any row.
     most = budgets.amax(-1).clamp_max(keys).sum() // budgets.shape[0]
     gather = 4 * int(most) < heads * keys
+    rows = chunk_rows(batch, heads, keys, query.device)
+    buffer = value.new_empty(batch * heads * min(rows, queries) * keys)
     for start in range(0, queries, rows):
         stop = min(start + rows, queries)
         if isinstance(mask, Span):
@@ -79,7 +94,9 @@ def prefill(
         spans = mask if isinstance(mask, Span) else Span()
         missing, count = _weigh(
             shaped,
-            (asked, key[:, :, first:end]) if bool((selectors != TOPN).any()) else None,
+            end - first,
+            unit_rows(asked),
+            None if exact is None else exact[:, :, first:end],
             seen_value if gather else None,
             result,
             budgets if budgets.shape[-1] == 1 else budgets[..., start:stop],
@@ -104,9 +121,18 @@ def prefill(
     return Attended(output.to(query.dtype), kept)
 
 
+def _packed(key: torch.Tensor) -> torch.Tensor:
+    """Keys `[B, Hkv, S, D]` as panels `[B, Hkv, P, D, PANEL]`, filled up with zeros."""
+    batch, kv_heads, keys, dim = key.shape
+    key = torch.nn.functional.pad(key, (0, 0, 0, -keys % PANEL))
+    return key.reshape(batch, kv_heads, -1, PANEL, dim).transpose(-1, -2).contiguous()
+
+
 def _weigh(
-    scores: torch.Tensor,
-    exact: tuple[torch.Tensor, torch.Tensor] | None,
+    source: torch.Tensor,
+    keys: int,
+    query: torch.Tensor,
+    exact: torch.Tensor | None,
     value: torch.Tensor | None,
     output: torch.Tensor,
     budgets: torch.Tensor,
@@ -118,12 +144,13 @@ def _weigh(
     scaling: float,
     softcap: float | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scores `[B, Hq, T, S]` -> `output` `[B, Hq, T, Dv]`, or without `value` attention weights in place of the scores.
+    """Packed keys, or scores `[B, Hq, T, S]` -> `output` `[B, Hq, T, Dv]`, or without `value` weights in place.
 
     Returns:
         The mass that is left to the centroid and the tokens kept, `[B, Hq, T]`.
     """
-    batch, heads, queries, keys = scores.shape
+    batch, heads, queries = query.shape[:3]
+    packed = source.dim() == PACKED_DIMS
     missing = torch.empty(batch, heads, queries)
     kept = torch.empty(batch, heads, queries, dtype=torch.int64)
     first = torch.tensor(span.starts(batch))
@@ -131,8 +158,12 @@ def _weigh(
         seen = seen.contiguous()
     budgets = budgets.expand(batch, heads, queries)
     rows = output if value is None else value
+    kv_heads = next((part.shape[1] for part in (exact, value) if part is not None), heads)
     call = WeighCall(
-        scores=scores.data_ptr(),
+        packed=source.data_ptr() if packed else None,
+        scores=None if packed else source.data_ptr(),
+        q=query.data_ptr(),
+        k=pointer(exact),
         v=pointer(value),
         out=output.data_ptr(),
         missing=missing.data_ptr(),
@@ -145,10 +176,17 @@ def _weigh(
         sink=pointer(sink),
         batch=batch,
         heads=heads,
-        kv_heads=rows.shape[1],
+        kv_heads=kv_heads,
         queries=queries,
         keys=keys,
+        dim=query.shape[-1],
         value_dim=rows.shape[-1],
+        q_batch=query.stride(0),
+        q_head=query.stride(1),
+        q_row=query.stride(2),
+        k_batch=0 if exact is None else exact.stride(0),
+        k_head=0 if exact is None else exact.stride(1),
+        k_row=0 if exact is None else exact.stride(2),
         v_batch=rows.stride(0),
         v_head=rows.stride(1),
         v_row=rows.stride(2),
@@ -164,15 +202,9 @@ def _weigh(
         scaling=scaling,
         softcap=softcap or 0.0,
     )
-    if exact is not None:
-        query, key = unit_rows(exact[0]), exact[1]
-        call.q, call.k, call.dim = query.data_ptr(), key.data_ptr(), query.shape[-1]
-        call.q_batch, call.q_head, call.q_row = query.stride()[:3]
-        call.k_batch, call.k_head, call.k_row = key.stride()[:3]
-        call.kv_heads = key.shape[1]
     loaded = library()
     assert loaded is not None
-    loaded.gs_weigh(ctypes.byref(call))
+    (loaded.gs_prefill if packed else loaded.gs_weigh)(ctypes.byref(call))
     return missing, kept
 
 
