@@ -62,9 +62,9 @@ def prefill(
         missing, count = _weigh(_packed(scored), keys, asked, *what)
         if means is not None:
             for start in range(0, queries, MEAN_ROWS):
-                part = slice(start, start + MEAN_ROWS)
-                centroid = means[:, :, part].repeat_interleave(heads // kv_heads, dim=1)
-                output[:, :, part].addcmul_(missing[:, :, part].unsqueeze(-1), centroid)
+                near = slice(start, start + MEAN_ROWS)
+                centroid = means[:, :, near].repeat_interleave(heads // kv_heads, dim=1)
+                output[:, :, near].addcmul_(missing[:, :, near].unsqueeze(-1), centroid)
         return Attended(output.to(query.dtype), count.sum((0, 2)))
     kept = torch.zeros(heads, dtype=torch.int64)
     # Adding up one kept row of values costs about four times what a matrix product spends on any row.
