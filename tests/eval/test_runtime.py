@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import geosparse as gs
-from eval.runtime import drift, memory, selectors
+from eval.runtime import drift, memory, scoring, selectors
 from eval.runtime.prompt import peak_bytes, resident_bytes
 from eval.runtime.traffic import step_bytes
 from geosparse.ops import SELECTORS
@@ -69,6 +69,16 @@ def test_selectors_are_compared_on_the_same_tokens(folder, text, tmp_path):
     table = json.loads((tmp_path / "selectors-200.json").read_text())["tables"][0]["variants"]
     assert all(row["mean_kept"] == 4 and row["output_error"] > 0.01 for name, row in table.items() if name != "dense")
     assert table["lowbit/centroid"]["output_error"] < table["paged/centroid"]["output_error"]
+
+
+def test_scoring_is_timed_against_dense_scoring(folder, text, tmp_path):
+    arguments = [str(folder), "--text", str(text), "--length", "100", "--windows", "2", "--out", str(tmp_path)]
+    assert scoring.main(arguments) == 0
+    found = json.loads((tmp_path / "scoring-100.json").read_text())
+    assert found["mean_keep"] == 64
+    assert [len(times) for times in found["seconds"].values()] == [2, 2]
+    assert found["sparse_over_dense"] > 0
+    assert found["excess_nll"] != 0
 
 
 def test_a_text_that_is_too_short_is_refused(folder, text, capsys):
