@@ -1,9 +1,13 @@
-"""Without a GPU, Triton's kernels run in its interpreter, which has to be asked for before triton is imported."""
+"""No test is timed. Without a GPU, Triton's kernels run in its interpreter, to be asked for before triton is imported."""
 
 import os
 
 import pytest
 import torch
+from hypothesis import settings
+
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")

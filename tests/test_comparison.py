@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import geosparse as gs
@@ -78,7 +78,6 @@ def test_only_the_most_changed_heads_are_listed():
 
 
 @given(st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), min_size=2, max_size=12))
-@settings(deadline=None)
 def test_rank_correlation_against_scipy(pairs):
     stats = pytest.importorskip("scipy.stats", reason="scipy is not installed")
     a, b = (torch.tensor(values) for values in zip(*pairs, strict=True))

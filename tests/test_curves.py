@@ -18,7 +18,7 @@ CURVES = st.integers(2, 12).flatmap(
 
 
 @given(st.integers(1, 3), st.integers(2, 6), st.data())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_on_convex_curves_spending_is_the_optimum(heads, length, data):
     row = st.lists(st.integers(0, 20), min_size=length - 1, max_size=length - 1)
     falls = torch.tensor([sorted(data.draw(row), reverse=True) for _ in range(heads)], dtype=torch.float64)
@@ -35,7 +35,6 @@ def test_on_convex_curves_spending_is_the_optimum(heads, length, data):
 
 
 @given(CURVES)
-@settings(deadline=None)
 def test_hull_is_the_largest_convex_function_below(rows):
     curves = torch.tensor(rows, dtype=torch.float64)
     hull = convex_hull(curves)

@@ -43,7 +43,7 @@ def outcomes(law, alpha, sinks, draws, seed, budgets=BUDGETS):
 
 
 @given(st.floats(-0.999, 0.999), st.integers(1, 300))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_tail_is_students_and_below_its_exponential_bound(margin, dimension):
     tail = float(student_tail(torch.tensor([margin], dtype=torch.float64), dimension))
     expected = student_cdf(-math.sqrt(dimension) * margin / math.sqrt(1 - margin**2), dimension)

@@ -57,7 +57,7 @@ def budgets_below(length):
 
 @pytest.mark.parametrize("ranking", ["attention", "contribution", "random"])
 @given(st.integers(2, 24), st.integers(1, 6), st.integers(0, 2**31), st.booleans())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_metrics_equal_brute_force(ranking, length, dim, seed, concentrated):
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(3, length, generator=generator, dtype=torch.float64) * (4 if concentrated else 0.5)
@@ -71,7 +71,7 @@ def test_metrics_equal_brute_force(ranking, length, dim, seed, concentrated):
 
 
 @given(st.integers(2, 16), st.integers(1, 4), st.integers(0, 2**31))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_metrics_equal_brute_force_where_distances_tie(length, dim, seed):
     """Small whole values and weights that are powers of two: every number is exact, and ties are many."""
     generator = torch.Generator().manual_seed(seed)
@@ -91,7 +91,7 @@ def test_metrics_equal_brute_force_where_distances_tie(length, dim, seed):
 
 
 @given(st.integers(2, 40), st.integers(1, 70), st.integers(0, 2**31))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_copies_of_a_token_tie(length, dim, seed):
     """Each token comes twice; where one copy is selected and the other is not, their distances are equal."""
     generator = torch.Generator().manual_seed(seed)

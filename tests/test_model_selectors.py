@@ -204,7 +204,7 @@ def test_packed_sequences_under_a_mask_of_their_own(selector):
 
 
 @given(st.data())
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_any_plan_prefills_as_it_decodes(data):
     model = tiny_model("llama")
     heads = range(12)

@@ -21,7 +21,7 @@ def window(seed, length=128, dim=8, heads=2):
 
 
 @given(st.integers(2, 40), st.integers(1, 5), st.integers(0, 2**31))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_similarity_by_lag_equals_the_double_loop(length, dim, seed):
     generator = torch.Generator().manual_seed(seed)
     value = torch.randn(2, length, dim, generator=generator)

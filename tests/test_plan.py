@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import geosparse as gs
@@ -62,7 +62,6 @@ def refused(data):
 
 
 @given(plans())
-@settings(deadline=None)
 def test_round_trip_through_a_file(tmp_path_factory, plan):
     folder = tmp_path_factory.mktemp("plan")
     path = plan.save(folder / "plan.json")
@@ -256,7 +255,6 @@ def served_plans(draw):
 
 
 @given(served_plans())
-@settings(deadline=None)
 def test_selectors_and_growth_survive_a_file(tmp_path_factory, plan):
     path = plan.save(tmp_path_factory.mktemp("plan") / "plan.json")
     again = gs.Plan.load(path)

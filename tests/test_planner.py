@@ -22,7 +22,7 @@ from .synthetic import synthetic
     st.sampled_from(TAILS),
     st.integers(0, 2**31 - 1),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_budgets_add_up_and_every_head_keeps_some(layers, heads, length, mean_keep, policy, tail, seed):
     plan = gs.make_plan(synthetic(layers, heads, length, seed), mean_keep, policy, tail, seed)
     assert plan.n_keep.shape == (layers, heads)

@@ -137,7 +137,7 @@ def test_random_is_spread_evenly_in_log():
 
 
 @given(st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=8), st.integers(1, 40), st.data())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_scaling_is_proportional_but_for_rounding(weights, length, data):
     shape = torch.tensor([weights], dtype=torch.float64)
     total = data.draw(st.integers(len(weights), len(weights) * length))

@@ -11,7 +11,7 @@ from eval.statistics import bootstrap, ranks, spearman
 
 
 @given(st.lists(st.integers(0, 6), min_size=3, max_size=30))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_ranks_share_ties_and_keep_their_sum(numbers):
     values = torch.tensor(numbers, dtype=torch.float64)
     found = ranks(values)

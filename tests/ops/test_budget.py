@@ -13,7 +13,7 @@ COUNTS = st.lists(st.integers(1, 5000), min_size=1, max_size=6)
 
 
 @given(COUNTS, st.integers(1, 4000), st.lists(st.integers(0, 40000), min_size=1, max_size=5), st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_tensor_and_row_agree_with_the_formula(n_keep, reference, visible, data):
     powers = data.draw(
         st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]) | st.floats(0, 2), min_size=len(n_keep), max_size=len(n_keep))
@@ -53,7 +53,7 @@ def test_without_growth_they_are_what_they_are():
 
 
 @given(st.integers(1, 200), st.floats(0, 1), st.integers(1, 500), st.integers(1, 5000))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_more_tokens_never_lower_a_budget_and_small_powers_never_outgrow_them(n, power, reference, seen):
     budgets = Budgets(torch.tensor([n]), torch.tensor([power], dtype=torch.float64), reference)
     now, next_ = budgets.at(torch.tensor([seen, seen + 1]))[0].tolist()

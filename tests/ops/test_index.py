@@ -78,7 +78,7 @@ def test_a_nan_key_leaves_the_other_channels_and_pages_alone():
     st.sampled_from([16, 40]),
     st.integers(0, 1000),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_growing_equals_building(sizes, first, bits, dim, seed):
     whole = keys(len(first), 2, sum(sizes), dim, seed)
     ours, have = KeyIndex(tuple(first), bits), 0
@@ -92,7 +92,7 @@ def test_growing_equals_building(sizes, first, bits, dim, seed):
 
 
 @given(st.integers(0, 10**6), st.lists(st.sampled_from(["grow", "crop", "reorder", "select", "repeat"]), max_size=10))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_the_index_follows_the_cache(seed, changes):
     generator = torch.Generator().manual_seed(seed)
 

@@ -34,7 +34,7 @@ def inputs(length, budget, seed, copies):
 
 
 @given(st.integers(2, 80), st.data(), st.integers(0, 2**31), st.booleans(), st.sampled_from(DISTANCES))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_counts_are_those_of_torch(length, data, seed, copies, distance):
     square, along, size, norm, picked = inputs(length, data.draw(st.integers(1, length - 1)), seed, copies)
     assert separates(square)

@@ -29,7 +29,7 @@ def by_definition(span, queries, keys):
 
 
 @given(cases())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_masks_and_counts_are_those_of_the_definition(case):
     span, queries, keys = case
     true = by_definition(span, queries, keys)
@@ -42,7 +42,7 @@ def test_masks_and_counts_are_those_of_the_definition(case):
 
 
 @given(cases(), st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_chunk_holds_every_key_that_its_queries_see(case, data):
     span, queries, keys = case
     true = by_definition(span, queries, keys)
@@ -58,7 +58,7 @@ def test_a_chunk_holds_every_key_that_its_queries_see(case, data):
 
 
 @given(cases())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_mask_of_one_query_is_recognised(case):
     span, _, keys = case
     mask = by_definition(Span(span.first), 1, keys)

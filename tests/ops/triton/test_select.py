@@ -26,7 +26,7 @@ def kept(scores, budgets, first, length):
 
 
 @given(st.integers(1, 120), st.lists(st.integers(1, 130), min_size=2, max_size=2), st.integers(0, 2**31), st.booleans())
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 def test_the_highest_scores_and_of_ties_the_first(keys, n, seed, tied):
     generator = torch.Generator().manual_seed(seed)
     scores = 3 * torch.randn(2, 2, keys, generator=generator)
