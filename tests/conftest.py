@@ -1,4 +1,4 @@
-"""No test is timed. Without a GPU, Triton's kernels run in its interpreter, to be asked for before triton is imported."""
+"""No test has a deadline. Without a GPU, Triton runs in its interpreter, asked for before triton is imported."""
 
 import os
 
