@@ -37,7 +37,6 @@ class Tape(NoHostReads):
     def __init__(self, monkeypatch):
         super().__init__()
         self.entries = []
-        self.inside = False
         for module in (stages, buffers):
             monkeypatch.setattr(module, "launch", partial(self.launched, module.launch))
 
