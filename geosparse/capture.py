@@ -15,11 +15,10 @@ from .attention import split_mask
 from .errors import GeosparseError
 from .faults import ADVICE, first_fault, heads_at_fault, heads_in_words
 from .interception import intercepted
+from .logits import last_states, targets_of
 from .ops import Span, Visibility
 from .ops.chunked import attention_scores, attention_weights
 
-# Rows of logits whose loss is computed at once.
-LOSS_ROWS = 256
 # Windows of more tokens are run with each decoder layer computed again in the backward pass, not kept from the forward.
 KEPT_TOKENS = 4096
 
@@ -206,18 +205,18 @@ def forward_backward(
     recorder = Recorder(positions, slopes)
     losses: list[float] = []
 
-    def slope_of(logits: torch.Tensor) -> list[torch.Tensor]:
-        loss, slope = loss_and_slope(logits, window.to(logits.device))
+    def slope_of(logits: torch.Tensor, rows: slice) -> list[torch.Tensor]:
+        loss, slope = loss_and_slope(logits, targets_of(window, rows))
         losses.append(loss)
         return [slope] if math.isfinite(loss) else []
 
-    gradients = backward_passes(model, layers, window, recorder, slope_of)
+    gradients = backward_passes(model, layers, window, recorder, slope_of, 1)
     if not gradients:
         raise GeosparseError(
-            f"The model's loss on the calibration text is {losses[0]}: its weights or its dtype, {model.dtype}, "
+            f"The model's loss on the calibration text is {losses[-1]}: its weights or its dtype, {model.dtype}, "
             f"overflow, first at {first_fault(model, window[None].to(input_device(model)))}; {ADVICE}."
         )
-    return losses[0], [recorder.calls[layer.module] for layer in layers], gradients[0]
+    return math.fsum(losses), [recorder.calls[layer.module] for layer in layers], gradients[0]
 
 
 def backward_passes(
@@ -225,7 +224,8 @@ def backward_passes(
     layers: Sequence[AttentionLayer],
     window: torch.Tensor,
     recorder: Recorder,
-    slopes_of: Callable[[torch.Tensor], Sequence[torch.Tensor]],
+    slopes_of: Callable[[torch.Tensor, slice], Sequence[torch.Tensor]],
+    losses: int,
 ) -> list[list[torch.Tensor]]:
     """One forward pass over a window, and a backward pass for every loss of its logits.
 
@@ -234,24 +234,33 @@ def backward_passes(
         layers: Its attention layers.
         window: `[L]` token ids.
         recorder: Serves their attention and keeps the gradients at its outputs.
-        slopes_of: From the logits `[L, V]` the gradients `[L, V]` of the losses.
+        slopes_of: From the logits `[R, V]` of some positions the gradients `[R, V]` of the losses; none to stop.
+        losses: How many losses there are.
 
     Returns:
-        Per loss and layer dLoss/dz `[Hq, P, Dv]` fp32 at the recorder's slopes.
+        Per loss and layer dLoss/dz `[Hq, P, Dv]` fp32 at the recorder's slopes; nothing where it was stopped.
 
     Raises:
         GeosparseError: Gradients are not finite.
     """
-    ids = window[None].to(input_device(model))
+    ids = window.to(input_device(model))
     handlers = {layer.module: recorder for layer in layers}
     recomputed = _recomputed(model) if len(window) > KEPT_TOKENS else nullcontext()
     found = []
     with intercepted(model, handlers), recomputed, _inputs_that_need_grad(model) as inputs:
-        logits = model(ids, use_cache=False).logits
-        slopes = slopes_of(logits.detach()[0])
-        for place, slope in enumerate(slopes):
-            again = place + 1 < len(slopes)
-            torch.autograd.backward([logits], [slope[None]], retain_graph=again, inputs=inputs)
+        states = last_states(model, ids)
+        at_states = torch.zeros(losses, *states.values.shape, dtype=states.values.dtype, device=states.values.device)
+        for rows in states.predicting():
+            part = states.values[rows].detach().requires_grad_(True)
+            logits = states.head(part)
+            slopes = slopes_of(logits.detach(), rows)
+            if not slopes:
+                return []
+            for at, slope in zip(at_states, slopes, strict=True):
+                at[rows] = torch.autograd.grad(logits, part, slope, retain_graph=True)[0]
+        for place, at in enumerate(at_states):
+            again = place + 1 < losses
+            torch.autograd.backward([states.values], [at], retain_graph=again, inputs=inputs)
             found.append([recorder.gradients[layer.module] for layer in layers])
     for gradients in found:
         # The backward pass comes to the last layer first.
@@ -265,26 +274,21 @@ def backward_passes(
     return found
 
 
-def loss_and_slope(logits: torch.Tensor, ids: torch.Tensor) -> tuple[float, torch.Tensor]:
-    """The summed cross-entropy of the next tokens, nats, and its gradient, in chunks of rows.
+def loss_and_slope(logits: torch.Tensor, targets: torch.Tensor) -> tuple[float, torch.Tensor]:
+    """The summed cross-entropy, nats, and its gradient.
 
     Args:
-        logits: `[L, V]`.
-        ids: `[L]`.
+        logits: `[R, V]`.
+        targets: `[R]` token ids.
 
     Returns:
-        The loss and dLoss/dlogits `[L, V]` in the dtype of `logits`.
+        The loss and dLoss/dlogits `[R, V]` in the dtype of `logits`.
     """
-    slope = torch.zeros_like(logits)
-    total = torch.zeros((), dtype=torch.float64, device=logits.device)
-    last = len(ids) - 1
-    for start in range(0, last, LOSS_ROWS):
-        rows = slice(start, min(start + LOSS_ROWS, last))
-        target = ids[rows.start + 1 : rows.stop + 1, None]
-        logs = logits[rows].float().log_softmax(-1)
-        total -= logs.gather(-1, target).double().sum()
-        slope[rows] = logs.exp_().scatter_add_(-1, target, torch.full_like(target, -1, dtype=logs.dtype))
-    return total.item(), slope
+    column = targets.to(logits.device)[:, None]
+    logs = logits.float().log_softmax(-1)
+    loss = -float(logs.gather(-1, column).double().sum())
+    slope = logs.exp_().scatter_add_(-1, column, torch.full_like(column, -1, dtype=logs.dtype))
+    return loss, slope.to(logits.dtype)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from .artifact import finite_or_none
 from .errors import GeosparseError
 from .faults import ADVICE, first_fault
 from .interception import installed
+from .logits import last_states, targets_of
 from .patch import sparsified
 from .plan import Plan
 from .progress import track
@@ -37,14 +38,13 @@ def token_nll(model: Any, windows: torch.Tensor, what: str = "score", show_progr
     """
     check_context(model, windows.shape[1], "give a smaller --length")
     device = input_device(model)
-    rows = []
+    losses = []
     with torch.no_grad():
         for window in track(windows, what, show_progress):
-            ids = window[None].to(device)
-            logits = model(ids, use_cache=False).logits[0, :-1]
-            targets = ids[0, 1:].to(logits.device)
-            rows.append(torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none").cpu())
-    nll = torch.stack(rows)
+            states = last_states(model, window.to(device))
+            parts = (_losses(states.logits(rows), targets_of(window, rows)) for rows in states.predicting())
+            losses.append(torch.cat(list(parts)))
+    nll = torch.stack(losses)
     broken = (~torch.isfinite(nll)).any(-1).nonzero().flatten().tolist()
     if broken:
         # A sparse model is told apart by the dense one's faults, which come first (`score`).
@@ -54,6 +54,11 @@ def token_nll(model: Any, windows: torch.Tensor, what: str = "score", show_progr
             f"{where}; {ADVICE}."
         )
     return nll
+
+
+def _losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """`[R]` losses of `logits` `[R, V]`, on the CPU."""
+    return torch.nn.functional.cross_entropy(logits.float(), targets.to(logits.device), reduction="none").cpu()
 
 
 def summary(nll: torch.Tensor) -> dict[str, float | None]:

@@ -10,9 +10,10 @@ import torch
 
 from .architecture import AttentionLayer, Terms, dense_attention, input_device
 from .attention import LayerRules, SparseAttention
-from .capture import LOSS_ROWS, Call, Recorder, backward_passes, loss_and_slope, rows_of
+from .capture import Call, Recorder, backward_passes, loss_and_slope, rows_of
 from .geometry import kept_errors
 from .interplay import Interplay
+from .logits import last_states, targets_of
 from .ops import TAILS, Visibility
 from .patch import rules_of
 from .plan import Plan
@@ -75,12 +76,14 @@ def interplay_of_window(
     }
     recorder = PlannedRecorder(positions, served)
     with torch.no_grad():
-        dense = model(window[None].to(input_device(model)), use_cache=False).logits[0]
+        dense = last_states(model, window.to(input_device(model)))
 
-    def slopes_of(logits: torch.Tensor) -> list[torch.Tensor]:
-        return [divergence_and_slope(logits, dense)[1], loss_and_slope(logits, window.to(logits.device))[1]]
+    def slopes_of(logits: torch.Tensor, rows: slice) -> list[torch.Tensor]:
+        with torch.no_grad():
+            target = dense.logits(rows)
+        return [divergence_and_slope(logits, target)[1], loss_and_slope(logits, targets_of(window, rows))[1]]
 
-    toward, slopes = backward_passes(model, layers, window, recorder, slopes_of)
+    toward, slopes = backward_passes(model, layers, window, recorder, slopes_of, 2)
     heads = (
         head for index, layer in enumerate(layers) for head in _heads(recorder, layer, toward[index], slopes[index])
     )
@@ -98,23 +101,18 @@ def mean_interplay(parts: Sequence[Interplay]) -> Interplay:
 
 
 def divergence_and_slope(logits: torch.Tensor, dense: torch.Tensor) -> tuple[float, torch.Tensor]:
-    """The summed divergence KL(dense || sparse) of all tokens but the last, and its gradient, in chunks of rows.
+    """The summed divergence KL(dense || sparse) and its gradient.
 
     Args:
-        logits: `[L, V]`, sparse.
-        dense: `[L, V]`.
+        logits: `[R, V]`, sparse.
+        dense: `[R, V]`.
 
     Returns:
-        The sum, nats, and dKL/dlogits `[L, V]` in the dtype of `logits`.
+        The sum, nats, and dKL/dlogits `[R, V]` in the dtype of `logits`.
     """
-    slope = torch.zeros_like(logits)
-    total = 0.0
-    for start in range(0, len(logits) - 1, LOSS_ROWS):
-        rows = slice(start, min(start + LOSS_ROWS, len(logits) - 1))
-        sparse, target = logits[rows].float().log_softmax(-1), dense[rows].float().log_softmax(-1)
-        total += float((target.exp() * (target - sparse)).double().sum())
-        slope[rows] = (sparse.exp() - target.exp()).to(slope.dtype)
-    return total, slope
+    sparse, target = logits.float().log_softmax(-1), dense.float().log_softmax(-1)
+    total = float((target.exp() * (target - sparse)).double().sum())
+    return total, (sparse.exp_() - target.exp_()).to(logits.dtype)
 
 
 def _exact(rules: LayerRules) -> LayerRules:

@@ -19,7 +19,7 @@ LAYERS = [
     {"errors"},
     {"artifact", "provenance", "progress", "statistics", "threads"},
     {"ops"},
-    {"geometry", "interception", "dense", "sinks", "text", "weights"},
+    {"geometry", "interception", "dense", "logits", "sinks", "text", "weights"},
     {"moments", "regimes", "interplay"},
     {"fits"},
     {"law"},
