@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .planner import make_plan
     from .profile import Profile
     from .profiler import ProfileConfig, profile_model
-    from .receipt import Receipt
+    from .runtime.receipt import Receipt
     from .scoring import score
     from .text import load_texts, token_windows
 
@@ -29,7 +29,7 @@ _HOMES = {
     "Plan": "plan",
     "Profile": "profile",
     "ProfileConfig": "profiler",
-    "Receipt": "receipt",
+    "Receipt": "runtime.receipt",
     "SparseCache": "cache",
     "find_plan": "integrations.model_folder",
     "load_model": "models",

@@ -7,9 +7,6 @@ from typing import Any
 
 import torch
 
-from .architecture import Terms, dense_attention, read_terms
-from .block import block_attention
-from .compiled import attend_compiled, number_of
 from .errors import GeosparseError
 from .ops import (
     PATHS,
@@ -27,7 +24,10 @@ from .ops import (
 from .ops.offloaded import offloaded_attention, reads_every_key
 from .ops.pages import HotPages, pages_of
 from .ops.types import per_head
-from .receipt import Receipt
+from .runtime.architecture import Terms, dense_attention, read_terms
+from .runtime.block import block_attention
+from .runtime.compiled import attend_compiled, number_of
+from .runtime.receipt import Receipt
 
 
 @dataclass(frozen=True)

@@ -13,16 +13,16 @@ from typing import Any
 
 import torch
 
-from .architecture import attention_layers, check_context
 from .errors import GeosparseError
 from .ops import best_path, cpu
 from .ops.types import per_head
 from .patch import sparsified
 from .plan import Plan
+from .planning.traffic import Rows, dense_bytes, layer_bytes
 from .progress import track
 from .provenance import device_name
+from .runtime.architecture import attention_layers, check_context
 from .scoring import density
-from .traffic import Rows, dense_bytes, layer_bytes
 
 WARMUP = 2
 

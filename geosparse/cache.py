@@ -15,9 +15,9 @@ import torch
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from .cached_keys import serve_dense
 from .ops import IndexSlot, memory, remember_index, remember_value_sum
-from .receipt import Receipt
+from .runtime.cached_keys import serve_dense
+from .runtime.receipt import Receipt
 
 # Room to spare, as a fraction: each token is copied about 1 / SPARE times in all, and memory is at most 1 + SPARE.
 SPARE = 0.125

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from .architecture import context_limit
 from .artifact import check_writable, write_json
 from .bench import WARMUP, bench
 from .errors import GeosparseError
@@ -18,7 +17,8 @@ from .planner import DEFAULT_POLICY, DEFAULT_TAIL, make_plan
 from .profile import Profile
 from .profiler import ProfileConfig, profile_model
 from .provenance import command_line, device_name, versions
-from .report import require_plots, save_frontier_png, terminal_table, write_report
+from .reports.demo import require_plots, save_frontier_png, terminal_table, write_report
+from .runtime.architecture import context_limit
 from .scoring import density, excess, policy_label, sparse_nll, summary, token_nll
 from .text import load_texts, text_sha256, token_windows
 

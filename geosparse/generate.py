@@ -7,11 +7,11 @@ from typing import Any, Literal
 
 import torch
 
-from .architecture import check_context
 from .errors import GeosparseError
-from .faults import ADVICE, first_fault
 from .patch import sparsified
 from .plan import Plan
+from .runtime.architecture import check_context
+from .runtime.faults import ADVICE, first_fault
 from .scoring import density
 
 

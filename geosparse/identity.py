@@ -43,7 +43,7 @@ class ModelIdentity:
 
 def identify(model: Any) -> ModelIdentity:
     """The identity of a loaded model. Raises GeosparseError where the architecture is not supported."""
-    from .architecture import attention_layers
+    from .runtime.architecture import attention_layers
 
     layers = attention_layers(model)
     return ModelIdentity(

@@ -8,9 +8,9 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .architecture import drops_soft_cap
 from .artifact import os_errors_as
 from .errors import GeosparseError, did_you_mean
+from .runtime.architecture import drops_soft_cap
 from .weights import ALIASES, alias_folder
 
 if TYPE_CHECKING:

@@ -10,16 +10,16 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from .architecture import PROBE_TOKENS, AttentionLayer, attention_layers, input_device
 from .attention import LayerRules, SparseAttention
-from .breakeven import Shape, break_even
 from .errors import GeosparseError, did_you_mean
-from .faults import ADVICE, first_fault
-from .interception import Handler, install, installed, uninstall
 from .ops import Budgets, Selector
 from .ops.types import per_head
 from .plan import Plan
-from .receipt import Receipt
+from .runtime.architecture import PROBE_TOKENS, AttentionLayer, attention_layers, input_device
+from .runtime.breakeven import Shape, break_even
+from .runtime.faults import ADVICE, first_fault
+from .runtime.interception import Handler, install, installed, uninstall
+from .runtime.receipt import Receipt
 
 
 class _Patch(NamedTuple):

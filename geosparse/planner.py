@@ -8,19 +8,19 @@ from typing import NamedTuple
 import torch
 
 from .artifact import MAX_COUNT
-from .byte_budget import Market, Split, spend_bytes
-from .choices import AUTO, Choices, Chosen
-from .curves import complete
 from .errors import GeosparseError, did_you_mean
-from .growth import Growth, law_of
 from .ops import SELECTORS, TAILS
 from .plan import BEST, Plan, PlanTail, check_tail
+from .planning.byte_budget import Market, Split, spend_bytes
+from .planning.choices import AUTO, Choices, Chosen
+from .planning.curves import complete
+from .planning.growth import Growth, law_of
+from .planning.traffic import Rows, split_bytes
 from .policies import POLICIES, SHAREABLE
 from .policies.permuted import deal, undo_deal
 from .policies.scale import scale_to
 from .profile import Profile
 from .provenance import versions
-from .traffic import Rows, split_bytes
 
 __all__ = ["DEFAULT_POLICY", "DEFAULT_TAIL", "POLICIES", "make_plan", "predicted_damage"]
 
@@ -59,7 +59,7 @@ def make_plan(
     """Choose how many tokens each head keeps, how it finds them, and what stands for the rest.
 
     A profile of several lengths gives the budgets a law: beyond the length that is planned for they grow with the
-    context, by an exponent per head (`geosparse.growth`), and a length that was not profiled can be planned for.
+    context, by an exponent per head (`planning.growth`), and a length that was not profiled can be planned for.
 
     Args:
         profile: Measurements of the model.
@@ -70,7 +70,7 @@ def make_plan(
             the one of the least price at its N, in what the policy pays for.
         seed: Seed of the controls.
         density: Instead of `mean_keep`: the same as a fraction of the length, above 0 and up to 1.
-        bytes_read: Instead of `mean_keep`: modelled bytes that a decode step reads of the cache (`geosparse.traffic`).
+        bytes_read: Instead of `mean_keep`: modelled bytes that a decode step reads of the cache (`planning.traffic`).
         length: Context to plan for, tokens; by default the longest of the profile.
         selector: How tokens are found: a word of `ops.SELECTORS` that the profile has measured, or "auto": for each
             head the one that costs least. By default "auto" with `bytes_read`, else "topn".

@@ -19,12 +19,12 @@ from .artifact import (
     require,
     write_atomic,
 )
+from .assumptions.fits import Fits, fit
+from .assumptions.moments import Moments, shape_of
 from .errors import GeosparseError, did_you_mean
-from .fits import Fits, fit
 from .geometry import DISTANCES
 from .identity import ModelIdentity, parse_identity
 from .interplay import Interplay
-from .moments import Moments, shape_of
 from .ops import SELECTORS, TAILS
 from .provenance import versions
 from .regimes import SIGNATURES, Regimes, classify, typical

@@ -12,21 +12,21 @@ from typing import Any
 
 import torch
 
-from .architecture import AttentionLayer, attention_layers, check_context
 from .artifact import MAX_COUNT, check_writable
-from .capture import LayerRows, Rows, forward_backward, walk_layers
+from .assumptions.moments import Moments
 from .errors import GeosparseError
 from .identity import identify
 from .interplay import Interplay
-from .measures import KvHead, joined, kv_heads, measure
-from .moments import Moments
 from .ops import check_selector
-from .parts import Parts, Window, process_rank, wait_for_all
+from .passes.capture import LayerRows, Rows, forward_backward, walk_layers
+from .passes.measures import KvHead, joined, kv_heads, measure
+from .passes.parts import Parts, Window, process_rank, wait_for_all
+from .passes.second_pass import interplay_of_window, mean_interplay
 from .planner import make_plan
 from .profile import ARRAYS, Profile
 from .progress import steps, track
 from .provenance import versions
-from .second_pass import interplay_of_window, mean_interplay
+from .runtime.architecture import AttentionLayer, attention_layers, check_context
 from .text import text_sha256, token_windows
 from .threads import mapped
 

@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 import torch
 
+from .assumptions.sinks import find_sinks, lags, own_position
 from .errors import GeosparseError
 from .geometry import random_order, selection_order, separation
-from .sinks import find_sinks, lags, own_position
 
 REGIMES = ("retriever", "mixer", "reset", "unclear")
 SIGNATURES = (

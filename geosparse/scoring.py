@@ -8,16 +8,16 @@ from typing import Any
 
 import torch
 
-from .architecture import check_context, input_device
 from .artifact import finite_or_none
 from .errors import GeosparseError
-from .faults import ADVICE, first_fault
-from .interception import installed
-from .logits import last_states, targets_of
 from .patch import sparsified
 from .plan import Plan
 from .progress import track
-from .receipt import Receipt
+from .runtime.architecture import check_context, input_device
+from .runtime.faults import ADVICE, first_fault
+from .runtime.interception import installed
+from .runtime.logits import last_states, targets_of
+from .runtime.receipt import Receipt
 from .statistics import mean_interval
 
 

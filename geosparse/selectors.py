@@ -11,12 +11,12 @@ from typing import NamedTuple
 
 import torch
 
-from .architecture import Terms
 from .geometry import rank_of, selection_order
 from .ops.chunked import logit_of
 from .ops.index import PAGE, KeyIndex
 from .ops.selectors import CHOOSE, Sight, sink_count
 from .ops.types import check_selector
+from .runtime.architecture import Terms
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 import geosparse as gs
-from geosparse import breakeven
 from geosparse.cli import main
 from geosparse.commands import COMMANDS
+from geosparse.runtime import breakeven
 
 from .tiny import VOCABULARY, tiny_model, tiny_tokenizer
 

@@ -4,15 +4,15 @@ import pytest
 import torch
 
 import geosparse as gs
-from geosparse.bands import bands
-from geosparse.fits import fit
+from geosparse.assumptions.fits import fit
+from geosparse.assumptions.moments import window_moments
 from geosparse.generate import generate
-from geosparse.heads import head_facts
-from geosparse.moments import window_moments
 from geosparse.ops import PATHS, TAILS, reference_attention
 from geosparse.ops.cpu import library
-from geosparse.profile_page import write_profile_page
 from geosparse.regimes import REGIMES, classify, signatures
+from geosparse.reports.bands import bands
+from geosparse.reports.heads import head_facts
+from geosparse.reports.profile import write_profile_page
 from geosparse.scoring import score
 
 from .test_profile import CONFIG, LENGTH, TEXT, model_of, profile_of

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import geosparse as gs
-from geosparse.interception import ATTRIBUTE, NAME
 from geosparse.ops import TAILS
+from geosparse.runtime.interception import ATTRIBUTE, NAME
 
 from .tiny import EXTRA, WINDOW, tiny_model, tokens
 

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import geosparse as gs
-from geosparse.curves import complete
 from geosparse.ops import TAILS
 from geosparse.planner import DEFAULT_POLICY, POLICIES, predicted_damage
+from geosparse.planning.curves import complete
 
 from .synthetic import synthetic
 

@@ -7,15 +7,15 @@ import pytest
 import torch
 
 import geosparse as gs
-from geosparse import capture
-from geosparse.architecture import attention_layers
-from geosparse.capture import walk_layers
-from geosparse.fits import fit
-from geosparse.interception import intercepted
-from geosparse.moments import Moments, window_moments
+from geosparse.assumptions.fits import fit
+from geosparse.assumptions.moments import Moments, window_moments
 from geosparse.ops import TAILS, causal_mask, reference_attention
+from geosparse.passes import capture
+from geosparse.passes.capture import walk_layers
 from geosparse.profile import ARRAYS
 from geosparse.profiler import sample_positions, window_generator
+from geosparse.runtime.architecture import attention_layers
+from geosparse.runtime.interception import intercepted
 
 from .tiny import VOCABULARY, WINDOW, save_tiny, tiny_model, tiny_tokenizer
 

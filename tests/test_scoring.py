@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import geosparse as gs
-from geosparse.architecture import check_context, context_limit
+from geosparse.runtime.architecture import check_context, context_limit
 from geosparse.scoring import check_windows, excess, policy_label, score, sparse_nll, summary, token_nll
 
 from .tiny import tiny_model, tokens

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from geosparse.architecture import attention_layers
 from geosparse.ops import TAILS, Tail
 from geosparse.profile import Profile
 from geosparse.profiler import ProfileConfig, profile_model
 from geosparse.progress import track
+from geosparse.runtime.architecture import attention_layers
 
 from ..statistics import bootstrap, spearman
 from .findings import whole_numbers

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from geosparse.envelopes import (
+from geosparse.assumptions.envelopes import (
     LEVEL,
     METRICS,
     Envelope,
@@ -22,11 +22,11 @@ from geosparse.envelopes import (
     mean_envelope,
     simulated_envelope,
 )
-from geosparse.fits import Fits, fit, holds, met
+from geosparse.assumptions.fits import Fits, fit, holds, met
+from geosparse.assumptions.law import Law, sample_rows, simulate
+from geosparse.assumptions.moments import Moments, total, window_moments
+from geosparse.assumptions.sinks import find_sinks, own_position
 from geosparse.geometry import selection_order, separation
-from geosparse.law import Law, sample_rows, simulate
-from geosparse.moments import Moments, total, window_moments
-from geosparse.sinks import find_sinks, own_position
 
 from . import simulation, sink_similarity
 from .study import Text, each_window, main, parser, rounded, windows_of

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from geosparse.measures import metrics
 from geosparse.ops import Tail
+from geosparse.passes.measures import metrics
 from geosparse.plan import Plan
 from geosparse.profile import METRICS
 from geosparse.profiler import sample_positions, walk_layers, window_generator

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from geosparse.architecture import AttentionLayer, attention_layers, dense_attention, read_terms
 from geosparse.attention import split_mask
 from geosparse.errors import GeosparseError
-from geosparse.interception import Handler, intercepted
 from geosparse.ops import PATHS, Tail, Visibility, best_path
+from geosparse.runtime.architecture import AttentionLayer, attention_layers, dense_attention, read_terms
+from geosparse.runtime.interception import Handler, intercepted
 
 # Logits of one batch, elements.
 MOST_LOGITS = 1 << 28

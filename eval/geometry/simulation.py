@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from geosparse.envelopes import (
+from geosparse.assumptions.envelopes import (
     LEVEL,
     METRICS,
     Envelope,
@@ -15,8 +15,8 @@ from geosparse.envelopes import (
     mean_envelope,
     simulated_envelope,
 )
+from geosparse.assumptions.law import Law, sample_values, simulate
 from geosparse.geometry import selection_order, separation
-from geosparse.law import Law, sample_values, simulate
 
 LENGTH = 512
 BUDGETS = (4, 16, 64)

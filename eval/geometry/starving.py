@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from geosparse.architecture import attention_layers, dense_attention, read_terms
 from geosparse.identity import identify
-from geosparse.interception import intercepted
 from geosparse.ops import Visibility
 from geosparse.patch import sparsified
 from geosparse.plan import Plan
+from geosparse.runtime.architecture import attention_layers, dense_attention, read_terms
+from geosparse.runtime.interception import intercepted
 from geosparse.scoring import token_nll
 
 STARVED = 2

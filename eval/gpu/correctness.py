@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from geosparse import block
-from geosparse.architecture import Terms
 from geosparse.errors import GeosparseError
 from geosparse.ops import SELECTORS, Span, reference_attention
 from geosparse.ops.triton import block_prefill, triton_attention
+from geosparse.runtime import block
+from geosparse.runtime.architecture import Terms
 
 CASES = [(1, 128, 1000), (3, 64, 333), (4, 128, 2049), (8, 256, 700)]
 DTYPES = (torch.float32, torch.bfloat16)

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from geosparse.architecture import Terms
-from geosparse.block import block_attention
 from geosparse.ops import Span, triton_attention
+from geosparse.runtime.architecture import Terms
+from geosparse.runtime.block import block_attention
 
 from . import timing
 from .baselines import dense_prefill

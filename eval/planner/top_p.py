@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
-from geosparse.architecture import attention_layers, read_terms
 from geosparse.attention import split_mask
-from geosparse.interception import Handler, intercepted
 from geosparse.ops import Visibility, causal_mask
 from geosparse.ops.chunked import attention_scores, attention_weights
 from geosparse.ops.span import dense_mask
+from geosparse.runtime.architecture import attention_layers, read_terms
+from geosparse.runtime.interception import Handler, intercepted
 from geosparse.scoring import token_nll
 
 STEPS = 8

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from geosparse.artifact import write_atomic
-from geosparse.figures import SERIES, require_plots
+from geosparse.reports.figures import SERIES, require_plots
 
 from .chart import colours
 from .points import Loaded, Panel, density_panels, log_range, series_of, speed_panels

@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 
 from geosparse.artifact import write_atomic
-from geosparse.page import html_page
+from geosparse.reports.frame import html_page
 
 from ..results import Result
 from .chart import CSS, colours, legend, scatter, strips

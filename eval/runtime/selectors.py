@@ -20,14 +20,14 @@ from typing import Any
 import torch
 
 import geosparse as gs
-from geosparse.architecture import attention_layers
 from geosparse.artifact import write_json
 from geosparse.attention import SparseAttention
-from geosparse.interception import intercepted
 from geosparse.ops import SELECTORS
 from geosparse.patch import rules_of
 from geosparse.plan import PlanTail
-from geosparse.receipt import Receipt
+from geosparse.runtime.architecture import attention_layers
+from geosparse.runtime.interception import intercepted
+from geosparse.runtime.receipt import Receipt
 from geosparse.statistics import mean_interval
 
 from .prompt import about, dense_prefix, windows

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from geosparse.architecture import attention_layers, check_context, input_device
+from geosparse.runtime.architecture import attention_layers, check_context, input_device
 from geosparse.text import load_texts, text_sha256, token_windows
 
 from ..methods import Method, Prompt

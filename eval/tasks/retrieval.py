@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from geosparse.architecture import check_context, input_device
 from geosparse.errors import GeosparseError
+from geosparse.runtime.architecture import check_context, input_device
 
 from ..methods import Method
 from .base import Metric, Outcome, Setting, Task

@@ -35,7 +35,11 @@ ROOT = Path(__file__).parents[2]
 SUBJECTS: dict[str, dict[str, tuple[str, ...]]] = {
     "geometry": {"geosparse.geometry": ("tests/test_geometry.py",)},
     "planner": {
-        "geosparse.planner": ("tests/test_planner.py", "tests/test_byte_budget.py", "tests/test_growth.py"),
+        "geosparse.planner": (
+            "tests/test_planner.py",
+            "tests/planning/test_byte_budget.py",
+            "tests/planning/test_growth.py",
+        ),
     },
     "selection": {
         "geosparse.ops.select": ("tests/ops/test_select.py",),

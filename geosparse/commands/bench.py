@@ -22,7 +22,7 @@ def arguments(add: Add) -> None:
 def run(options: Options) -> None:
     """Time both in one run, behind a correctness gate."""
     from ..bench import bench
-    from ..inspection import describe_bench
+    from ..reports.terminal import describe_bench
     from ..text import load_texts, token_windows
 
     plan = load_plan(options.plan)

@@ -22,9 +22,9 @@ def run(options: Options) -> None:
 
     data, text = examine()
     if options.model:
-        from ..architecture import attention_layers
-        from ..breakeven import NEVER, calibrate
         from ..patch import shape_of
+        from ..runtime.architecture import attention_layers
+        from ..runtime.breakeven import NEVER, calibrate
 
         model, _ = load(options)
         shapes = {shape.key: shape for shape in (shape_of(model, layer) for layer in attention_layers(model))}

@@ -19,13 +19,13 @@ def arguments(add: Add) -> None:
 
 def run(options: Options) -> None:
     """Say what the file holds, and draw it where asked."""
-    from ..inspection import describe_plan, describe_profile, is_profile
+    from ..reports.terminal import describe_plan, describe_profile, is_profile
 
     if is_profile(options.artifact):
-        from ..bands import bands
-        from ..heads import assumptions
         from ..profile import Profile
-        from ..profile_page import write_profile_page
+        from ..reports.bands import bands
+        from ..reports.heads import assumptions
+        from ..reports.profile import write_profile_page
 
         profile = Profile.load(options.artifact)
         wanted = options.envelopes or options.html is not None
@@ -36,7 +36,7 @@ def run(options: Options) -> None:
         data, text = describe_profile(profile, found)
     else:
         from ..plan import Plan
-        from ..plan_page import write_plan_page
+        from ..reports.plan import write_plan_page
 
         plan = Plan.load(options.artifact)
         if options.html is not None:

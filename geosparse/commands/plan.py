@@ -51,9 +51,9 @@ def arguments(add: Add) -> None:
 
 def run(options: Options) -> None:
     """Make a plan and write it, or compare two."""
-    from ..inspection import describe_plan
     from ..planner import make_plan
     from ..profile import Profile
+    from ..reports.terminal import describe_plan
 
     if options.diff is not None:
         return _diff(options)
@@ -100,8 +100,8 @@ def _within_tolerance(options: Options, profile: Profile, chosen: dict[str, Any]
 
 
 def _diff(options: Options) -> None:
-    from ..comparison import compare_plans, describe_comparison
     from ..plan import Plan
+    from ..reports.comparison import compare_plans, describe_comparison
 
     for name, value in vars(options).items():
         if value is not None and name not in BESIDE_DIFF:

@@ -28,9 +28,9 @@ def arguments(add: Add) -> None:
 
 def run(options: Options) -> None:
     """Measure, or go on measuring, and write the profile."""
-    from ..inspection import describe_profile
-    from ..parts import process_rank
+    from ..passes.parts import process_rank
     from ..profiler import ProfileConfig, profile_to_file
+    from ..reports.terminal import describe_profile
     from ..text import load_texts
 
     if options.length is not None and options.lengths is not None:

@@ -21,7 +21,7 @@ def arguments(add: Add) -> None:
 
 def run(options: Options) -> None:
     """Score the same windows with and without the plan."""
-    from ..inspection import describe_score
+    from ..reports.terminal import describe_score
     from ..scoring import check_windows, score
     from ..text import load_texts, token_windows
 

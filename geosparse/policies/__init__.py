@@ -6,7 +6,7 @@ from typing import Protocol
 
 import torch
 
-from ..choices import Choices
+from ..planning.choices import Choices
 from .alone import alone
 from .entropy import entropy
 from .fisher import fisher

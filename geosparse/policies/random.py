@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from ..choices import Choices
+from ..planning.choices import Choices
 from .scale import caps, scale_to
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..choices import Choices
+from ..planning.choices import Choices
 from ..profile import Profile
 from .scale import caps, scale_to
 

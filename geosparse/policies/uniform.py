@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..choices import Choices
+from ..planning.choices import Choices
 
 
 def uniform(choices: Choices, total: int, seed: int) -> torch.Tensor:

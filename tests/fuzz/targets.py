@@ -12,14 +12,15 @@ from typing import Any, NamedTuple
 import torch
 
 import geosparse as gs
-from geosparse import breakeven, weights
-from geosparse.comparison import compare_plans, describe_comparison
-from geosparse.inspection import describe_plan, describe_profile, is_profile
-from geosparse.moments import Moments
+from geosparse import weights
+from geosparse.assumptions.moments import Moments
 from geosparse.ops import SELECTORS, TAILS
-from geosparse.parts import Parts, Window
+from geosparse.passes.parts import Parts, Window
 from geosparse.plan import Plan
 from geosparse.profile import Profile
+from geosparse.reports.comparison import compare_plans, describe_comparison
+from geosparse.reports.terminal import describe_plan, describe_profile, is_profile
+from geosparse.runtime import breakeven
 
 from ..synthetic import synthetic
 from ..tiny import VOCABULARY, tiny_model, tiny_tokenizer

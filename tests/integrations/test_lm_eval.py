@@ -23,9 +23,9 @@ import lm_eval.tasks
 from geosparse.artifact import dump_json
 from geosparse.errors import GeosparseError
 from geosparse.integrations.lm_eval import compare, lm_class, parse_arguments, register, run, table
-from geosparse.interception import installed
 from geosparse.patch import sparsified
 from geosparse.plan import Plan
+from geosparse.runtime.interception import installed
 from tests.tiny import tiny_model
 
 WORDS = ("the cat sat on the mat and looked at the dog", "one two three four five six seven eight nine ten")

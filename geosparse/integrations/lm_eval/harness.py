@@ -19,7 +19,7 @@ import torch
 
 from ...errors import GeosparseError
 from ...identity import identify
-from ...parts import process_rank
+from ...passes.parts import process_rank
 from ...patch import sparsified
 from ...plan import Plan
 from ...scoring import policy_label

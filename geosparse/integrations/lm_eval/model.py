@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from ...models import load_model
-from ...parts import LONGEST_WAIT, process_rank
+from ...passes.parts import LONGEST_WAIT, process_rank
 from ...patch import sparsify_
 from ...plan import Plan
-from ...receipt import Receipt
+from ...runtime.receipt import Receipt
 from .arguments import require_lm_eval
 from .console import logging_at
 

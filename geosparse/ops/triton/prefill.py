@@ -1,4 +1,4 @@
-"""Several queries at once in blocks (see `geosparse.block`): bounds and choices per KV group, then one kernel."""
+"""Several queries at once in blocks (see `runtime.block`): bounds and choices per KV group, then one kernel."""
 
 from __future__ import annotations
 

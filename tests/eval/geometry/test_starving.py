@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from eval.geometry.starving import MODES, damage, silenced, some_of
-from geosparse.architecture import attention_layers
+from geosparse.runtime.architecture import attention_layers
 from geosparse.scoring import token_nll
 from tests.tiny import tiny_model, tokens
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from geosparse import block
-from geosparse.architecture import Terms
 from geosparse.ops import Span
 from geosparse.ops.triton import block_prefill
+from geosparse.runtime import block
+from geosparse.runtime.architecture import Terms
 
 from .material import DEVICE, needs_kernels
 

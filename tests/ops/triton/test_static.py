@@ -9,11 +9,11 @@ from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
-from geosparse import compiled  # whose operator is called "attend" too
 from geosparse.ops import SELECTORS, triton
 from geosparse.ops.triton import buffers, stages
 from geosparse.ops.triton.buffers import LayerBuffers, Rows
 from geosparse.ops.triton.decode import decode, passes_of
+from geosparse.runtime import compiled  # whose operator is called "attend" too
 
 from .material import DEVICE, needs_kernels, tensors
 

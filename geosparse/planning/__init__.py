@@ -1,0 +1,1 @@
+"""What the planner spends and on what: curves of error over N, bytes, growth with the context."""

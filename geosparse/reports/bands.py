@@ -1,0 +1,93 @@
+"""What the fitted assumptions let expect of each head's precision, recall and F, beside what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+
+from ..assumptions.envelopes import LEVEL, METRICS, Envelope, simulated_envelope
+from ..assumptions.fits import Fits
+from ..assumptions.law import DRAWS, Law, sample_rows, simulate
+from ..profile import Profile
+from ..progress import track
+from ..threads import mapped
+
+# Room for rounding where a measured value lies on a bound.
+ROUNDING = 1e-6
+LONGEST = 1 << 17
+"""Envelopes are simulated for heads that see at most as many tokens: one head takes DRAWS rows of values of them."""
+
+
+class Bands(NamedTuple):
+    """Envelopes of the last query of a window by Theorem 4 of GEOMETRY.md, its row drawn from A3.
+
+    Attributes:
+        envelope: Bounds `[layers, Hq, G, 3]` in the order of `METRICS`; NaN where N leaves nothing out, a fit fails,
+            or a head sees more than LONGEST tokens.
+        measured: `[windows, layers, Hq, G, 3]` the same query in each of the longest windows.
+        level: Of each metric at each N.
+    """
+
+    envelope: Envelope
+    measured: torch.Tensor
+    level: float
+
+    def coverage(self) -> torch.Tensor:
+        """Share of the measured values within the bounds, `[layers, Hq]`, N = 1 left out; NaN where there are none."""
+        known = torch.isfinite(self.measured) & torch.isfinite(self.envelope.lower)
+        known[..., 0, :] &= self.measured.shape[-2] == 1
+        above = self.measured >= self.envelope.lower - ROUNDING
+        inside = above & (self.measured <= self.envelope.upper + ROUNDING) & known
+        share: torch.Tensor = inside.sum((0, -2, -1)) / known.sum((0, -2, -1))
+        return share
+
+
+def bands(profile: Profile, level: float = LEVEL, *, seed: int = 0, show_progress: bool = False) -> Bands:
+    """The bands of every head of a profile; sinks are put at the start of the window, as many as are there on average.
+
+    Raises:
+        GeosparseError: The profile has no fits, or the level needs more than `law.DRAWS` simulated windows.
+    """
+    fits = profile.fits()
+    layers, heads = fits.norm.level.shape
+    places = [(layer, head) for layer in range(layers) for head in range(heads)]
+
+    def one(place: tuple[int, int]) -> Envelope:
+        generator = torch.Generator().manual_seed(seed * len(places) + place[0] * heads + place[1])
+        return _band(fits, place, profile.limits[place[0]], profile.budgets, level, generator)
+
+    def jobs() -> Iterator[tuple[int, int]]:
+        yield from track(places, "envelopes", show_progress)
+
+    found = list(mapped(one, jobs()))
+    shape = (layers, heads, len(profile.budgets), len(METRICS))
+    lower, upper = (torch.stack(sides).view(shape) for sides in zip(*found, strict=True))
+    measured = torch.stack([profile.geometry(name, place="final") for name in METRICS], -1)
+    return Bands(Envelope(lower, upper), measured, level)
+
+
+def _band(
+    fits: Fits, place: tuple[int, int], visible: int, budgets: tuple[int, ...], level: float, generator: torch.Generator
+) -> Envelope:
+    """Bounds `[G, 3]` of one head whose last query sees `visible` tokens."""
+    bounds = torch.full((2, len(budgets), len(METRICS)), torch.nan)
+    law = _law(fits, place)
+    few = [n for n in budgets if n < visible]
+    if law is not None and few and visible <= LONGEST:
+        sinks = torch.arange(visible) < round(float(fits.norm.sinks[place]))
+        rows = sample_rows(fits.profile, place, sinks, DRAWS, generator)
+        seen = torch.ones(1, visible, dtype=torch.bool)
+        outcomes = simulate(law, rows[:, None], seen, sinks, few, generator)[:, 0]
+        bounds[:, : len(few)] = torch.stack(simulated_envelope(outcomes, level))
+    return Envelope(*bounds)
+
+
+def _law(fits: Fits, place: tuple[int, ...]) -> Law | None:
+    """The law of a head, or None where a fit has no finite parameters: all values equal, or all tokens sinks."""
+    shape = fits.profile
+    numbers: list[Any] = [*fits.norm[:2], *fits.similarity[:3], fits.similarity.dimension]
+    numbers += [shape.intercept, shape.slope, shape.spread, shape.sink_mass, shape.sink_spread]
+    sound = all(bool(torch.isfinite(number[place]).all()) for number in numbers)
+    return Law.of(fits, place) if sound and float(fits.norm.level[place]) > 0 else None

@@ -1,0 +1,312 @@
+"""What a model is made of, found by running it once on a few tokens rather than by knowing its class.
+
+One tiny forward pass records every call that arrives at the attention interface, and which linear module takes the
+result: that is each layer's output projection. A model that never calls is refused by name.
+"""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+
+from ..errors import GeosparseError
+from ..ops import Span, Visibility
+from ..ops.span import chunk_of
+from .dense import chunked_dense, decode_dense
+from .interception import Handler, intercepted
+
+PROBE_TOKENS = 8
+
+# Arguments that would change the result and that geosparse does not implement.
+REFUSED = {
+    "position_bias": "a learned position bias",
+    "head_mask": "a head mask",
+    "cache": "a paged cache",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionLayer:
+    """One attention layer of a model."""
+
+    name: str
+    module: torch.nn.Module
+    projection: torch.nn.Module
+    heads: int
+    kv_heads: int
+    key_dim: int
+    value_dim: int
+    window: int | None
+
+    def output_matrix(self) -> torch.Tensor:
+        """The output projection `[hidden, Hq * Dv]` in fp32, whatever class it is: its action on the unit vectors."""
+        weight = next(self.projection.parameters())
+        width = self.heads * self.value_dim
+        unit = torch.eye(width, dtype=weight.dtype, device=device_of(weight))
+        with torch.no_grad():
+            bias = self.projection(torch.zeros_like(unit[:1]))
+            matrix: torch.Tensor = (self.projection(unit) - bias).float().T
+        return matrix
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What one attention call says about its logits, as `reference_attention` takes it."""
+
+    scaling: float
+    softcap: float | None
+    sink: torch.Tensor | None
+
+
+def read_terms(module: torch.nn.Module, query: torch.Tensor, kwargs: dict[str, Any]) -> Terms:
+    """The terms of an attention call; raises GeosparseError where it asks for what would have to be ignored."""
+    for name, meaning in REFUSED.items():
+        if kwargs.get(name) is not None:
+            raise GeosparseError(f"{type(module).__name__} is not supported: it uses {meaning} ({name}).")
+    causal = kwargs.get("is_causal")
+    if not (getattr(module, "is_causal", True) if causal is None else causal):
+        raise GeosparseError(f"{type(module).__name__} is not supported: its attention is not causal.")
+    if kwargs.get("dropout"):
+        raise GeosparseError("Attention dropout is not supported with sparse attention: call model.eval() first.")
+    scaling = kwargs.get("scaling")
+    return Terms(query.shape[-1] ** -0.5 if scaling is None else scaling, kwargs.get("softcap"), kwargs.get("s_aux"))
+
+
+# Rows of a dense attention whose mask has to be stored: its memory is this times the keys.
+DENSE_ROWS = 1024
+
+
+def dense_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Visibility | None, terms: Terms
+) -> torch.Tensor:
+    """Dense attention `[B, Hq, T, Dv]`: SDPA, or the definition where a soft cap or learned sink rules SDPA out; single
+    queries by our own kernel where it takes them."""
+    queries, keys = query.shape[2], key.shape[2]
+    single = decode_dense(query, key, value, mask, **vars(terms))
+    if single is not None:
+        return single
+    if mask is None and (queries == 1 or queries == keys) and terms.softcap is None and terms.sink is None:
+        return _sdpa(query, key, value, None, terms, causal=queries > 1)
+    if isinstance(mask, torch.Tensor):  # transformers 4 makes some of them longer than the keys
+        return _dense_rows(query, key, value, mask[..., :keys], terms)
+    parts = []
+    for start in range(0, queries, DENSE_ROWS):
+        stop = min(start + DENSE_ROWS, queries)
+        seen, first, end = chunk_of(mask or Span(), start, stop, queries, keys, query.device)
+        rows = query[:, :, start:stop]
+        parts.append(_dense_rows(rows, key[:, :, first:end], value[:, :, first:end], seen, terms))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+
+def _dense_rows(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, terms: Terms
+) -> torch.Tensor:
+    if terms.softcap is None and terms.sink is None:
+        return _sdpa(query, key, value, mask, terms)
+    return chunked_dense(query, key, value, mask, **vars(terms))
+
+
+def device_of(weight: torch.Tensor) -> torch.device:
+    """Where a module's input goes; the CPU for a weight that a `device_map` keeps elsewhere until it is used."""
+    return torch.device("cpu") if weight.is_meta else weight.device
+
+
+def input_device(model: Any) -> torch.device:
+    """Where the token ids of `model` go."""
+    return device_of(model.get_input_embeddings().weight)
+
+
+def _flash(query: torch.Tensor) -> Any:
+    """flash-attn's function where it is installed and takes this query (half precision, CUDA, no gradient); or None."""
+    if not query.is_cuda or query.dtype not in (torch.float16, torch.bfloat16) or torch.is_grad_enabled():
+        return None
+    return _flash_function() if query.shape[-1] <= 256 else None
+
+
+@cache
+def _flash_function() -> Any:
+    try:
+        from flash_attn import flash_attn_func
+    except ImportError:
+        return None
+    return flash_attn_func
+
+
+def _sdpa(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    terms: Terms,
+    causal: bool = False,
+) -> torch.Tensor:
+    if mask is None:
+        flash = _flash(query)
+        if flash is not None:
+            rows = (tensor.transpose(1, 2) for tensor in (query, key, value))
+            output: torch.Tensor = flash(*rows, softmax_scale=terms.scaling, causal=causal)
+            return output.transpose(1, 2)
+    grouped = query.shape[1] != key.shape[1]
+    return torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=causal, scale=terms.scaling, enable_gqa=grouped
+    )
+
+
+class _Probe:
+    """Records each attention call, then the first module that consumes a tensor of the output's width."""
+
+    def __init__(self) -> None:
+        self.calls: list[dict[str, Any]] = []
+        self.waiting: dict[str, Any] | None = None
+
+    def __call__(
+        self,
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: Visibility | None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        terms = read_terms(module, query, kwargs)
+        if query.shape[2] != PROBE_TOKENS or key.shape[2] != PROBE_TOKENS:
+            raise GeosparseError(f"{type(module).__name__} is not supported: it is not plain self-attention.")
+        if isinstance(attention_mask, torch.Tensor) and _looks_ahead(attention_mask):
+            raise GeosparseError(f"{type(module).__name__} is not supported: its attention is not causal.")
+        self.waiting = {
+            "module": module,
+            "heads": query.shape[1],
+            "kv_heads": key.shape[1],
+            "key_dim": query.shape[-1],
+            "value_dim": value.shape[-1],
+            "window": kwargs.get("sliding_window"),
+        }
+        self.calls.append(self.waiting)
+        return dense_attention(query, key, value, attention_mask, terms)
+
+    def before_module(self, module: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
+        if self.waiting is None or not inputs or not isinstance(inputs[0], torch.Tensor):
+            return
+        is_leaf = next(module.children(), None) is None and next(module.parameters(recurse=False), None) is not None
+        if is_leaf and inputs[0].shape[-1] == self.waiting["heads"] * self.waiting["value_dim"]:
+            self.waiting["projection"] = module
+            self.waiting = None
+
+
+def _looks_ahead(mask: torch.Tensor) -> bool:
+    """Whether a mask of the probe's tokens, bool or additive, shows a query what comes after it."""
+    seen = mask[..., :PROBE_TOKENS]
+    seen = seen if seen.dtype == torch.bool else seen > torch.finfo(seen.dtype).min / 2
+    return bool(seen.triu(1).any())
+
+
+def drops_soft_cap(config: Any) -> bool:
+    """Whether SDPA is not what a model of this config means: in transformers 4 it leaves out the soft cap of logits."""
+    from transformers import __version__
+
+    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
+    return capped and int(__version__.split(".")[0]) < 5
+
+
+_discovered: weakref.WeakKeyDictionary[Any, tuple[AttentionLayer, ...]] = weakref.WeakKeyDictionary()
+
+
+def attention_layers(model: Any) -> tuple[AttentionLayer, ...]:
+    """The attention layers of a causal language model in the order in which they run; found once, then remembered.
+
+    Raises:
+        GeosparseError: The model is an encoder-decoder, bypasses the attention interface, or has heads that differ
+            from layer to layer.
+    """
+    if model not in _discovered:
+        _discovered[model] = _discover(model)
+    return _discovered[model]
+
+
+def _discover(model: Any) -> tuple[AttentionLayer, ...]:
+    from transformers import PreTrainedModel
+
+    kind = type(model).__name__
+    if not isinstance(model, PreTrainedModel):
+        raise GeosparseError(f"Expected a transformers causal language model, found {kind}.")
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise GeosparseError(f"{kind} is an encoder-decoder; geosparse supports decoder-only causal language models.")
+    if model.get_output_embeddings() is None:
+        raise GeosparseError(f"{kind} has no language-model head; load it with AutoModelForCausalLM.")
+    if model.config.get_text_config()._attn_implementation == "sdpa" and drops_soft_cap(model.config):
+        raise GeosparseError(
+            f"This {kind} does not compute what its configuration says: with sdpa attention this release of "
+            'transformers leaves out the soft cap of its logits; load it with attn_implementation="eager", or use '
+            "transformers 5."
+        )
+    probe = _Probe()
+    modules = dict.fromkeys(model.modules())
+    handlers: dict[torch.nn.Module, Handler] = dict.fromkeys(modules, probe)
+    hooks = [module.register_forward_pre_hook(probe.before_module) for module in modules]
+    device = input_device(model)
+    training = model.training
+    try:
+        with intercepted(model, handlers), torch.no_grad():
+            model.eval()
+            model(torch.arange(PROBE_TOKENS, device=device)[None] % model.get_input_embeddings().weight.shape[0])
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    return _checked(model, probe.calls)
+
+
+def _checked(model: Any, calls: list[dict[str, Any]]) -> tuple[AttentionLayer, ...]:
+    kind = type(model).__name__
+    expected = getattr(model.config.get_text_config(), "num_hidden_layers", len(calls))
+    if not calls:
+        raise GeosparseError(
+            f"{kind} is not supported: its attention bypasses transformers' AttentionInterface, "
+            "so nothing can be made sparse."
+        )
+    names = {module: name for name, module in model.named_modules()}
+    if len({call["module"] for call in calls}) != len(calls) or len(calls) > expected:
+        raise GeosparseError(f"{kind} is not supported: one layer attends more than once.")
+    for call in calls:
+        if "projection" not in call:
+            raise GeosparseError(f"{kind} is not supported: no output projection follows {names[call['module']]}.")
+    for what in ("heads", "kv_heads"):
+        if len({call[what] for call in calls}) > 1:
+            raise GeosparseError(f"{kind} is not supported: the number of {what} differs from layer to layer.")
+    return tuple(AttentionLayer(name=names[call["module"]], **call) for call in calls)
+
+
+def context_limit(model: Any) -> int | None:
+    """Most tokens of context that the configuration of `model` allows; None where it does not say."""
+    config = model.config.get_text_config()
+    longest = getattr(config, "max_position_embeddings", None)
+    if not isinstance(longest, int) or longest < 1:
+        return None
+    rope = getattr(config, "rope_parameters", None) or {}
+    # A factor put into a configuration by hand stretches the context without a change to max_position_embeddings.
+    stretched = [
+        int(part["factor"] * part["original_max_position_embeddings"])
+        for part in (rope, *rope.values())
+        if isinstance(part, dict) and part.get("factor") and part.get("original_max_position_embeddings")
+    ]
+    return max([longest, *stretched])
+
+
+def check_context(model: Any, tokens: int, remedy: str) -> None:
+    """Raise GeosparseError where `tokens` are more than `model` was made for: what it computes there means nothing.
+
+    Args:
+        model: A causal language model.
+        tokens: Length of the context that is asked for.
+        remedy: What to do instead, e.g. "give a smaller --length".
+    """
+    limit = context_limit(model)
+    if limit is not None and tokens > limit:
+        raise GeosparseError(
+            f"A context of {tokens} tokens is longer than the {limit} that this {type(model).__name__} allows "
+            f"(max_position_embeddings): {remedy}."
+        )

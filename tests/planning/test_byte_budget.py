@@ -1,0 +1,113 @@
+"""Plans by bytes: what they read stays within the budget, and a cheap selector is chosen where it is as good."""
+
+import pytest
+import torch
+
+import geosparse as gs
+from geosparse.ops import SELECTORS
+from geosparse.planning.traffic import Rows, dense_bytes, layer_bytes, plan_bytes, shared_rows, split_bytes
+
+from ..synthetic import synthetic
+
+ALL = ("topn", "lowbit", "paged", "paged+lowbit", "sink_recent")
+
+
+def profile(**changes):
+    return synthetic(**({"kv_heads": 2, "selectors": ("topn", "lowbit", "sink_recent")} | changes))
+
+
+def test_layer_bytes_by_hand():
+    rows = Rows(key_dim=64, value_dim=32, itemsize=2)
+    n_keep = torch.tensor([4, 4, 4])
+    share = shared_rows(3)
+    assert share * 3 == pytest.approx(1.75)
+    assert layer_bytes(n_keep, "topn", 1, 100, rows) == pytest.approx(100 * 128 + 3 * share * 4 * 64)
+    assert layer_bytes(n_keep, "lowbit", 1, 100, rows) == pytest.approx(100 * (32 + 16) + 3 * share * 4 * 192)
+    assert layer_bytes(n_keep, "paged", 1, 100, rows) == pytest.approx(100 * 16 + 3 * share * 4 * 192)
+    assert layer_bytes(n_keep, "sink_recent", 1, 100, rows) == pytest.approx(3 * share * 4 * 192)
+    # One head keeps most: the union is no smaller than its own rows.
+    assert layer_bytes(torch.tensor([90, 1, 1]), "sink_recent", 1, 100, rows) == 90 * 192
+    assert layer_bytes(torch.tensor([500]), "sink_recent", 1, 100, rows) == 100 * 192
+
+
+@pytest.mark.parametrize("share_kv", [False, True])
+@pytest.mark.parametrize("policy", ["fisher", "output_error"])
+def test_bytes_are_within_the_budget_and_more_cost_less(policy, share_kv):
+    source = profile(layers=3, heads=6, length=512, budgets=(1, 2, 4, 8, 16, 32, 64, 128))
+    dense = dense_bytes(2, [512] * 3, Rows(8, 8))
+    damages = []
+    for fraction in (0.4, 0.6, 0.8):
+        plan = gs.make_plan(source, bytes_read=fraction * dense, policy=policy, share_kv=share_kv)
+        read = plan_bytes(plan, [512] * 3)
+        assert read == pytest.approx(plan.predicted["bytes"])
+        assert 0.85 * fraction * dense < read <= fraction * dense
+        damages.append(plan.predicted["damage"])
+    if policy == "fisher":
+        assert damages == sorted(damages, reverse=True)
+
+
+def test_a_selector_that_is_as_good_and_reads_less_is_chosen():
+    source = profile(length=512)
+    for name in ("fisher", "output_error"):
+        source.arrays[name][:, 1] = source.arrays[name][:, 0]
+        source.arrays[name][:, 2] = source.arrays[name][:, 0] + 1e6
+    plan = gs.make_plan(source, bytes_read=0.3 * dense_bytes(2, [512] * 2, Rows(8, 8)))
+    assert plan.selector == "lowbit"
+    assert plan.head_selectors is None
+    for name in ("fisher", "output_error"):
+        source.arrays[name][:, 2] = 0
+    assert gs.make_plan(source, bytes_read=20_000).selector == "sink_recent"
+
+
+def test_too_few_bytes_are_refused():
+    with pytest.raises(gs.GeosparseError, match="No plan reads 10 bytes or less: the cheapest reads"):
+        gs.make_plan(profile(), bytes_read=10)
+    with pytest.raises(gs.GeosparseError, match="goes with the policies fisher, alone, output_error only, found"):
+        gs.make_plan(profile(), bytes_read=10_000, policy="mass")
+
+
+def test_indexed_selectors_do_not_serve_in_windows():
+    source = profile(limits=(16, 64))
+    for plan in (gs.make_plan(source, 6, selector="lowbit"), gs.make_plan(source, 6, selector="auto")):
+        assert not (plan.selector_places[0] == SELECTORS.index("lowbit")).any()
+    assert gs.make_plan(source, 6, selector="lowbit").selector_places[0].unique().tolist() == [0]
+
+
+def test_sink_recent_renormalizes():
+    plan = gs.make_plan(profile(), 6, selector="sink_recent")
+    assert plan.selector == "sink_recent"
+    assert set(plan.tails_of(0)) == {"renormalize"}
+    with pytest.raises(gs.GeosparseError, match="the tail 'renormalize' only, found 'centroid'"):
+        gs.make_plan(profile(), 6, selector="sink_recent", tail="centroid")
+
+
+def test_selectors_that_were_not_measured_are_refused():
+    with pytest.raises(gs.GeosparseError, match="has not measured the selector 'paged', only topn, lowbit, sink"):
+        gs.make_plan(profile(), 6, selector="paged")
+    with pytest.raises(gs.GeosparseError, match="did you mean 'lowbit'"):
+        gs.make_plan(profile(), 6, selector="lowbits")
+
+
+@pytest.mark.parametrize("policy", ["fisher", "output_error", "mass", "uniform"])
+@pytest.mark.parametrize("lengths", [(64, 64), (16, 32, 64)])
+def test_shared_budgets_are_equal_within_a_group(policy, lengths):
+    source = profile(heads=6, lengths=lengths)
+    plan = gs.make_plan(source, 7.3, policy, share_kv=True, selector="auto", length=64)
+    assert plan.share_kv
+    assert 7.3 * 12 - 3 < plan.n_keep.sum() <= 7.3 * 12
+    grown = plan.at(200).view(2, 2, 3)
+    assert torch.equal(grown.amin(-1), grown.amax(-1))
+
+
+def test_sharing_with_other_policies_is_refused():
+    with pytest.raises(gs.GeosparseError, match="share_kv goes with the policies fisher"):
+        gs.make_plan(profile(), 6, "permuted", share_kv=True)
+
+
+@pytest.mark.parametrize("policy", ["fisher", "permuted", "random", "entropy"])
+def test_plans_with_every_selector_load_again(policy, tmp_path):
+    source = profile(selectors=ALL, length=256)
+    plan = gs.make_plan(source, 9, policy, selector="auto")
+    again = gs.Plan.load(plan.save(tmp_path / "plan.json"))
+    assert torch.equal(again.selector_places, plan.selector_places)
+    assert split_bytes(plan.n_keep, plan.selector_places, 2, [256, 256], Rows(8, 8)) > 0
