@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 import geosparse as gs
 from geosparse.ops import TAILS
 from geosparse.planner import DEFAULT_POLICY, POLICIES, predicted_damage
+from geosparse.planning.choices import SINK, SPREAD, Choices
 from geosparse.planning.curves import complete
+from geosparse.regimes import SIGNATURES
 
 from .synthetic import synthetic
 
@@ -126,6 +128,7 @@ def test_budgets_that_do_not_fit(budget, sentence):
 
 def test_the_default_tail_is_the_best_of_each_head():
     profile = synthetic(seed=3)
+    profile.arrays["signatures"].zero_()
     plan = gs.make_plan(profile, 6)
     assert plan.tail == "best"
     for layer, head in torch.cartesian_prod(torch.arange(2), torch.arange(4)).tolist():
@@ -133,6 +136,29 @@ def test_the_default_tail_is_the_best_of_each_head():
         costs = [complete(profile.fisher(tail), profile)[layer, head, place] for tail in TAILS]
         assert plan.tails_of(layer)[head] == TAILS[costs.index(min(costs))]
     assert plan.predicted["damage"] <= min(gs.make_plan(profile, 6, tail=tail).predicted["damage"] for tail in TAILS)
+
+
+def test_heads_of_sinks_that_keep_few_tokens_have_no_centroid():
+    profile = synthetic(layers=2, heads=4, seed=3)
+    drop, safe, centroid = (list(TAILS).index(tail) for tail in ("drop", "renormalize", "centroid"))
+    profile.arrays["fisher"][:, :, drop] = 10.0
+    profile.arrays["fisher"][:, :, centroid] = 0.5 * profile.arrays["fisher"][:, :, safe]
+    mass = profile.arrays["signatures"][..., SIGNATURES.index("sink_mass")]
+    mass[:], mass[:, 0, 0], mass[:, 1, 2] = SINK - 0.1, SINK + 0.1, SINK + 0.2
+    choices = Choices.of(profile, "best", "topn")
+    budgets = torch.full((2, 4), SPREAD - 1)
+    expected = torch.full((2, 4), centroid)
+    expected[0, 0] = expected[1, 2] = safe
+    assert torch.equal(choices.at(budgets, "fisher").tails, expected)
+    assert (choices.at(budgets + 1, "fisher").tails == centroid).all()
+    # Tokens are spent by the same curves.
+    curve, halves = choices.curve("fisher", "topn"), complete(profile.fisher("centroid"), profile)
+    whole = complete(profile.fisher("renormalize"), profile)
+    assert torch.equal(curve[0, 0, : SPREAD - 1], whole[0, 0, : SPREAD - 1])
+    assert torch.equal(curve[0, 0, SPREAD - 1 :], halves[0, 0, SPREAD - 1 :])
+    assert torch.equal(curve[0, 1], halves[0, 1])
+    # What was asked for is done.
+    assert (gs.make_plan(profile, 6, tail="centroid").tails_of(0)) in ("centroid", ("centroid",) * 4)
 
 
 def test_the_permuted_control_deals_whole_heads():

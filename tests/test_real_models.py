@@ -75,6 +75,21 @@ def test_the_default_plan_beats_uniform_on_text_that_was_not_calibrated_on():
     assert excess(gs.make_plan(profile, 32, "permuted", "renormalize")) > uniform
 
 
+def test_a_text_that_opens_with_equal_tokens_is_no_catastrophe():
+    """Each of them is an attention sink; a head that keeps fewer tokens than that misses most of its mass."""
+    model, tokenizer = load("smollm2-135m")
+    profile = gs.profile_model(
+        model, tokenizer, gs.load_texts("pydoc:calibration"), gs.ProfileConfig(length=512, windows=2, queries=32)
+    )
+    plain = windows("smollm2-135m", 512, 2)
+    for repeats in (3, 8):
+        test = torch.cat([plain[:, :1].expand(-1, repeats - 1), plain], 1)[:, :512]
+        for mean_keep in (16, 32):
+            found = gs.score(model, gs.make_plan(profile, mean_keep), test)["sparse"]["excess_nll"]
+            uniform = gs.score(model, gs.Plan.uniform(model, mean_keep), test)["sparse"]["excess_nll"]
+            assert found <= uniform / 2, (repeats, mean_keep, found, uniform)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_metrics_of_real_heads_equal_brute_force(name):
     model, _ = load(name)

@@ -14,9 +14,14 @@ from ..ops.selectors import SHARING
 from ..ops.types import INDEXED
 from ..plan import BEST, PlanTail
 from ..profile import Profile
+from ..regimes import SIGNATURES, typical
 from .curves import complete, spend
 
 AUTO = "auto"
+# Heads that give more than SINK of their mass to attention sinks have no centroid below SPREAD tokens. It puts the mean
+# value in the place of all that is missing, and the compressed value of a sink is far from any mean: where a text opens
+# with several equal tokens, each of them a sink, such a head would miss its mass and the model its output.
+SINK, SPREAD = 0.5, 8
 MEASURES: Mapping[str, Callable[[Profile, str, str], torch.Tensor]] = {
     "fisher": Profile.price,
     "alone": Profile.fisher,
@@ -91,10 +96,23 @@ class Choices:
             return ("renormalize",)
         return TAILS if self.tail == BEST else (self.tail,)
 
+    def _risky(self, tail: str) -> bool:
+        """Whether `tail` is not for heads of sinks that keep few tokens; what was asked for is done."""
+        return tail == "centroid" and self.tail == BEST
+
+    @property
+    def sunk(self) -> torch.Tensor:
+        """`[layers, Hq]` bool: heads that give more than SINK of their mass to attention sinks."""
+        return typical(self.profile.arrays["signatures"])[..., SIGNATURES.index("sink_mass")] > SINK
+
     def curve(self, measure: str, selector: Selector) -> torch.Tensor:
         """The error of one selector with its best tail, `[layers, Hq, length]`; infinite where it may not serve."""
-        tails = [self.measured(measure, selector, tail) for tail in self.tails(selector)]
-        curve = complete(torch.stack(tails).amin(0), self.profile)
+        tails = {tail: self.measured(measure, selector, tail) for tail in self.tails(selector)}
+        curve = complete(torch.stack(list(tails.values())).amin(0), self.profile)
+        safe = [rows for tail, rows in tails.items() if not self._risky(tail)]
+        if len(safe) < len(tails):
+            few = complete(torch.stack(safe).amin(0), self.profile)[..., : SPREAD - 1]
+            curve[..., : SPREAD - 1] = torch.where(self.sunk.unsqueeze(-1), few, curve[..., : SPREAD - 1])
         return curve.masked_fill(~self.allowed[selector][:, None, None], torch.inf)
 
     def curves(self, measure: str) -> torch.Tensor:
@@ -135,6 +153,9 @@ class Choices:
                 complete(self.measured(measure, selector, tail), self.profile).gather(-1, places).squeeze(-1)
                 for tail in self.tails(selector)
             ]
+            for place, tail in enumerate(self.tails(selector)):
+                if self._risky(tail):
+                    rows[place] = rows[place].masked_fill(self.sunk & (n_keep < SPREAD), torch.inf)
             cost, best = torch.stack(rows).min(0)
             order = torch.tensor([list[str](TAILS).index(tail) for tail in self.tails(selector)])
             words.append(SELECTORS.index(selector))
