@@ -9,7 +9,7 @@ import torch
 
 from .artifact import MAX_COUNT
 from .errors import GeosparseError, did_you_mean
-from .ops import SELECTORS, TAILS
+from .ops import SELECTORS
 from .plan import BEST, Plan, PlanTail, check_tail
 from .planning.byte_budget import Market, Split, spend_bytes
 from .planning.choices import AUTO, Choices, Chosen
@@ -98,13 +98,12 @@ def make_plan(
     task = _Task(profile, choices, policy, seed, length)
     found = _by_bytes(task, request.amount) if request.kind == "bytes" else _by_tokens(task, request.amount)
     chosen = _choose(task, found)
-    one_tail = tail != BEST and bool((chosen.tails == list[str](TAILS).index(tail)).all())
     words = chosen.selectors.flatten()
     most_used = SELECTORS[int(words.mode().values)]
     return Plan(
         n_keep=found.budgets,
-        tail=tail if one_tail else BEST,
-        head_tails=None if one_tail else chosen.tails,
+        tail=tail,
+        head_tails=chosen.tails if tail == BEST else None,
         reference_length=length,
         policy=policy,
         budget=request.asked,

@@ -73,6 +73,13 @@ def test_damage_beyond_the_length_is_none():
     assert predicted_damage(profile, torch.full((2, 4), 10**6), "drop") == 0
 
 
+def test_damage_is_half_the_price_summed_over_heads():
+    profile, budgets = synthetic(), torch.tensor([[1, 2, 4, 8], [16, 32, 8, 1]])
+    places = budgets.double().log2().long()
+    price = profile.price("centroid").gather(-1, places.unsqueeze(-1))
+    assert predicted_damage(profile, budgets, "centroid") == pytest.approx(0.5 * float(price.sum()))
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -118,6 +125,10 @@ def test_density_is_a_fraction_of_the_length():
         ({"density": 1.5}, "above 0, up to 1, found 1.5."),
         ({"density": float("nan")}, "above 0, up to 1, found nan."),
         ({"density": 0.01}, "give 0.015625 or more."),
+        ({"bytes_read": 0.0}, "above 0, found 0."),
+        ({"bytes_read": -1.0}, "above 0, found -1."),
+        ({"bytes_read": float("nan")}, "above 0, found nan."),
+        ({"bytes_read": float("inf")}, "above 0, found inf."),
     ],
 )
 def test_budgets_that_do_not_fit(budget, sentence):

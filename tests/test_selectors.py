@@ -80,3 +80,10 @@ def test_an_index_with_pages_beyond_the_keys():
     rows = Scored(query, key[:, :keys], scores, seen, index=index_of(key[None], (0,)))
     (selected,) = selections("lowbit", rows, (5,))
     assert torch.equal(selected.keep.sum(-1), torch.full((2, 2), 5))
+
+
+def test_logits_are_neither_scaled_nor_capped_unless_asked_and_nothing_is_changed_later():
+    rows = scored(torch.arange(LENGTH) <= torch.tensor([[LENGTH - 1]]))
+    assert (rows.terms.scaling, rows.terms.softcap, rows.terms.sink) == (1.0, None, None)
+    with pytest.raises(AttributeError):
+        rows.index = None

@@ -34,7 +34,7 @@ def top_n(scores: torch.Tensor, n_keep: Keep) -> tuple[torch.Tensor, torch.Tenso
     tied = kept > budgets
     if tied.any():
         rows = tied.nonzero(as_tuple=True)
-        room = budgets.expand(kept.shape)[rows].unsqueeze(-1)
+        room = budgets.expand(kept.shape)[rows].unsqueeze(1)
         keep[rows] = _break_ties(scores[rows], threshold[rows], room).to(scores.dtype)
         kept = keep.sum(-1)
     return keep, kept
@@ -62,5 +62,5 @@ def _break_ties(rows: torch.Tensor, threshold: torch.Tensor, n: torch.Tensor) ->
     """Keep all of `rows` `[R, S]` above `threshold` `[R, 1]` and the first few equal to it, `n` `[R, 1]` in all."""
     above = rows > threshold
     equal = rows == threshold
-    room = n - above.sum(-1, keepdim=True)
-    return above | (equal & (equal.cumsum(-1) <= room))
+    room = n - above.sum(1, keepdim=True)
+    return above | (equal & (equal.cumsum(1) <= room))

@@ -153,8 +153,8 @@ class Choices:
                 complete(self.measured(measure, selector, tail), self.profile).gather(-1, places).squeeze(-1)
                 for tail in self.tails(selector)
             ]
-            for place, tail in enumerate(self.tails(selector)):
-                if self._risky(tail):
+            for place, name in enumerate(self.tails(selector)):
+                if self._risky(name):
                     rows[place] = rows[place].masked_fill(self.sunk & (n_keep < SPREAD), torch.inf)
             cost, best = torch.stack(rows).min(0)
             order = torch.tensor([list[str](TAILS).index(tail) for tail in self.tails(selector)])

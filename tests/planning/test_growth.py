@@ -4,7 +4,12 @@ import pytest
 import torch
 
 import geosparse as gs
-from geosparse.planning.growth import MOST, fit_growth
+from geosparse.artifact import MAX_COUNT
+from geosparse.ops import SELECTORS, TAILS
+from geosparse.planning.choices import Choices
+from geosparse.planning.growth import MOST, fit_growth, law_of
+from geosparse.planning.traffic import Rows, split_bytes
+from geosparse.policies import POLICIES
 
 from ..synthetic import synthetic
 
@@ -81,3 +86,81 @@ def test_density_is_a_fraction_of_the_length_planned_for():
     assert gs.make_plan(profile, density=0.0625, length=128).n_keep.sum() == 64
     with pytest.raises(gs.GeosparseError, match=r"0\.05 of 16 tokens is less than the 1 token"):
         gs.make_plan(profile, density=0.05, length=16)
+
+
+def long_profile(heads=4, **changes):
+    """Prices of heads that want 2 (L / 16)^exponent tokens, with exponents from 0.2 to 0.8, of all tails; the first
+    layer sees 16 tokens."""
+    profile = synthetic(lengths=(16, 32, 64), limits=(16, 64), heads=heads, **changes)
+    exponents = torch.linspace(0.2, 0.8, heads)[:, None]
+    weights = 1 + torch.arange(3.0)[:, None, None] / 10  # of the tails
+    for window, length in enumerate(profile.lengths):
+        wanted = 2 * (length / 16) ** exponents
+        price = (wanted / torch.tensor(profile.budgets)).square()  # [heads, budgets]
+        profile.arrays["fisher"][window] = (weights * price)[None, :, None]
+    return profile
+
+
+@pytest.mark.parametrize("policy", ["fisher", "alone"])
+@pytest.mark.parametrize("length", [48, 200])
+def test_a_plan_is_that_of_the_nearest_length_grown_by_the_law(policy, length):
+    profile = long_profile(heads=40)
+    plan = gs.make_plan(profile, 6, policy, length=length)
+    choices = Choices.of(profile.at(64), "best", "topn")
+    stretch = (length / 64) ** plan.growth
+    grown = {start: POLICIES[policy](choices, start, 0) * stretch for start in range(80, 1200)}
+    closest = min(grown.values(), key=lambda budgets: abs(float(budgets.sum()) - 480))
+    # What is left is one rounding, and a common factor for the tokens that no start meets exactly.
+    assert plan.n_keep.sum() == 480
+    assert (plan.n_keep - closest).abs().max() <= 1 + 0.02 * closest.max()
+
+
+def test_the_law_of_a_plan_is_that_of_its_policy():
+    profile = long_profile()
+    choices = Choices.of(profile.at(64), "best", "topn")
+    law = law_of(profile, choices, "fisher", 48)
+    assert torch.equal(gs.make_plan(profile, 6).growth, law.exponents)
+    uniform = gs.make_plan(profile, 6, "uniform").growth
+    assert uniform.tolist() == [[0.0] * 4, [law.typical] * 4]
+    permuted = gs.make_plan(profile, 6, "permuted", seed=3).growth
+    assert not torch.equal(permuted, law.exponents)
+    assert permuted.flatten().sort().values.tolist() == law.exponents.flatten().sort().values.tolist()
+
+
+@pytest.mark.parametrize("length", [64, 200])
+def test_what_a_plan_of_another_length_predicts(length):
+    profile = long_profile()
+    plan = gs.make_plan(profile, 6, length=length)
+    choices = Choices.of(profile.at(64), "best", "topn")
+    there = (plan.n_keep / (length / 64) ** plan.growth).round().long()
+    chosen = choices.at(there, "fisher")
+    assert torch.equal(plan.head_tails, chosen.tails)
+    assert plan.predicted["damage"] == pytest.approx(0.5 * choices.total("fisher", there, chosen))
+    exact = torch.full((2, 4), SELECTORS.index("topn"))
+    assert plan.predicted["bytes"] == split_bytes(plan.n_keep, exact, 4, [16, length], Rows(8, 8))
+
+
+def test_groups_share_their_budgets_at_other_lengths_too():
+    profile = long_profile(heads=6, kv_heads=2)
+    plan = gs.make_plan(profile, 7, length=200, share_kv=True)
+    assert plan.n_keep.sum() == 84
+    groups = plan.n_keep.view(2, 2, 3)
+    assert torch.equal(groups, groups[..., :1].expand(-1, -1, 3))
+    assert len(groups[..., 0].unique()) > 1
+
+
+def test_the_shortest_and_the_longest_context():
+    profile = long_profile()
+    assert gs.make_plan(profile, 1, length=1).n_keep.unique().tolist() == [1]
+    assert gs.make_plan(profile, 6, length=MAX_COUNT).n_keep.sum() == 48
+    for length in (0, MAX_COUNT + 1):
+        with pytest.raises(gs.GeosparseError, match=f"a whole number of tokens from 1, found {length}"):
+            gs.make_plan(profile, 6, length=length)
+
+
+def test_a_tail_that_is_asked_for_holds_at_every_length():
+    plan = gs.make_plan(long_profile(), 6, length=200, tail="drop")
+    assert plan.tail == "drop"
+    assert plan.head_tails is None
+    assert plan.tails_of(1) in ("drop", ("drop",) * 4)
+    assert "drop" in TAILS
