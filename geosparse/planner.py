@@ -67,7 +67,8 @@ def make_plan(
         policy: A name in `POLICIES`: "fisher" (default), "alone", "output_error", "mass", "separability", "entropy",
             "regime", "uniform", or one of the controls "permuted" and "random".
         tail: What stands for the discarded tokens: one of `ops.TAILS` for all heads, or "best" (default): for each head
-            the one of the least price at its N, in what the policy pays for.
+            the one of the least price at its N, in what the policy pays for, without the centroid for heads of
+            attention sinks that keep few tokens (`planning.choices`).
         seed: Seed of the controls.
         density: Instead of `mean_keep`: the same as a fraction of the length, above 0 and up to 1.
         bytes_read: Instead of `mean_keep`: modelled bytes that a decode step reads of the cache (`planning.traffic`).
