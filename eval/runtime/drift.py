@@ -7,23 +7,21 @@ built from the final keys, the sum of values against a fresh sum, and the next l
 
 from __future__ import annotations
 
-import argparse
 import copy
 import sys
 import time
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 import geosparse as gs
-from geosparse.artifact import dump_json, write_json
 from geosparse.cache import GrowingLayer
-from geosparse.ops import SELECTORS, TAILS, KeyIndex
+from geosparse.ops import KeyIndex
 
-from .prompt import about, resident_bytes, windows
+from .command import Add, Finding, Options, add_context, add_uniform, command, facts, uniform
+from .prompt import resident_bytes, windows
 
-SCHEMA = "geosparse.runtime.drift/1"
 EVERY = 100
 
 
@@ -98,33 +96,22 @@ def decode(model: Any, prompt: torch.Tensor, plan: gs.Plan, new_tokens: int) -> 
     }
 
 
+def study(options: Options, model: Any, tokenizer: Any) -> Iterator[Finding]:
+    """One prompt, one plan."""
+    prompt = windows(tokenizer, options.text, options.context, 1)[0]
+    found = decode(model, prompt, uniform(model, options), options.new_tokens)
+    yield Finding("drift.json", facts(options, "context", "new_tokens", "mean_keep", "selector", "tail") | found)
+
+
+def flags(add: Add) -> None:
+    """Those of this study."""
+    add_context(add, 6000, 2000)
+    add_uniform(add, 64, "lowbit")
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Measure, print, write."""
-    parser = argparse.ArgumentParser(prog="python -m eval.runtime.drift", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("model", help="as for `geosparse profile`")
-    parser.add_argument("--text", default="pydoc:test", help="text of the prompt")
-    parser.add_argument("--context", type=int, default=6000, help="tokens of the prompt (6000)")
-    parser.add_argument("--new-tokens", type=int, default=2000, help="decode steps (2000)")
-    parser.add_argument("--mean-keep", type=int, default=64, help="N of every head (64)")
-    parser.add_argument("--selector", choices=SELECTORS, default="lowbit", help="how tokens are found (lowbit)")
-    parser.add_argument("--tail", choices=TAILS, default="centroid", help="what stands for the rest (centroid)")
-    parser.add_argument("--out", type=Path, help="folder for drift.json")
-    options = parser.parse_args(arguments)
-    try:
-        model, tokenizer = gs.load_model(options.model, dtype="float32")
-        prompt = windows(tokenizer, options.text, options.context, 1)[0]
-        plan = gs.Plan.uniform(model, options.mean_keep, options.tail, selector=options.selector)
-        result = about(SCHEMA, options.model, options.text)
-        result |= {"context": options.context, "new_tokens": options.new_tokens, "mean_keep": options.mean_keep}
-        result |= {"selector": options.selector, "tail": options.tail}
-        result |= decode(model, prompt, plan, options.new_tokens)
-        if options.out is not None:
-            write_json(options.out / "drift.json", result)
-        print(dump_json(result))
-    except gs.GeosparseError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    """Run the command."""
+    return command("drift", __doc__, flags, study, arguments, "pydoc:test")
 
 
 if __name__ == "__main__":

@@ -5,22 +5,18 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 import geosparse as gs
-from geosparse.artifact import dump_json, write_json
-from geosparse.ops import SELECTORS, TAILS
 from geosparse.patch import PREFILLS
 
-from .prompt import about, peak_bytes, resident_bytes, windows
-
-SCHEMA = "geosparse.runtime.memory/1"
+from .command import Add, Finding, Options, add_context, add_uniform, command, facts, uniform
+from .prompt import peak_bytes, resident_bytes, windows
 
 
 def measure(model: Any, plan: gs.Plan, prompt: torch.Tensor, new_tokens: int, prefill: str) -> dict[str, Any]:
@@ -46,34 +42,24 @@ def measure(model: Any, plan: gs.Plan, prompt: torch.Tensor, new_tokens: int, pr
     }
 
 
+def study(options: Options, model: Any, tokenizer: Any) -> Iterator[Finding]:
+    """One prompt, one plan."""
+    prompt = windows(tokenizer, options.text, options.context, 1)[0]
+    found = measure(model, uniform(model, options), prompt, options.new_tokens, options.prefill)
+    given = facts(options, "context", "new_tokens", "mean_keep", "selector", "tail", "prefill")
+    yield Finding(f"memory-{options.context}.json", given | found)
+
+
+def flags(add: Add) -> None:
+    """Those of this study."""
+    add_context(add, 32768, 16)
+    add_uniform(add, 128, "topn")
+    add("--prefill", choices=PREFILLS, default="exact", help="how the prompt is read (exact)")
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Measure, print, write."""
-    parser = argparse.ArgumentParser(prog="python -m eval.runtime.memory", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("model", help="as for `geosparse profile`")
-    parser.add_argument("--text", required=True, help="text of the prompt")
-    parser.add_argument("--context", type=int, default=32768, help="tokens of the prompt (32768)")
-    parser.add_argument("--new-tokens", type=int, default=16, help="decode steps (16)")
-    parser.add_argument("--mean-keep", type=int, default=128, help="N of every head (128)")
-    parser.add_argument("--selector", choices=SELECTORS, default="topn", help="how tokens are found (topn)")
-    parser.add_argument("--tail", choices=TAILS, default="centroid", help="what stands for the rest (centroid)")
-    parser.add_argument("--prefill", choices=PREFILLS, default="exact", help="how the prompt is read (exact)")
-    parser.add_argument("--out", type=Path, help="folder for memory-CONTEXT.json")
-    options = parser.parse_args(arguments)
-    try:
-        model, tokenizer = gs.load_model(options.model, dtype="float32")
-        prompt = windows(tokenizer, options.text, options.context, 1)[0]
-        plan = gs.Plan.uniform(model, options.mean_keep, options.tail, selector=options.selector)
-        result = about(SCHEMA, options.model, options.text)
-        result |= {"context": options.context, "new_tokens": options.new_tokens, "mean_keep": options.mean_keep}
-        result |= {"selector": options.selector, "tail": options.tail, "prefill": options.prefill}
-        result |= measure(model, plan, prompt, options.new_tokens, options.prefill)
-        if options.out is not None:
-            write_json(options.out / f"memory-{options.context}.json", result)
-        print(dump_json(result))
-    except gs.GeosparseError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    """Run the command."""
+    return command("memory", __doc__, flags, study, arguments)
 
 
 if __name__ == "__main__":

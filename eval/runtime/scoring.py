@@ -5,24 +5,21 @@
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import geosparse as gs
-from geosparse.artifact import dump_json, write_json
 from geosparse.progress import track
 from geosparse.scoring import sparse_nll, token_nll
 
-from .prompt import about, windows
-
-SCHEMA = "geosparse.runtime.scoring/1"
+from .command import Add, Finding, Options, command
+from .prompt import windows
 
 
 def measure(model: Any, plan: gs.Plan, tokens: torch.Tensor) -> dict[str, Any]:
@@ -46,29 +43,24 @@ def measure(model: Any, plan: gs.Plan, tokens: torch.Tensor) -> dict[str, Any]:
     }
 
 
+def study(options: Options, model: Any, tokenizer: Any) -> Iterator[Finding]:
+    """One length, one plan."""
+    tokens = windows(tokenizer, options.text, options.length, options.windows)
+    plan = gs.Plan.load(options.plan) if options.plan else gs.Plan.uniform(model, 64, "centroid")
+    given = {"length": options.length, "mean_keep": plan.mean_keep}
+    yield Finding(f"scoring-{options.length}.json", given | measure(model, plan, tokens))
+
+
+def flags(add: Add) -> None:
+    """Those of this study."""
+    add("--length", type=int, default=4096, help="tokens per window (4096)")
+    add("--windows", type=int, default=3, help="windows (3)")
+    add("--plan", type=Path, help="plan (default: uniform 64, centroid)")
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Measure, print, write."""
-    parser = argparse.ArgumentParser(prog="python -m eval.runtime.scoring", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("model", help="as for `geosparse profile`")
-    parser.add_argument("--text", required=True, help="what is scored")
-    parser.add_argument("--length", type=int, default=4096, help="tokens per window (4096)")
-    parser.add_argument("--windows", type=int, default=3, help="windows (3)")
-    parser.add_argument("--plan", type=Path, help="plan (default: uniform 64, centroid)")
-    parser.add_argument("--out", type=Path, help="folder for scoring-LENGTH.json")
-    options = parser.parse_args(arguments)
-    try:
-        model, tokenizer = gs.load_model(options.model, dtype="float32")
-        tokens = windows(tokenizer, options.text, options.length, options.windows)
-        plan = gs.Plan.load(options.plan) if options.plan else gs.Plan.uniform(model, 64, "centroid")
-        result = about(SCHEMA, options.model, options.text) | {"length": options.length, "mean_keep": plan.mean_keep}
-        result |= measure(model, plan, tokens)
-        if options.out is not None:
-            write_json(options.out / f"scoring-{options.length}.json", result)
-    except gs.GeosparseError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(dump_json(result))
-    return 0
+    """Run the command."""
+    return command("scoring", __doc__, flags, study, arguments)
 
 
 if __name__ == "__main__":

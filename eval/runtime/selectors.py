@@ -7,7 +7,6 @@ same cache and score the same tokens, so that their differences are those of the
 
 from __future__ import annotations
 
-import argparse
 import copy
 import math
 import sys
@@ -20,7 +19,6 @@ from typing import Any
 import torch
 
 import geosparse as gs
-from geosparse.artifact import write_json
 from geosparse.attention import SparseAttention
 from geosparse.ops import SELECTORS
 from geosparse.patch import rules_of
@@ -30,10 +28,10 @@ from geosparse.runtime.interception import intercepted
 from geosparse.runtime.receipt import Receipt
 from geosparse.statistics import mean_interval
 
-from .prompt import about, dense_prefix, windows
+from .command import Add, Finding, Options, command
+from .prompt import dense_prefix, windows
 from .traffic import step_bytes
 
-SCHEMA = "geosparse.runtime.selectors/1"
 TAILS: tuple[PlanTail, ...] = ("renormalize", "centroid")
 ERROR_QUERIES = 64
 # Tokens of a block whose mean loss counts as one observation of the interval.
@@ -159,46 +157,40 @@ def describe(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def study(options: Options, model: Any, tokenizer: Any) -> Iterator[Finding]:
+    """A file per length, with a table per plan."""
+    lengths = [int(part) for part in options.lengths.split(",")]
+    counts = [int(part) for part in options.windows.split(",")]
+    planned = "-planned" if options.plan is not None and options.mean_keep is None else ""
+    plans = {}
+    if options.mean_keep is not None or options.plan is None:
+        keep = options.mean_keep or 64
+        plans[f"uniform {keep}"] = gs.Plan.uniform(model, keep)
+    if options.plan is not None:
+        plan = gs.Plan.load(options.plan)
+        plans[f"{plan.policy} {plan.mean_keep:g}"] = plan
+    for length, count in zip(lengths, counts, strict=True):
+        found = windows(tokenizer, options.text, length, count)
+        tables = []
+        for budget, plan in plans.items():
+            table = compare(model, variants(plan), found, options.scored)
+            tables.append({"budget": budget, "length": length, "windows": count, "variants": table})
+        result = {"scored": options.scored, "tables": tables}
+        yield Finding(f"selectors-{length}{planned}.json", result, describe(result))
+
+
+def flags(add: Add) -> None:
+    """Those of this study."""
+    add("--lengths", default="2048,8192", help="tokens per window, comma-separated")
+    add("--windows", default="2,1", help="windows of each length, comma-separated")
+    add("--scored", type=int, default=512, help="tokens scored at the end of each window (512)")
+    add("--mean-keep", type=int, help="N of every head (64; none where a plan is given)")
+    add("--plan", type=Path, help="a plan to compare the selectors with")
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Measure, print, write."""
-    parser = argparse.ArgumentParser(
-        prog="python -m eval.runtime.selectors", description=(__doc__ or "").splitlines()[0]
-    )
-    parser.add_argument("model", help="as for `geosparse profile`")
-    parser.add_argument("--text", required=True, help="text of the windows")
-    parser.add_argument("--lengths", default="2048,8192", help="tokens per window, comma-separated")
-    parser.add_argument("--windows", default="2,1", help="windows of each length, comma-separated")
-    parser.add_argument("--scored", type=int, default=512, help="tokens scored at the end of each window (512)")
-    parser.add_argument("--mean-keep", type=int, help="N of every head (64; none where a plan is given)")
-    parser.add_argument("--plan", type=Path, help="a plan to compare the selectors with")
-    parser.add_argument("--out", type=Path, help="folder for selectors-LENGTH.json, or -planned.json of a plan alone")
-    options = parser.parse_args(arguments)
-    try:
-        lengths = [int(part) for part in options.lengths.split(",")]
-        counts = [int(part) for part in options.windows.split(",")]
-        model, tokenizer = gs.load_model(options.model, dtype="float32")
-        planned = "-planned" if options.plan is not None and options.mean_keep is None else ""
-        plans = {}
-        if options.mean_keep is not None or options.plan is None:
-            keep = options.mean_keep or 64
-            plans[f"uniform {keep}"] = gs.Plan.uniform(model, keep)
-        if options.plan is not None:
-            plan = gs.Plan.load(options.plan)
-            plans[f"{plan.policy} {plan.mean_keep:g}"] = plan
-        for length, count in zip(lengths, counts, strict=True):
-            result: dict[str, Any] = about(SCHEMA, options.model, options.text)
-            result |= {"scored": options.scored, "tables": []}
-            found = windows(tokenizer, options.text, length, count)
-            for budget, plan in plans.items():
-                table = compare(model, variants(plan), found, options.scored)
-                result["tables"].append({"budget": budget, "length": length, "windows": count, "variants": table})
-                if options.out is not None:
-                    write_json(options.out / f"selectors-{length}{planned}.json", result)
-            print(describe(result))
-    except gs.GeosparseError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    """Run the command."""
+    return command("selectors", __doc__, flags, study, arguments)
 
 
 if __name__ == "__main__":
