@@ -128,6 +128,7 @@ def test_density_is_a_fraction_of_the_length():
         ({"bytes_read": 0.0}, "above 0, found 0."),
         ({"bytes_read": -1.0}, "above 0, found -1."),
         ({"bytes_read": float("nan")}, "above 0, found nan."),
+        ({"bytes_read": 0.5}, "give more bytes, or profile a selector that scans less."),
         ({"bytes_read": float("inf")}, "above 0, found inf."),
     ],
 )

@@ -89,14 +89,15 @@ def test_density_is_a_fraction_of_the_length_planned_for():
 
 
 def long_profile(heads=4, **changes):
-    """Prices of heads that want 2 (L / 16)^exponent tokens, with exponents from 0.2 to 0.8, of all tails; the first
-    layer sees 16 tokens."""
-    profile = synthetic(lengths=(16, 32, 64), limits=(16, 64), heads=heads, **changes)
+    """Prices of heads that want 2 (L / 16)^exponent tokens, with exponents from 0.2 to 0.8, of all tails; they fall with
+    N or with its cube, in turn. The first layer sees 16 tokens."""
+    profile = synthetic(**({"lengths": (16, 32, 64), "limits": (16, 64), "heads": heads} | changes))
+    powers = torch.tensor([1.0, 3.0]).repeat(heads)[:heads, None]
     exponents = torch.linspace(0.2, 0.8, heads)[:, None]
     weights = 1 + torch.arange(3.0)[:, None, None] / 10  # of the tails
     for window, length in enumerate(profile.lengths):
         wanted = 2 * (length / 16) ** exponents
-        price = (wanted / torch.tensor(profile.budgets)).square()  # [heads, budgets]
+        price = (wanted / torch.tensor(profile.budgets)) ** powers  # [heads, budgets]
         profile.arrays["fisher"][window] = (weights * price)[None, :, None]
     return profile
 
@@ -122,6 +123,7 @@ def test_the_law_of_a_plan_is_that_of_its_policy():
     assert torch.equal(gs.make_plan(profile, 6).growth, law.exponents)
     uniform = gs.make_plan(profile, 6, "uniform").growth
     assert uniform.tolist() == [[0.0] * 4, [law.typical] * 4]
+    assert gs.make_plan(long_profile(limits=(32, 64)), 6, "uniform").growth[0].min() > 0
     permuted = gs.make_plan(profile, 6, "permuted", seed=3).growth
     assert not torch.equal(permuted, law.exponents)
     assert permuted.flatten().sort().values.tolist() == law.exponents.flatten().sort().values.tolist()
@@ -138,6 +140,20 @@ def test_what_a_plan_of_another_length_predicts(length):
     assert plan.predicted["damage"] == pytest.approx(0.5 * choices.total("fisher", there, chosen))
     exact = torch.full((2, 4), SELECTORS.index("topn"))
     assert plan.predicted["bytes"] == split_bytes(plan.n_keep, exact, 4, [16, length], Rows(8, 8))
+
+
+@pytest.mark.parametrize("policy", ["fisher", "output_error"])
+def test_a_plan_of_bytes_grows_by_the_law_too(policy):
+    profile = long_profile()
+    choices = Choices.of(profile.at(64), "best", "auto")
+    plan = gs.make_plan(profile, bytes_read=18_000, policy=policy, length=200)
+    assert torch.equal(plan.growth, law_of(profile, choices, policy, 8 * 32).exponents)
+    assert 15_000 < plan.predicted["bytes"] <= 18_000
+    # Whole tokens at the length that was profiled, grown and rounded.
+    stretch = (200 / 64) ** plan.growth
+    bought = (plan.n_keep / stretch).round()
+    assert ((bought * stretch).round() - plan.n_keep).abs().max() == 0
+    assert gs.make_plan(profile, bytes_read=14_100, policy=policy, length=200).n_keep.min() == 1
 
 
 def test_groups_share_their_budgets_at_other_lengths_too():
