@@ -89,8 +89,8 @@ def test_density_is_a_fraction_of_the_length_planned_for():
 
 
 def long_profile(heads=4, **changes):
-    """Prices of heads that want 2 (L / 16)^exponent tokens, with exponents from 0.2 to 0.8, of all tails; they fall with
-    N or with its cube, in turn. The first layer sees 16 tokens."""
+    """Prices of heads that want 2 (L / 16)^exponent tokens, with exponents from 0.2 to 0.8, of all tails; they fall
+    with N or with its cube, in turn. The first layer sees 16 tokens."""
     profile = synthetic(**({"lengths": (16, 32, 64), "limits": (16, 64), "heads": heads} | changes))
     powers = torch.tensor([1.0, 3.0]).repeat(heads)[:heads, None]
     exponents = torch.linspace(0.2, 0.8, heads)[:, None]
