@@ -40,6 +40,10 @@ SUBJECTS: dict[str, dict[str, tuple[str, ...]]] = {
             "tests/planning/test_byte_budget.py",
             "tests/planning/test_growth.py",
         ),
+        "geosparse.planning.choices": ("tests/test_planner.py", "tests/planning/test_byte_budget.py"),
+        "geosparse.planning.curves": ("tests/planning/test_curves.py", "tests/test_planner.py"),
+        "geosparse.planning.growth": ("tests/planning/test_growth.py",),
+        "geosparse.planning.byte_budget": ("tests/planning/test_byte_budget.py",),
     },
     "selection": {
         "geosparse.ops.select": ("tests/ops/test_select.py",),
