@@ -2,8 +2,9 @@
 
 With `--device cuda` as the first arguments, kernels and whole models on a GPU: the options are those of `eval.gpu`.
 
-Every variant passes a correctness gate against the fp64 reference first. Buffers of many layers are used in turn, so
-that the processor's cache does not hide memory traffic. Ratios are within one run; medians with p20 and p80.
+Every variant passes a correctness gate against the fp64 reference first. Each call, of whichever variant, takes the
+buffers of the next of many layers, so that the processor's cache does not hide memory traffic. Ratios are within one
+run; medians with p20 and p80.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -109,10 +111,10 @@ def measure(shape_name: str, context: int, dtype_name: str, keeps: Sequence[int]
     variants = variants_of(shape, context, dtype, keeps)
     errors = {name: gate(layers[0], variant, shape[2] ** -0.5) for name, variant in variants.items()}
     times: dict[str, list[float]] = {name: [] for name in variants}
-    for repeat in range(repeats or REPEATS):
+    turns = cycle(layers)
+    for _ in range(repeats or REPEATS):
         for name, variant in variants.items():
-            layer = layers[repeat % len(layers)]
-            times[name].append(seconds(partial(variant.run, layer)))
+            times[name].append(seconds(partial(variant.run, next(turns))))
     sdpa, own = (float(torch.tensor(times[name]).median()) for name in ("sdpa", "own dense"))
     rows = []
     for name, variant in variants.items():
