@@ -1,9 +1,13 @@
 // CPU kernels behind a C interface on plain pointers; no Python, no torch. Loaded by cpu/__init__.py through ctypes.
+#include <omp.h>
+
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <thread>
 #include <utility>
 #include <vector>
 
