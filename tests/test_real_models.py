@@ -45,6 +45,15 @@ def test_full_budget_gives_dense_logits(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
+def test_a_model_cast_to_bfloat16_is_taken(name):
+    """Its logits for unusual tokens follow from rounding: those of two right ways of attention may be far apart."""
+    model = gs.load_model(name, dtype="float32")[0].to(torch.bfloat16)
+    with gs.sparsified(model, gs.Plan.uniform(model, 4)) as receipt:
+        assert torch.isfinite(logits(model, windows(name, 12, 1))).all()
+    assert receipt.density < 1
+
+
+@pytest.mark.parametrize("name", MODELS)
 def test_left_padded_batch_and_generate(name):
     model, tokenizer = load(name)
     tokenizer.padding_side = "left"
