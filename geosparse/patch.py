@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -160,14 +161,14 @@ def _check_dense_budget(model: Any) -> None:
         for index, layer in enumerate(layers)
     }
     logits, errors = reproduce(model, tokens, {layer.module: layer.name for layer in layers}, handlers)
-    if not bool(torch.isfinite(logits).all()):
+    if not (bool(torch.isfinite(logits).all()) and all(math.isfinite(error) for error in errors.values())):
         raise GeosparseError(
             f"The logits of this {type(model).__name__} are not finite: its weights or its dtype, {embedding.dtype}, "
             f"overflow, first at {first_fault(model, tokens)}; {ADVICE}."
         )
-    # Not a test of rounding but of meaning: another formula is off by far more.
-    eps = torch.finfo(embedding.dtype).eps
-    allowed = 2000 * eps if embedding.dtype == torch.float32 else 32 * eps
+    # Not a test of rounding but of meaning: another formula is off by far more. Our arithmetic is fp32.
+    eps, single = torch.finfo(embedding.dtype).eps, torch.finfo(torch.float32).eps
+    allowed = 2000 * single if eps <= single else 32 * eps
     for name, error in errors.items():
         if not error <= allowed:
             raise GeosparseError(
