@@ -44,9 +44,10 @@ thread_local Loop* loop;
 bool take(long* from, long* to) {
   // Relaxed: handing out work orders nothing else, and must not hide a race.
   const long start = loop->next.fetch_add(loop->step, std::memory_order_relaxed);
+  const bool up = loop->step > 0;
   *from = start;
-  *to = start + loop->step < loop->end ? start + loop->step : loop->end;
-  return start < loop->end;
+  *to = (start + loop->step < loop->end) == up ? start + loop->step : loop->end;
+  return up ? start < loop->end : start > loop->end;
 }
 }  // namespace
 
