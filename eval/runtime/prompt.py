@@ -53,7 +53,7 @@ def about(schema: str, model: str, text: str) -> dict[str, Any]:
     """What was measured, where."""
     return {
         "schema": schema,
-        "model": model,
+        "model": Path(model).name if Path(model).exists() else model,
         "text": Path(text).name,
         "device": device_name(),
         "provenance": versions(),
