@@ -5,6 +5,7 @@ import torch
 
 import geosparse as gs
 from geosparse.ops import SELECTORS
+from geosparse.planning.byte_budget import Market
 from geosparse.planning.traffic import Rows, dense_bytes, layer_bytes, plan_bytes, shared_rows, split_bytes
 
 from ..synthetic import synthetic
@@ -111,3 +112,10 @@ def test_plans_with_every_selector_load_again(policy, tmp_path):
     again = gs.Plan.load(plan.save(tmp_path / "plan.json"))
     assert torch.equal(again.selector_places, plan.selector_places)
     assert split_bytes(plan.n_keep, plan.selector_places, 2, [256, 256], Rows(8, 8)) > 0
+
+
+def test_the_error_at_every_budget_is_that_of_a_convex_curve():
+    n = torch.arange(1, 33, dtype=torch.float64)
+    curve = (1 / n).expand(2, 3, 32)
+    market = Market({"topn": curve}, 1, Rows(8, 8), torch.tensor([32, 32]), torch.ones(2, 3, dtype=torch.float64))
+    assert torch.allclose(market.errors["topn"], curve)

@@ -180,3 +180,30 @@ def test_a_tail_that_is_asked_for_holds_at_every_length():
     assert plan.head_tails is None
     assert plan.tails_of(1) in ("drop", ("drop",) * 4)
     assert "drop" in TAILS
+
+
+def test_the_typical_exponent_is_of_what_grows():
+    """Layers with a window do not count, unless there are no others."""
+    gains = {length: gain.repeat(2, 1, 1) for length, gain in power_law_gains([0.5, 0.5, 0.5]).items()}
+    mixed = fit_growth(gains, 1.0, torch.tensor([128, 2048]))
+    assert mixed.typical == pytest.approx(0.5, abs=0.03)
+    assert fit_growth(gains, 1.0, torch.tensor([128, 128])).typical == 0
+
+
+def test_the_length_left_out_is_predicted_by_the_others():
+    """A head that wants 16 tokens at three lengths is guessed to want 16 at the fourth, where it wants 32."""
+    gains = power_law_gains([0.0, 0.0])
+    gains[2048] = power_law_gains([0.0, 0.0], (2048,), scale=32.0)[2048]
+    assert fit_growth(gains, 1.0, torch.tensor([2048])).left_out == pytest.approx(0.5, abs=0.05)
+
+
+def test_no_exponent_is_above_one_and_a_half():
+    law = fit_growth(power_law_gains([2.0, 2.0, 2.0]), 1.0, torch.tensor([2048]))
+    assert law.exponents.max() == 1.5
+
+
+def test_a_budget_beyond_all_tokens_has_a_law():
+    profile = synthetic(lengths=(16, 32, 32, 64, 64))
+    choices = Choices.of(profile, "best", "topn")
+    heads = profile.model.layers * profile.model.heads
+    assert law_of(profile, choices, "fisher", 10 * 64 * heads).exponents.shape == (2, 4)
