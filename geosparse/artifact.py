@@ -7,12 +7,12 @@ import json
 import math
 import os
 import platform
+import secrets
 import shutil
 import stat
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +60,11 @@ def check_writable(path: Path | str) -> Path:
         # A rename would put a plain file in the place of a device such as /dev/null.
         if path.exists() and not path.is_file():
             raise GeosparseError(f"Cannot write {path}: it is not a plain file; give another file name.")
-        folder = next(parent for parent in path.absolute().parents if parent.exists())
-        _temporary(folder, path.name).unlink()
+        probe = _temporary(next(parent for parent in path.absolute().parents if parent.exists()), path.name)
+        try:
+            _create(probe)
+        finally:
+            _forget(probe)
     return path
 
 
@@ -101,12 +104,21 @@ def _alive(pid: int) -> bool:
 
 
 def _temporary(folder: Path, name: str) -> Path:
-    """A new empty file in `folder` that only this process knows."""
+    """A file to be in `folder` whose name only this process knows; known before there is a file, so that no interrupt
+    can come between the two."""
     if len(name.encode()) > MAX_NAME:
         raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
-    handle, path = tempfile.mkstemp(prefix=own_prefix(name), dir=folder)
-    os.close(handle)
-    return Path(path)
+    return folder / f"{own_prefix(name)}{secrets.token_hex(6)}"
+
+
+def _create(path: Path) -> None:
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+
+
+def _forget(path: Path) -> None:
+    """Remove a temporary file, if it is there; what went wrong before says more than what goes wrong here."""
+    with suppress(OSError):
+        path.unlink()
 
 
 def write_atomic(path: Path | str, write: Callable[[Path], object]) -> Path:
@@ -122,6 +134,7 @@ def write_atomic(path: Path | str, write: Callable[[Path], object]) -> Path:
         temporary = _temporary(path.parent, path.name)
     try:
         with os_errors_as("write", path):
+            _create(temporary)
             write(temporary)
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
@@ -131,7 +144,7 @@ def write_atomic(path: Path | str, write: Callable[[Path], object]) -> Path:
             temporary.replace(path)
             _flush_folder(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        _forget(temporary)
     return path
 
 

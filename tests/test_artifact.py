@@ -59,6 +59,21 @@ def test_a_writer_that_stops_midway_leaves_the_old_file(tmp_path, error):
     assert json.loads(target.read_text()) == {"old": 1}
 
 
+@pytest.mark.parametrize("call", [check_writable, lambda path: write_json(path, {"new": 1})])
+def test_an_interrupt_right_after_a_file_was_made_leaves_none(tmp_path, monkeypatch, call):
+    close = os.close
+
+    def close_and_stop(handle):
+        close(handle)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("geosparse.artifact.os.close", close_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            call(tmp_path / "a.json")
+    assert names(tmp_path) == []
+
+
 def test_a_full_disk_is_one_sentence_and_leaves_the_old_file(tmp_path):
     target = write_json(tmp_path / "a.json", {"old": 1})
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
