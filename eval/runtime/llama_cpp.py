@@ -12,7 +12,6 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +52,7 @@ def write_f16(source: Path, target: Path) -> None:
     writer.close()
 
 
-@contextmanager
-def serving(gguf: Path, context: int, threads: int) -> Iterator[Any]:
+def serving(gguf: Path, context: int, threads: int) -> Any:
     """llama.cpp with one model; F16 cache, its own choice of attention."""
     try:
         import xllamacpp
@@ -66,7 +64,7 @@ def serving(gguf: Path, context: int, threads: int) -> Iterator[Any]:
     parameters.n_gpu_layers = 0
     parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = threads
     parameters.verbosity = 0
-    yield xllamacpp.Server(parameters)
+    return xllamacpp.Server(parameters)
 
 
 def decoded(server: Any, prompt: list[int], new_tokens: int) -> dict[str, float]:
@@ -100,12 +98,12 @@ def study(options: Options, model: Any, tokenizer: Any) -> Iterator[Finding]:
     with tempfile.TemporaryDirectory() as folder:
         gguf = Path(folder) / "f16.gguf"
         write_f16(source, gguf)
-        with serving(gguf, room, torch.get_num_threads()) as server:
-            runs = [decoded(server, prompt[0].tolist(), options.new_tokens)]
-            for dtype in options.dtypes:
-                cast, _ = gs.load_model(options.model, dtype=dtype)
-                ours[dtype] = bench(cast, plan, prompt[0], options.new_tokens)
-            runs.append(decoded(server, prompt[0].tolist(), options.new_tokens))
+        server = serving(gguf, room, torch.get_num_threads())
+        runs = [decoded(server, prompt[0].tolist(), options.new_tokens)]
+        for dtype in options.dtypes:
+            cast, _ = gs.load_model(options.model, dtype=dtype)
+            ours[dtype] = bench(cast, plan, prompt[0], options.new_tokens)
+        runs.append(decoded(server, prompt[0].tolist(), options.new_tokens))
     theirs = statistics.mean(run["ms_per_token"] for run in runs)
     yield Finding(
         f"llama-cpp-{options.context}.json",

@@ -2,6 +2,7 @@
 
 import json
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -105,7 +106,6 @@ def test_modelled_bytes():
 
 def test_a_gguf_file_is_written_in_f16(tmp_path):
     """For llama.cpp: matrices in F16 whatever they were, vectors in F32, and every other field as it was."""
-    gguf = pytest.importorskip("gguf")
     matrix = np.random.default_rng(0).normal(size=(4, 64)).astype(np.float32)
     packed = gguf.quants.quantize(matrix, gguf.GGMLQuantizationType.Q8_0)
     writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
