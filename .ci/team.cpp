@@ -37,7 +37,6 @@ struct Team {
 };
 
 thread_local Team* team;
-thread_local int number;  // of this thread in the team
 thread_local size_t entered;  // loops, by this thread
 thread_local Loop* loop;
 
@@ -54,15 +53,14 @@ bool take(long* from, long* to) {
 extern "C" {
 void GOMP_parallel(void (*work)(void*), void* data, unsigned threads, unsigned) {
   Team own(threads ? threads : 1);
-  const auto member = [&](unsigned i) {
+  const auto member = [&] {
     team = &own;
-    number = static_cast<int>(i);
     entered = 0;
     work(data);
   };
   std::vector<std::thread> others;
-  for (unsigned i = 1; i < own.size; ++i) others.emplace_back(member, i);
-  member(0);
+  for (unsigned i = 1; i < own.size; ++i) others.emplace_back(member);
+  member();
   for (std::thread& other : others) other.join();
 }
 
@@ -78,7 +76,4 @@ bool GOMP_loop_nonmonotonic_dynamic_start(long start, long end, long step, long 
 bool GOMP_loop_nonmonotonic_dynamic_next(long* from, long* to) { return take(from, to); }
 void GOMP_loop_end() { team->barrier(); }
 void GOMP_loop_end_nowait() {}
-
-int omp_get_thread_num() { return number; }
-int omp_get_num_threads() { return static_cast<int>(team->size); }
 }

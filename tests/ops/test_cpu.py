@@ -1,6 +1,10 @@
 """The CPU kernels against the fp64 reference, on every instruction set that this machine has."""
 
 import itertools
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -181,3 +185,35 @@ def test_dispatch():
     assert best_path(q, k, v, torch.zeros(1)) == "torch"
     assert best_path(q.double(), k, v, None) == "torch"
     assert best_path(q.requires_grad_(), k, v, None) == "torch"
+
+
+def decoded(tensors_of_call):
+    q, k, v = tensors_of_call
+    return cpu_attention(q, k, v, budgets(9, k.shape[2]), tail="centroid", scaling=0.2).output
+
+
+def test_calls_of_several_threads_share_the_helpers():
+    calls = [tensors(1, 9, 3, 1, 200 + 37 * i, 64) for i in range(8)]
+    alone = [decoded(call) for call in calls]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(decoded, calls * 50))
+    assert all(torch.equal(got, alone[i % 8]) for i, got in enumerate(together))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_forked_process_has_its_own_helpers():
+    # In a process of its own: the fork of a process with many threads is asking for trouble of other kinds.
+    code = """
+import os, torch
+from geosparse.ops import cpu_attention
+torch.set_num_threads(2)
+q, k, v = torch.randn(1, 9, 1, 64), torch.randn(1, 3, 4000, 64), torch.randn(1, 3, 4000, 64)
+decoded = lambda: cpu_attention(q, k, v, [64] * 9, tail="centroid", scaling=0.2).output
+expected = decoded()
+child = os.fork()
+same = all(torch.equal(decoded(), expected) for _ in range(20))
+if not child:
+    os._exit(0 if same else 1)
+assert same and os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

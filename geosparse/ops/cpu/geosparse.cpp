@@ -1,5 +1,6 @@
 // CPU kernels behind a C interface on plain pointers; no Python, no torch. Loaded by cpu/__init__.py through ctypes.
-#include <omp.h>
+#include <pthread.h>
+#include <signal.h>
 
 #include <algorithm>
 #include <atomic>
@@ -24,6 +25,8 @@ struct bf16 {
 #define GS_X86
 #include <immintrin.h>
 #endif
+
+#include "helpers.inc"
 
 enum Tail { DROP = 0, RENORMALIZE = 1, CENTROID = 2 };
 enum Selector { TOPN = 0, LOWBIT = 1, PAGED = 2, PAGED_LOWBIT = 3, SINK_RECENT = 4 };
