@@ -1,15 +1,18 @@
 """Speed: prefill and token-by-token decode, dense against sparse, in one run and behind a correctness gate.
 
-Dense decoding is timed twice, from transformers' dynamic cache (the baseline) and from a `SparseCache`, in turns.
+Tokens are decoded in turns: dense from transformers' dynamic cache (the baseline), dense from a `SparseCache`, sparse.
 """
 
 from __future__ import annotations
 
+import copy
 import operator
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -57,51 +60,51 @@ def bench(
     dense, cache, token = _prefill(model, ids)
     from .cache import SparseCache
 
-    caches = {"dense": cache, "dense, SparseCache": SparseCache.from_cache(cache, model.config)}
-    tokens, steps = _decode(model, caches, token, new_tokens, show_progress)
-    dense |= steps["dense"]
-    in_place = steps["dense, SparseCache"]
-    _add_bandwidth(model, ids.shape[1], dense, None)
-    _add_bandwidth(model, ids.shape[1], in_place, None)
-    same = sum(map(operator.eq, *tokens.values()))
-    del cache, caches
-    return {
+    in_place = SparseCache.from_cache(cache, model.config)
+    with _sparse_twin(model, plan) as (twin, receipt):
+        runs = {"dense": _Run(model, cache, token), "dense, SparseCache": _Run(model, in_place, token)}
+        prefill: dict[str, Any] = {}
+        if plan is not None:
+            prefill, ours, first = _prefill(twin, ids)
+            receipt.reset()
+            runs[f"sparse {plan.mean_keep:g}"] = _Run(twin, ours, first)
+        tokens, steps = _decode(runs, new_tokens, show_progress)
+    for name, step in zip(runs, steps, strict=True):
+        _add_bandwidth(model, ids.shape[1], step, plan if name.startswith("sparse") else None)
+    same = [sum(map(operator.eq, tokens[0], others)) for others in tokens]
+    result = {
         "context": ids.shape[1],
         "new_tokens": new_tokens,
         "device": device_name(device),
         "dtype": str(model.dtype).removeprefix("torch."),
         "baseline": f"transformers, {model.config._attn_implementation} attention, dynamic cache",
-        "dense": dense,
-        "dense_sparse_cache": in_place | {"same_tokens": same, "tokens": len(tokens["dense"])},
-        "cache_ratio": dense["ms_per_token"] / in_place["ms_per_token"],
+        "dense": dense | steps[0],
+        "dense_sparse_cache": steps[1] | {"same_tokens": same[1], "tokens": len(tokens[0])},
+        "cache_ratio": steps[0]["ms_per_token"] / steps[1]["ms_per_token"],
         "gate": gate,
         "note": f"single queries through {_path(model)}",
-    } | ({} if plan is None else _bench_sparse(model, plan, ids, new_tokens, dense, tokens["dense"], show_progress))
-
-
-def _bench_sparse(
-    model: Any,
-    plan: Plan,
-    ids: torch.Tensor,
-    new_tokens: int,
-    dense: dict[str, Any],
-    tokens: list[int],
-    show_progress: bool,
-) -> dict[str, Any]:
-    """What `bench` says of the plan, beside the results and tokens of dense attention."""
-    with sparsified(model, plan) as receipt:
-        sparse, cache, token = _prefill(model, ids)
-        receipt.reset()
-        name = f"sparse {plan.mean_keep:g}"
-        ours, steps = _decode(model, {name: cache}, token, new_tokens, show_progress)
-    sparse |= steps[name]
-    _add_bandwidth(model, ids.shape[1], sparse, plan)
-    return {
-        "sparse": sparse | {"policy": plan.policy, "tail": plan.tail, "mean_keep": plan.mean_keep} | density(receipt),
-        "ratio": dense["ms_per_token"] / sparse["ms_per_token"],
-        "same_tokens": sum(map(operator.eq, tokens, ours[name])),
+    }
+    if plan is None:
+        return result
+    planned = {"policy": plan.policy, "tail": plan.tail, "mean_keep": plan.mean_keep}
+    return result | {
+        "sparse": prefill | steps[2] | planned | density(receipt),
+        "ratio": steps[0]["ms_per_token"] / steps[2]["ms_per_token"],
+        "same_tokens": same[2],
         "note": "; ".join([f"selected through {_path(model)}", *_read_by(plan), *receipt.notes]),
     }
+
+
+@contextmanager
+def _sparse_twin(model: Any, plan: Plan | None) -> Iterator[tuple[Any, Any]]:
+    """A sparsified copy of `model` that shares its tensors, and its receipt; (None, None) without a plan."""
+    if plan is None:
+        yield None, None
+        return
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    twin = copy.deepcopy(model, shared)
+    with sparsified(twin, plan) as receipt:
+        yield twin, receipt
 
 
 # What a decode step reads besides the kept values.
@@ -158,24 +161,31 @@ def _prefill(model: Any, ids: torch.Tensor) -> tuple[dict[str, Any], Any, torch.
     return {"prefill_seconds": seconds}, output.past_key_values, output.logits[:, -1:].argmax(-1)
 
 
+class _Run(NamedTuple):
+    model: Any
+    cache: Any
+    token: torch.Tensor  # the first new one, [1, 1]
+
+
 def _decode(
-    model: Any, caches: dict[str, Any], token: torch.Tensor, new_tokens: int, show_progress: bool
-) -> tuple[dict[str, list[int]], dict[str, dict[str, Any]]]:
-    """Decode greedily from each of `caches`, one token of each in turn: the tokens by cache, and their median time."""
-    tokens: dict[str, list[int]] = {name: [] for name in caches}
-    times: dict[str, list[float]] = {name: [] for name in caches}
-    following = dict.fromkeys(caches, token)
+    runs: dict[str, _Run], new_tokens: int, show_progress: bool
+) -> tuple[list[list[int]], list[dict[str, float]]]:
+    """Decode greedily, one token of each run in turn, so that what the machine does meanwhile hits all: the tokens of
+    each, and their median time."""
+    tokens: list[list[int]] = [[] for _ in runs]
+    times: list[list[float]] = [[] for _ in runs]
+    following = [run.token for run in runs.values()]
     with torch.no_grad():
-        for _ in track(range(new_tokens + WARMUP), ", ".join(caches), show_progress):
-            for name, cache in caches.items():
-                token = following[name]
-                tokens[name].append(int(token))
+        for _ in track(range(new_tokens + WARMUP), ", ".join(runs), show_progress):
+            for place, run in enumerate(runs.values()):
+                token = following[place]
+                tokens[place].append(int(token))
                 start = _now(token.device)
-                output = model(token, past_key_values=cache, use_cache=True)
-                times[name].append(_now(token.device) - start)
-                following[name] = output.logits[:, -1:].argmax(-1)
-    steps = {name: median(times[name][WARMUP:]) for name in caches}
-    return tokens, {name: {"ms_per_token": 1e3 * step, "tokens_per_second": 1 / step} for name, step in steps.items()}
+                output = run.model(token, past_key_values=run.cache, use_cache=True)
+                times[place].append(_now(token.device) - start)
+                following[place] = output.logits[:, -1:].argmax(-1)
+    steps = [median(taken[WARMUP:]) for taken in times]
+    return tokens, [{"ms_per_token": 1e3 * step, "tokens_per_second": 1 / step} for step in steps]
 
 
 def _now(device: torch.device) -> float:
