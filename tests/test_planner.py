@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import geosparse as gs
-from geosparse.ops import TAILS
+from geosparse.ops import SELECTORS, TAILS
 from geosparse.planner import DEFAULT_POLICY, POLICIES, predicted_damage
 from geosparse.planning.choices import SINK, SPREAD, Choices
 from geosparse.planning.curves import complete
@@ -156,7 +156,8 @@ def test_heads_of_sinks_that_keep_few_tokens_have_no_centroid():
     profile.arrays["fisher"][:, :, drop] = 10.0
     profile.arrays["fisher"][:, :, centroid] = 0.5 * profile.arrays["fisher"][:, :, safe]
     mass = profile.arrays["signatures"][..., SIGNATURES.index("sink_mass")]
-    mass[:], mass[:, 0, 0], mass[:, 1, 2] = SINK - 0.1, SINK + 0.1, SINK + 0.2
+    assert (SINK, SPREAD) == (0.5, 8)
+    mass[:], mass[:, 0, 0], mass[:, 1, 2] = 0.4, 0.6, 0.7
     choices = Choices.of(profile, "best", "topn")
     budgets = torch.full((2, 4), SPREAD - 1)
     expected = torch.full((2, 4), centroid)
@@ -171,6 +172,30 @@ def test_heads_of_sinks_that_keep_few_tokens_have_no_centroid():
     assert torch.equal(curve[0, 1], halves[0, 1])
     # What was asked for is done.
     assert (gs.make_plan(profile, 6, tail="centroid").tails_of(0)) in ("centroid", ("centroid",) * 4)
+
+
+def test_at_every_budget_the_cheapest_tail_and_selector():
+    profile = synthetic(seed=6, selectors=("topn", "lowbit"))
+    profile.arrays["signatures"].zero_()
+    choices = Choices.of(profile, "best", "auto")
+    words = list(choices.allowed)
+    costs = torch.stack([complete(profile.fisher(tail, word), profile) for word in words for tail in TAILS])
+    for n in range(1, profile.length + 1):
+        chosen, least = choices.at(torch.full((2, 4), n), "alone"), costs[..., n - 1].min(0)
+        assert torch.equal(chosen.tails, least.indices % len(TAILS))
+        places = torch.tensor([SELECTORS.index(word) for word in words])
+        assert torch.equal(chosen.selectors, places[least.indices // len(TAILS)])
+
+
+@pytest.mark.parametrize(("tail", "among"), [("centroid", False), ("renormalize", True), ("best", True)])
+def test_sink_recent_is_a_candidate_where_its_tail_is(tail, among):
+    choices = Choices.of(synthetic(selectors=("topn", "lowbit", "sink_recent")), tail, "auto")
+    assert list(choices.allowed) == ["topn", "lowbit"] + ["sink_recent"] * among
+
+
+def test_controls_are_drawn_from_seed_0():
+    profile = synthetic(seed=4)
+    assert torch.equal(gs.make_plan(profile, 6, "permuted").n_keep, gs.make_plan(profile, 6, "permuted", seed=0).n_keep)
 
 
 def test_the_permuted_control_deals_whole_heads():
