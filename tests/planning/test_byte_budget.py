@@ -119,3 +119,41 @@ def test_the_error_at_every_budget_is_that_of_a_convex_curve():
     curve = (1 / n).expand(2, 3, 32)
     market = Market({"topn": curve}, 1, Rows(8, 8), torch.tensor([32, 32]), torch.ones(2, 3, dtype=torch.float64))
     assert torch.allclose(market.errors["topn"], curve)
+
+
+def falling(seed, *shape):
+    """Random convex curves `[*shape]` that fall to 0."""
+    gains = torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).sort(descending=True)
+    return gains.values.flip(-1).cumsum(-1).flip(-1) - gains.values[..., -1:]
+
+
+@pytest.mark.parametrize("price", [1e-6, 1e-4, 1e-3, 3e-3, 1e-2, 1.0])
+def test_what_is_bought_costs_least_of_all_there_is(price):
+    """Every N of every head under every selector of its group, one after the other."""
+    layers, heads, members, length, visible = 2, 4, 2, 40, (40, 90)
+    rows = Rows(8, 16, 4)
+    curves = {word: falling(seed, layers, heads, length) for seed, word in enumerate(("topn", "lowbit", "sink_recent"))}
+    curves["sink_recent"] += 0.5
+    curves["lowbit"][0] = torch.inf
+    stretch = torch.tensor([[1.0, 0.5, 2.0, 1.5], [3.0, 1.0, 1.0, 2.0]], dtype=torch.float64)
+    places, amounts = Market(curves, members, rows, torch.tensor(visible), stretch).buy(price)
+    n = torch.arange(1, length + 1, dtype=torch.float64)
+
+    def cost(word, layer, head):
+        row = price * rows.kept(word) * shared_rows(members) * stretch[layer, head]
+        return curves[word][layer, head] + row * n
+
+    for layer in range(layers):
+        for group in range(heads // members):
+            least = torch.inf
+            for word in curves:
+                total, found = price * rows.scanned(word) * visible[layer], []
+                for head in range(group * members, (group + 1) * members):
+                    offers = {each: cost(each, layer, head).min(0) for each in {word, "sink_recent"}}
+                    name = min(offers, key=lambda each: float(offers[each].values))
+                    total += float(offers[name].values)
+                    found.append((SELECTORS.index(name), int(offers[name].indices) + 1))
+                if total < least:
+                    least, expected = total, found
+            at = slice(group * members, (group + 1) * members)
+            assert list(zip(places[layer, at].tolist(), amounts[layer, at].tolist(), strict=True)) == expected

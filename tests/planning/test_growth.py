@@ -1,5 +1,6 @@
 """The budget law: exponents that are there are found, noise is drawn to the median, and plans grow by it."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -7,12 +8,14 @@ import geosparse as gs
 from geosparse.artifact import MAX_COUNT
 from geosparse.ops import SELECTORS, TAILS
 from geosparse.planning.choices import Choices
+from geosparse.planning.curves import gains_of
 from geosparse.planning.growth import MOST, fit_growth, law_of
 from geosparse.planning.traffic import Rows, split_bytes
 from geosparse.policies import POLICIES
 
 from ..synthetic import synthetic
 
+FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 LENGTHS = (256, 512, 1024, 2048)
 
 
@@ -207,3 +210,63 @@ def test_a_budget_beyond_all_tokens_has_a_law():
     choices = Choices.of(profile, "best", "topn")
     heads = profile.model.layers * profile.model.heads
     assert law_of(profile, choices, "fisher", 10 * 64 * heads).exponents.shape == (2, 4)
+
+
+def by_hand(lengths, budgets):
+    """Exponents from the formulas: `budgets` length -> [prices][heads], none of them in a window."""
+    x = np.log(lengths) - np.mean(np.log(lengths))
+    slopes, errors = [], []
+    for head in range(len(budgets[lengths[0]][0])):
+        lines, squares = [], []
+        for price in range(len(budgets[lengths[0]])):
+            y = np.log([budgets[length][price][head] for length in lengths])
+            slope = (x * (y - y.mean())).sum() / (x**2).sum()
+            lines.append(slope)
+            squares.append((y, slope))
+        slope = np.mean(lines)
+        # Squared errors of a line through the prices' mean slope; the standard error of that slope.
+        left = np.mean([(((y - y.mean()) - x * slope) ** 2).sum() for y, _ in squares])
+        slopes.append(slope)
+        errors.append(left / max(1, len(lengths) - 2) / (x**2).sum())
+    slopes, errors = np.array(slopes), np.array(errors)
+    centre = np.sort(slopes)[(len(slopes) - 1) // 2]
+    real = max(0.0, ((slopes - centre) ** 2).mean() - errors.mean())
+    return np.clip(centre + real / (real + errors) * (slopes - centre), 0.0, 1.5)
+
+
+@pytest.mark.parametrize("lengths", [(256, 512), (256, 512, 1024), (256, 512, 1024, 4096)])
+def test_exponents_by_hand(lengths):
+    generator = torch.Generator().manual_seed(1)
+    gains = {
+        length: gain * torch.exp(0.5 * torch.randn(1, 7, 1, generator=generator, dtype=torch.float64))
+        for length, gain in power_law_gains([0.1, 0.2, 0.4, 0.5, 0.6, 1.0, 1.2], lengths).items()
+    }
+    price = 0.7
+    budgets = {
+        length: [[1 + int((gains[length][0, head] > price * factor).sum()) for head in range(7)] for factor in FACTORS]
+        for length in lengths
+    }
+    law = fit_growth(gains, price, torch.tensor([4096]))
+    assert law.exponents[0].tolist() == pytest.approx(by_hand(lengths, budgets).tolist(), rel=1e-9)
+    if len(lengths) == 2:
+        return
+    *earlier, before, last = lengths
+    guess = [
+        n * (last / before) ** exponent
+        for n, exponent in zip(budgets[before][2], by_hand((*earlier, before), budgets), strict=True)
+    ]
+    off = sum(abs(n - m) for n, m in zip(guess, budgets[last][2], strict=True))
+    assert law.left_out == pytest.approx(off / sum(budgets[last][2]))
+
+
+def test_the_price_of_a_law_is_what_the_last_token_is_worth():
+    profile = long_profile()
+    choices = Choices.of(profile.at(64), "best", "topn")
+    gains = {
+        length: gains_of(Choices.of(profile.at(length), "best", "topn").curves("fisher"))
+        for length in profile.distinct_lengths
+    }
+    worth = gains[64].flatten().sort(descending=True).values
+    for tokens in (9, 10, 48, 100):
+        law = fit_growth(gains, float(worth[tokens - 8 - 1]), torch.tensor(profile.limits))
+        assert torch.equal(law_of(profile, choices, "fisher", tokens).exponents, law.exponents)
