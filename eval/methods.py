@@ -12,6 +12,8 @@ from geosparse.planner import make_plan
 from geosparse.profile import Profile
 
 if TYPE_CHECKING:
+    import torch
+
     from .recipe import Variant
 
 DENSE = "dense"
@@ -23,10 +25,12 @@ class Prompt(NamedTuple):
     Attributes:
         cache: Keys and values of all its tokens.
         calls: Attention module -> the keyword arguments it was called with, where they were asked for.
+        ids: `[1, T]`, its tokens.
     """
 
     cache: Any
     calls: dict[Any, dict[str, Any]]
+    ids: torch.Tensor
 
 
 class Method:
@@ -35,7 +39,7 @@ class Method:
     Attributes:
         id: The variant's, or "dense".
         plan: What it follows; None for the dense model.
-        shrinks: It keeps a part of the prompt's keys and values, once and for all.
+        shrinks: It wants the prompt before it decodes: to keep a part of its keys and values, or to look at them.
         most_per_call: Tokens that a call behind the prompt may have; None: any number.
         counted: Tokens kept and visible since `forget`.
     """
@@ -73,7 +77,7 @@ class Method:
             self.counted = self.counted[0] + kept, self.counted[1] + visible
 
     def shrunken_cache(self, model: Any, prompt: Prompt) -> Any:
-        """What a method that shrinks the cache leaves of a densely read prompt, which stays as it is."""
+        """What a method that `shrinks` leaves of the cache of a densely read prompt, which itself stays as it is."""
         raise NotImplementedError
 
 
@@ -88,10 +92,11 @@ class Planner:
     def method(self, variant: Variant, length: int) -> Method:
         """The method of a variant for a task whose contexts have `length` tokens."""
         if variant.peer is not None:
-            from .peers.presses import NEEDS_PLAN, Press
+            from .peers import peer
 
-            plan = self.plan(variant, length, share_kv=True) if variant.peer == NEEDS_PLAN else None
-            return Press(variant.id, variant.peer, variant.density or 0.0, plan)
+            return peer(
+                variant.id, variant.peer, variant.density or 0.0, lambda: self.plan(variant, length, share_kv=True)
+            )
         return Method(variant.id, self.plan(variant, variant.length or length))
 
     def plan(self, variant: Variant, length: int, share_kv: bool = False) -> Plan:

@@ -23,7 +23,7 @@ from geosparse.text import load_texts, text_sha256
 
 from .measure import Bench
 from .methods import DENSE, Method, Planner
-from .peers.presses import NEEDS_PLAN
+from .peers import NEEDS_PLAN
 from .recipe import Recipe, load_recipe
 from .results import (
     TIMING_SCHEMA,

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from geosparse.errors import GeosparseError, did_you_mean
+from geosparse.errors import GeosparseError
 from geosparse.integrations.export import export_plan
 from geosparse.models import reason
 from geosparse.plan import Plan
@@ -39,8 +39,6 @@ class Press(Method):
 
     def __init__(self, id: str, name: str, density: float, plan: Plan | None = None) -> None:
         """Args: the variant; a word of `PRESSES`; the share kept; for lukv the plan whose export it is fed with."""
-        if name not in PRESSES:
-            raise GeosparseError(f"Unknown peer {name!r}; {did_you_mean(name, PRESSES)}")
         super().__init__(id)
         self.name = name
         self.density = density

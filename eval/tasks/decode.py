@@ -79,7 +79,7 @@ class Decode(Task):
             ids = self.windows[place][None, : -self.asked.scored - 1].to(input_device(model))
             with torch.no_grad(), _calls(model, self.setting.shrinking) as calls:
                 cache = model(ids, use_cache=True, logits_to_keep=1).past_key_values
-            self._read = place, Prompt(cache, calls)
+            self._read = place, Prompt(cache, calls, ids)
         return self._read[1]
 
     def _cache(self, place: int, method: Method) -> Any:

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from eval.methods import Method
+from eval.peers import peer
 from eval.peers.environment import PACKAGES, inside
 from eval.peers.presses import MASK, PRESSES, Press
+from eval.peers.skip_softmax import SkipSoftmax
 from eval.tasks import Setting
 from eval.tasks.decode import Decode, DecodeSettings
 from geosparse.errors import GeosparseError
@@ -82,12 +84,47 @@ def test_everything_kept_is_dense(task: Decode) -> None:
     assert found.values["nll"] == pytest.approx(dense, abs=1e-5)
 
 
+# modelopt's imports warn of what torch is to lose.
+theirs = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+@theirs
+@pytest.mark.parametrize("density", [0.3, 0.6])
+def test_skip_softmax_keeps_what_it_is_asked_to_and_leaves_nothing_behind(
+    density: float, task: Decode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("modelopt", reason="modelopt is in the environment of the peers only")
+    monkeypatch.setattr("eval.peers.skip_softmax.BLOCK", 4)
+    model, method = task.setting.model, SkipSoftmax("peer", density)
+    before = model.config._attn_implementation
+    dense = task.score(0, Method()).values["nll"]
+    found = task.score(0, method)
+    kept, visible = method.counted
+    # Ties and drift from the prompt's end to the scored tokens.
+    assert kept / visible == pytest.approx(density, abs=0.1)
+    assert visible == 2 * 6 * sum(range(LENGTH - SCORED, LENGTH))
+    assert found.values["nll"] != pytest.approx(dense, abs=1e-6)
+    assert model.config._attn_implementation == before
+    assert task.score(0, Method()).values["nll"] == pytest.approx(dense, abs=1e-6)
+
+
+@theirs
+def test_nothing_skipped_is_dense(task: Decode) -> None:
+    pytest.importorskip("modelopt", reason="modelopt is in the environment of the peers only")
+    dense = task.score(0, Method()).values["nll"]
+    assert task.score(0, SkipSoftmax("peer", 1.0)).values["nll"] == pytest.approx(dense, abs=1e-5)
+
+
 def test_unknown_peers_and_a_missing_kvpress_are_one_sentence(task: Decode, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(GeosparseError, match="did you mean 'snapkv'"):
-        Press("x", "snapvk", 0.1)
+        peer("x", "snapvk", 0.1, Plan)
     monkeypatch.setitem(__import__("sys").modules, "kvpress", None)
     with pytest.raises(GeosparseError, match="environment: peers"):
         task.score(0, press(task.setting.model, "tova", 0.1))
+    for name in ("modelopt", "modelopt.torch.sparsity.attention_sparsity.methods.flash_skip_softmax"):
+        monkeypatch.setitem(__import__("sys").modules, name, None)
+    with pytest.raises(GeosparseError, match="skip_softmax needs nvidia-modelopt"):
+        task.score(0, SkipSoftmax("x", 0.1))
 
 
 def test_the_environment_pins_what_is_compared() -> None:
