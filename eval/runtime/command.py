@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import geosparse as gs
-from geosparse.artifact import dump_json, write_json
+from geosparse.artifact import check_writable, dump_json, write_json
 from geosparse.ops import SELECTORS, TAILS
 
 from .prompt import about
@@ -76,6 +76,8 @@ def command(
     parser.add_argument("--out", type=Path, help="folder for the JSON")
     options = parser.parse_args(arguments)
     try:
+        if options.out is not None:
+            check_writable(options.out / f"{name}.json")
         model, tokenizer = gs.load_model(options.model, dtype="float32")
         for finding in study(options, model, tokenizer):
             result = about(f"geosparse.runtime.{name}/1", options.model, options.text) | finding.result

@@ -29,6 +29,12 @@ def text(tmp_path_factory):
     return path
 
 
+def test_a_folder_that_cannot_be_is_said_before_the_work(folder, text, capsys, monkeypatch):
+    monkeypatch.setattr(gs, "load_model", lambda *_, **__: pytest.fail("too late"))
+    assert drift.main([str(folder), "--text", str(text), "--out", str(text)]) == 2
+    assert "Not a directory" in capsys.readouterr().err
+
+
 def test_drift_finds_none_and_notices_one(folder, text, tmp_path, capsys):
     arguments = [str(folder), "--text", str(text), "--context", "90", "--new-tokens", "40", "--mean-keep", "8"]
     assert drift.main([*arguments, "--out", str(tmp_path)]) == 0
