@@ -69,8 +69,8 @@ def bench(
             receipt.reset()
             runs[f"sparse {plan.mean_keep:g}"] = _Run(twin, ours, first)
         tokens, steps = _decode(runs, new_tokens, show_progress)
-    for name, step in zip(runs, steps, strict=True):
-        _add_bandwidth(model, ids.shape[1], step, plan if name.startswith("sparse") else None)
+    for step, followed in zip(steps, (None, None, plan), strict=False):
+        _add_bandwidth(model, ids.shape[1], step, followed)
     same = [sum(map(operator.eq, tokens[0], others)) for others in tokens]
     result = {
         "context": ids.shape[1],
