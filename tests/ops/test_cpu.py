@@ -194,8 +194,9 @@ def decoded(tensors_of_call):
 
 def test_calls_of_several_threads_share_the_helpers():
     calls = [tensors(1, 9, 3, 1, 200 + 37 * i, 64) for i in range(8)]
-    alone = [decoded(call) for call in calls]
-    with ThreadPoolExecutor(4) as pool:
+    # The number of threads is each thread's own; with one there would be no helpers.
+    with ThreadPoolExecutor(4, initializer=torch.set_num_threads, initargs=(3,)) as pool:
+        alone = [pool.submit(decoded, call).result() for call in calls]
         together = list(pool.map(decoded, calls * 50))
     assert all(torch.equal(got, alone[i % 8]) for i, got in enumerate(together))
 
