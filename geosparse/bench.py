@@ -1,6 +1,7 @@
 """Speed: prefill and token-by-token decode, dense against sparse, in one run and behind a correctness gate.
 
-Tokens are decoded in turns: dense from transformers' dynamic cache (the baseline), dense from a `SparseCache`, sparse.
+Tokens are decoded in turns: dense from transformers' dynamic cache (the baseline), dense from a `SparseCache`, that with
+our products of weights, and sparse with both.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from .planning.traffic import Rows, dense_bytes, layer_bytes
 from .progress import track
 from .provenance import device_name
 from .runtime.architecture import attention_layers, check_context
+from .runtime.products import products
 from .scoring import density
 
 WARMUP = 2
@@ -37,7 +39,7 @@ def bench(
 
     Args:
         model: A causal language model, not sparsified.
-        plan: A plan for it; None compares the two caches under dense attention only.
+        plan: A plan for it; None: dense attention only.
         prompt: `[T]` token ids.
         new_tokens: Decode steps to time, after two that are not counted.
         show_progress: Progress bars on a terminal.
@@ -45,8 +47,8 @@ def bench(
     Returns:
         A JSON object: per variant seconds of prefill, median milliseconds per decoded token, tokens/s, modelled bytes
         read per token (weights plus what `traffic` says of the cache) and the GB/s they amount to; the ratios of decode
-        speeds, dense from a `SparseCache` (`cache_ratio`) and sparse (`ratio`) over the baseline, and how many of the
-        tokens are the baseline's; the error of the correctness gate.
+        speeds, dense from a `SparseCache` (`cache_ratio`), dense with our products too (`products_ratio`) and sparse
+        (`ratio`) over the baseline, and how many of the tokens are the baseline's; the error of the correctness gate.
 
     Raises:
         GeosparseError: Sparse attention with every token kept does not reproduce the dense logits here.
@@ -60,16 +62,21 @@ def bench(
     dense, cache, token = _prefill(model, ids)
     from .cache import SparseCache
 
-    in_place = SparseCache.from_cache(cache, model.config)
-    with _sparse_twin(model, plan) as (twin, receipt):
-        runs = {"dense": _Run(model, cache, token), "dense, SparseCache": _Run(model, in_place, token)}
+    in_place, beside = (SparseCache.from_cache(cache, model.config) for _ in range(2))
+    ours_dense = _twin(model)
+    with products(ours_dense), _sparse_twin(model, plan) as (twin, receipt):
+        runs = {
+            "dense": _Run(model, cache, token),
+            "dense, SparseCache": _Run(model, in_place, token),
+            "dense, own products": _Run(ours_dense, beside, token),
+        }
         prefill: dict[str, Any] = {}
         if plan is not None:
             prefill, ours, first = _prefill(twin, ids)
             receipt.reset()
             runs[f"sparse {plan.mean_keep:g}"] = _Run(twin, ours, first)
         tokens, steps = _decode(runs, new_tokens, show_progress)
-    for step, followed in zip(steps, (None, None, plan), strict=False):
+    for step, followed in zip(steps, (None, None, None, plan), strict=False):
         _add_bandwidth(model, ids.shape[1], step, followed)
     same = [sum(map(operator.eq, tokens[0], others)) for others in tokens]
     result = {
@@ -80,7 +87,9 @@ def bench(
         "baseline": f"transformers, {model.config._attn_implementation} attention, dynamic cache",
         "dense": dense | steps[0],
         "dense_sparse_cache": steps[1] | {"same_tokens": same[1], "tokens": len(tokens[0])},
+        "dense_own_products": steps[2] | {"same_tokens": same[2], "tokens": len(tokens[0])},
         "cache_ratio": steps[0]["ms_per_token"] / steps[1]["ms_per_token"],
+        "products_ratio": steps[0]["ms_per_token"] / steps[2]["ms_per_token"],
         "gate": gate,
         "note": f"single queries through {_path(model)}",
     }
@@ -88,9 +97,9 @@ def bench(
         return result
     planned = {"policy": plan.policy, "tail": plan.tail, "mean_keep": plan.mean_keep}
     return result | {
-        "sparse": prefill | steps[2] | planned | density(receipt),
-        "ratio": steps[0]["ms_per_token"] / steps[2]["ms_per_token"],
-        "same_tokens": same[2],
+        "sparse": prefill | steps[3] | planned | density(receipt),
+        "ratio": steps[0]["ms_per_token"] / steps[3]["ms_per_token"],
+        "same_tokens": same[3],
         "note": "; ".join([f"selected through {_path(model)}", *_read_by(plan), *receipt.notes]),
     }
 
@@ -101,10 +110,15 @@ def _sparse_twin(model: Any, plan: Plan | None) -> Iterator[tuple[Any, Any]]:
     if plan is None:
         yield None, None
         return
-    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    twin = copy.deepcopy(model, shared)
+    twin = _twin(model)
     with sparsified(twin, plan) as receipt:
         yield twin, receipt
+
+
+def _twin(model: Any) -> Any:
+    """A copy of `model` that shares its tensors."""
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, shared)
 
 
 # What a decode step reads besides the kept values.

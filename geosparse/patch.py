@@ -20,6 +20,7 @@ from .runtime.architecture import PROBE_TOKENS, AttentionLayer, attention_layers
 from .runtime.breakeven import Shape, break_even
 from .runtime.faults import ADVICE, first_fault
 from .runtime.interception import Handler, install, installed, uninstall
+from .runtime.products import install_products, remove_products
 from .runtime.receipt import Receipt
 from .runtime.reproduction import reproduce
 
@@ -29,6 +30,7 @@ class _Patch(NamedTuple):
     modules: list[torch.nn.Module]
     receipt: Receipt
     hook: Any
+    linear: list[torch.nn.Module]
 
 
 # The record travels with the model, so that a deep copy of a sparsified model is one too, with its own receipt.
@@ -39,7 +41,13 @@ RECORD = "_geosparse_patch"
 PREFILLS = ("exact", "dense", "block")
 
 
-def sparsify_(model: Any, plan: Plan, prefill: str = "exact", dense_below: int | Literal["measured"] = 0) -> Receipt:
+def sparsify_(
+    model: Any,
+    plan: Plan,
+    prefill: str = "exact",
+    dense_below: int | Literal["measured"] = 0,
+    own_products: bool = True,
+) -> Receipt:
     """Make `model` attend sparsely by `plan`, in place, until `restore_(model)`.
 
     Args:
@@ -80,7 +88,8 @@ def sparsify_(model: Any, plan: Plan, prefill: str = "exact", dense_below: int |
 
     before = install(model, handlers)
     hook = model.register_forward_pre_hook(partial(provide_cache, receipt), with_kwargs=True)
-    model.__dict__[RECORD] = _Patch(before, list(handlers), receipt, hook)
+    linear = install_products(model) if own_products else []
+    model.__dict__[RECORD] = _Patch(before, list(handlers), receipt, hook, linear)
     return receipt
 
 
@@ -114,11 +123,16 @@ def restore_(model: Any) -> None:
         raise GeosparseError("The model is not sparsified: there is nothing to restore.")
     uninstall(patch.before, patch.modules)
     patch.hook.remove()
+    remove_products(patch.linear)
 
 
 @contextmanager
 def sparsified(
-    model: Any, plan: Plan, prefill: str = "exact", dense_below: int | Literal["measured"] = 0
+    model: Any,
+    plan: Plan,
+    prefill: str = "exact",
+    dense_below: int | Literal["measured"] = 0,
+    own_products: bool = True,
 ) -> Iterator[Receipt]:
     """`sparsify_` for the length of a block; on a normal exit the receipt is checked against the plan.
 
@@ -129,7 +143,7 @@ def sparsified(
         GeosparseError: As `sparsify_`; or a planned layer was not reached, a count differs from the plan, or the
             attention implementation was changed inside the block.
     """
-    receipt = sparsify_(model, plan, prefill, dense_below)
+    receipt = sparsify_(model, plan, prefill, dense_below, own_products)
     try:
         yield receipt
         if not installed(model):

@@ -1,4 +1,4 @@
-"""CPU path: C++ kernels for decode and for exact top-N prefill, called through ctypes on data pointers."""
+"""CPU path: C++ kernels for decode, exact top-N prefill and single rows times weights, called through ctypes."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from ..types import SELECTORS, TAILS, Attended, Keep, Selectors, Tails, keep_ten
 from .decode import decode, remember_value_sum, value_sum_of
 from .library import DTYPES, ISAS, isa, library, load_error
 from .prefill import prefill
+from .product import multiplies, product
 
 MAX_DIM = 512  # of a key that an index is read for
 CAUSAL = Span()
@@ -123,6 +124,8 @@ __all__ = [
     "isa",
     "library",
     "load_error",
+    "multiplies",
+    "product",
     "remember_value_sum",
     "supports",
     "value_sum_of",

@@ -83,6 +83,12 @@ struct SeparateCall {
   double step, floor;
 };
 
+struct ProductCall {
+  const void *x, *weight, *bias;  // [rows, width], [columns, width], [columns] or null
+  void* out;                      // [rows, columns]
+  int64_t rows, width, columns, weight_row, dtype, threads;
+};
+
 #define GS_KERNELS "all.inc"
 #define GS_LEVEL 0
 namespace plain {
@@ -124,7 +130,7 @@ static int chosen_isa = best_isa();
 
 extern "C" {
 
-int64_t gs_abi() { return 7; }
+int64_t gs_abi() { return 8; }
 
 // 0 plain, 1 AVX2, 2 AVX-512.
 int64_t gs_isa() { return chosen_isa; }
@@ -142,6 +148,15 @@ int64_t gs_decode(const DecodeCall* call) {
   if (chosen_isa == 1) return avx2::decode(*call);
 #endif
   return plain::decode(*call);
+}
+
+// A few rows times weights. 0, or 1 for a dtype that this build does not know.
+int64_t gs_product(const ProductCall* call) {
+#ifdef GS_X86
+  if (chosen_isa == 2) return avx512::product(*call);
+  if (chosen_isa == 1) return avx2::product(*call);
+#endif
+  return plain::product(*call);
 }
 
 // Many queries over packed keys.

@@ -1,0 +1,69 @@
+"""Products of a decode step's few rows with a model's weights, by the CPU kernel instead of torch.
+
+Once attention is sparse, most of a step on a CPU is these products, and torch is far from the speed of memory there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from ..ops.cpu import library, multiplies, product
+
+
+class FewRowsLinear(torch.nn.Linear):
+    """A `torch.nn.Linear` that multiplies a few rows by the CPU kernel, and everything else as before."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """`[..., K]` -> `[..., N]`."""
+        if multiplies(input, self.weight):
+            return product(input, self.weight, self.bias)
+        return super().forward(input)
+
+    def _get_name(self) -> str:
+        return "Linear"
+
+
+def install_products(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """Let the plain linear modules of `model` multiply a few rows by the kernel, where there is one.
+
+    Modules of other classes, quantized weights and modules whose `forward` somebody else has taken stay as they are.
+
+    Returns:
+        What `remove_products` needs to put everything back.
+    """
+    if library() is None:
+        return []
+    found: list[torch.nn.Module] = [module for module in model.modules() if _is_plain(module)]
+    for module in found:
+        module.__class__ = FewRowsLinear
+    return found
+
+
+def remove_products(modules: Iterable[torch.nn.Module]) -> None:
+    """Undo `install_products`."""
+    for module in modules:
+        if type(module) is FewRowsLinear:
+            module.__class__ = torch.nn.Linear
+
+
+@contextmanager
+def products(model: torch.nn.Module) -> Iterator[None]:
+    """`install_products` for the length of a block."""
+    installed = install_products(model)
+    try:
+        yield
+    finally:
+        remove_products(installed)
+
+
+def _is_plain(module: Any) -> bool:
+    return (
+        type(module) is torch.nn.Linear
+        and type(module.weight) is torch.nn.Parameter
+        and module.weight.device.type == "cpu"
+        and "forward" not in module.__dict__
+    )
