@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from geosparse.patch import sparsified
@@ -84,10 +85,15 @@ class Method:
 class Planner:
     """The methods of a recipe's variants, planned once per context length."""
 
-    def __init__(self, profile: Profile | None) -> None:
-        """Args: the profile; None where no variant needs one."""
-        self.profile = profile
-        self.plans: dict[tuple[str, int], Plan] = {}
+    def __init__(self, measure: Callable[[], Profile], plans: dict[tuple[str, int], Plan]) -> None:
+        """Args: what makes the profile, once a plan is asked for that is not there; plans by variant and length."""
+        self._measure = measure
+        self.plans = plans
+
+    @cached_property
+    def profile(self) -> Profile:
+        """What plans are made from."""
+        return self._measure()
 
     def method(self, variant: Variant, length: int) -> Method:
         """The method of a variant for a task whose contexts have `length` tokens."""
@@ -101,7 +107,6 @@ class Planner:
 
     def plan(self, variant: Variant, length: int, share_kv: bool = False) -> Plan:
         """The plan of a variant at a context length; `share_kv`: the query heads of a KV head keep the same tokens."""
-        assert self.profile is not None
         key = variant.id, length
         if key not in self.plans:
             known = self.profile.distinct_lengths

@@ -2,7 +2,7 @@
 
 What is measured is kept sample by sample in `results/_scratch/NAME/`; a run that was stopped goes on there when the
 same command is given again. Only a whole run of committed code reaches `results/NAME/`: results of `--limit` and of a
-tree with changes in geosparse, eval or recipes stay in `results/_scratch/`.
+tree with changes in geosparse, eval or recipes stay in `results/_scratch/`. `--park` lets another machine go on.
 """
 
 from __future__ import annotations
@@ -55,6 +55,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--limit", type=int, help="at most so many samples per task; the result goes to results/_scratch/")
     add("--only", help="score samples of these tasks only, by id, comma-separated; no result until all are there")
     add("--variants", help="the same for variants")
+    what = "score nothing: put plans and samples into results/NAME/unfinished/, from where another machine goes on"
+    add("--park", action="store_true", help=what)
     add("--model", help="another model than the recipe's: a folder, alias or hub id (results/_scratch/)")
     add("--json", action="store_true", help="print the result as JSON")
     return parser

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -23,7 +24,7 @@ from geosparse.text import load_texts, text_sha256
 
 from .measure import Bench
 from .methods import DENSE, Method, Planner
-from .peers import NEEDS_PLAN
+from .parked import park, unpark
 from .recipe import Recipe, load_recipe
 from .results import (
     TIMING_SCHEMA,
@@ -80,13 +81,18 @@ class Session:
             variants = _chosen("--variants", self.options.variants, [DENSE, *(v.id for v in self.recipe.variants)])
             benches, planner, model = self._prepare()
             for bench in benches:
-                if not tasks or bench.task.id in tasks:
+                if not self.options.park and (not tasks or bench.task.id in tasks):
                     bench.run(show, variants)
             left = sum(bench.missing() for bench in benches)
+            if self.options.park:
+                found = park(self._unfinished, self.scratch / "parts", planner.plans, self._decides_plans())
+                return f"Wrote {len(planner.plans)} plans and {found} files of samples to {self._unfinished}."
             if left:
                 return f"{left} samples are still to be scored: give the same command without --only and --variants."
             result = self._result(benches, planner, model)
             self._write(result, benches, planner)
+            if self.folder == self._unfinished.parent:
+                shutil.rmtree(self._unfinished, ignore_errors=True)
             seconds = time.perf_counter() - started
         from .report.text import table
 
@@ -99,7 +105,10 @@ class Session:
         model, tokenizer = load_model(recipe.model, dtype=recipe.dtype)
         shrinking = any(variant.peer for variant in recipe.variants)
         setting = Setting(model, tokenizer, self.data, self.scratch, shrinking)
-        planner = Planner(self._profile(model, tokenizer, setting))
+        plans = unpark(self._unfinished, self.scratch / "parts", self._decides_plans())
+        for plan in plans.values():
+            plan.check(model)
+        planner = Planner(lambda: self._profile(model, tokenizer, setting), plans)
         about = {
             "model": identify(model).to_json(),
             "dtype": recipe.dtype,
@@ -125,10 +134,16 @@ class Session:
             self.commit if self.clean else f"{self.commit} with changes",
         )
 
-    def _profile(self, model: Any, tokenizer: Any, setting: Setting) -> Profile | None:
+    @property
+    def _unfinished(self) -> Path:
+        return Path(self.options.results) / self.recipe.name / "unfinished"
+
+    def _decides_plans(self) -> dict[str, Any]:
+        recipe = self.recipe
+        return {"model": recipe.model, "dtype": recipe.dtype, "profile": _plain(dataclasses.asdict(recipe.profile))}
+
+    def _profile(self, model: Any, tokenizer: Any, setting: Setting) -> Profile:
         """The recipe's profile, shared by all recipes that ask for the same one, resumed where it was stopped."""
-        if not any(variant.peer in (None, NEEDS_PLAN) for variant in self.recipe.variants):
-            return None
         asked = self.recipe.profile
         texts = load_texts(setting.text(asked.text))
         config = ProfileConfig(lengths=asked.lengths, windows=asked.windows, selectors=asked.selectors)
@@ -157,7 +172,7 @@ class Session:
             "device": device_name(model.device),
             "processor": processor(),
             "commits": commits,
-            "calibration": {} if planner.profile is None else planner.profile.calibration,
+            "calibration": next((plan.calibration for plan in planner.plans.values()), {}),
             "threads": torch.get_num_threads(),
         }
         run = Run(recipe.name, recipe.title, recipe.sha256, self.options.limit, identify(model).to_json(), recipe.dtype)

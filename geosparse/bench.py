@@ -1,7 +1,7 @@
 """Speed: prefill and token-by-token decode, dense against sparse, in one run and behind a correctness gate.
 
-Tokens are decoded in turns: dense from transformers' dynamic cache (the baseline), dense from a `SparseCache`, that with
-our products of weights, and sparse with both.
+Tokens are decoded in turns: dense from transformers' dynamic cache (the baseline), dense from a `SparseCache`, dense
+with our products of weights too, and sparse with both.
 """
 
 from __future__ import annotations

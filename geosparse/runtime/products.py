@@ -37,7 +37,7 @@ def install_products(model: torch.nn.Module) -> list[torch.nn.Module]:
     """
     if library() is None:
         return []
-    found: list[torch.nn.Module] = [module for module in model.modules() if _is_plain(module)]
+    found = [module for module in model.modules() if _is_plain(module)]
     for module in found:
         module.__class__ = FewRowsLinear
     return found
@@ -47,7 +47,7 @@ def remove_products(modules: Iterable[torch.nn.Module]) -> None:
     """Undo `install_products`."""
     for module in modules:
         if type(module) is FewRowsLinear:
-            module.__class__ = torch.nn.Linear
+            module.__class__ = torch.nn.Linear  # type: ignore[assignment]
 
 
 @contextmanager

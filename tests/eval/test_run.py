@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -116,6 +117,37 @@ def test_limit_and_only(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert data["run"]["limit"] == 1
     assert {info["samples_effective"] for info in data["tasks"]} == {1}
     assert [path.parent.parent.parent.name for path in tmp_path.rglob("result.json")] == ["_scratch"]
+
+
+def test_a_parked_run_goes_on_elsewhere(
+    recipe: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from eval.session import Session
+
+    here, there = tmp_path / "here", tmp_path / "there"
+    assert main([str(recipe), "--results", str(here), "--only", "decode-pydoc-test-128"]) == 0
+    assert main([str(recipe), "--results", str(here), "--park"]) == 0
+    assert "6 plans and 4 files of samples" in capsys.readouterr().out
+    parked = here / "test" / "unfinished"
+    shutil.copytree(parked, there / "test" / "unfinished")
+    monkeypatch.setattr(Session, "_profile", lambda *arguments: pytest.fail("a profile was made again"))
+    monkeypatch.setattr("eval.session.commit", lambda: ("abc", True))
+    assert main([str(recipe), "--results", str(there)]) == 0
+    assert not (there / "test" / "unfinished").exists()
+    assert (there / "test" / "samples.jsonl").read_bytes() == (whole / "samples.jsonl").read_bytes()
+
+
+def test_parked_plans_of_another_profile_are_not_taken(recipe: Path, tmp_path: Path) -> None:
+    from eval.parked import park, unpark
+
+    parts = tmp_path / "parts"
+    (parts / "task").mkdir(parents=True)
+    (parts / "task" / "dense.jsonl").write_text("{}\n")
+    assert park(tmp_path / "unfinished", parts, {}, {"profile": 1}) == 1
+    assert unpark(tmp_path / "unfinished", tmp_path / "other", {"profile": 2}) == {}
+    assert not (tmp_path / "other").exists()
+    unpark(tmp_path / "unfinished", tmp_path / "other", {"profile": 1})
+    assert (tmp_path / "other" / "task" / "dense.jsonl").read_text() == "{}\n"
 
 
 @pytest.mark.parametrize(
