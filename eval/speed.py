@@ -3,8 +3,9 @@
 With `--device cuda` as the first arguments, kernels and whole models on a GPU: the options are those of `eval.gpu`.
 
 Every variant passes a correctness gate against the fp64 reference first. Each call, of whichever variant, takes the
-buffers of the next of many layers, so that the processor's cache does not hide memory traffic. Ratios are within one
-run; medians with p20 and p80.
+buffers of the next of many layers, so that the processor's cache does not hide memory traffic. Variants take turns,
+some calls in a row each, as a step makes them layer by layer; the first call of a row, whose code and threads another
+variant has put to sleep, is told apart. Ratios are within one run; medians with p20 and p80.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import cycle
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 import torch
@@ -30,8 +32,9 @@ from geosparse.provenance import device_name, versions
 from .calls import overhead, prefill_time, raggedness
 from .layers import DTYPES, SHAPES, Layer, layers_of, ours_with, seconds
 
-SCHEMA = "geosparse.speed.kernel/1"
-REPEATS = 40
+SCHEMA = "geosparse.speed.kernel/2"
+REPEATS = 20
+ROW = 5  # calls of one variant in a row, the first told apart
 
 
 class Variant(NamedTuple):
@@ -105,20 +108,24 @@ def bandwidth() -> float:
 
 
 def measure(shape_name: str, context: int, dtype_name: str, keeps: Sequence[int], repeats: int = 0) -> dict[str, Any]:
-    """Times of all variants on one shape, interleaved."""
+    """Times of all variants on one shape, in turns."""
     shape, dtype = SHAPES[shape_name], DTYPES[dtype_name]
     layers = layers_of(shape, context, dtype)
     variants = variants_of(shape, context, dtype, keeps)
     errors = {name: gate(layers[0], variant, shape[2] ** -0.5) for name, variant in variants.items()}
     times: dict[str, list[float]] = {name: [] for name in variants}
+    firsts: dict[str, list[float]] = {name: [] for name in variants}
     turns = cycle(layers)
     for _ in range(repeats or REPEATS):
         for name, variant in variants.items():
-            times[name].append(seconds(partial(variant.run, next(turns))))
-    sdpa, own = (float(torch.tensor(times[name]).median()) for name in ("sdpa", "own dense"))
+            first, *others = (seconds(partial(variant.run, next(turns))) for _ in range(ROW))
+            firsts[name].append(first)
+            times[name] += others
+    sdpa, own = (median(times[name]) for name in ("sdpa", "own dense"))
     rows = []
     for name, variant in variants.items():
         p20, p50, p80 = torch.tensor(times[name]).quantile(torch.tensor([0.2, 0.5, 0.8])).tolist()
+        first = median(firsts[name])
         rows.append(
             {
                 "variant": name,
@@ -127,6 +134,8 @@ def measure(shape_name: str, context: int, dtype_name: str, keeps: Sequence[int]
                 "gb_per_second": variant.bytes / p50 / 1e9,
                 "over_sdpa": sdpa / p50,
                 "over_own_dense": own / p50,
+                "first_us": first * 1e6,
+                "first_over_sdpa": median(firsts["sdpa"]) / first,
                 "error": errors[name],
             }
         )
@@ -177,7 +186,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for row in case["rows"]:
             print(
                 f"  {row['variant']:<14} {row['us']['p50']:9.0f} us {row['gb_per_second']:7.1f} GB/s "
-                f"{row['over_sdpa']:7.2f} x SDPA {row['over_own_dense']:6.2f} x own dense"
+                f"{row['over_sdpa']:7.2f} x SDPA {row['over_own_dense']:6.2f} x own dense; "
+                f"first of a row {row['first_us']:.0f} us, {row['first_over_sdpa']:.2f} x SDPA"
             )
     for case in result.get("prefill", []):
         print(f"{case['dtype']} prefill: exact takes {case['exact_over_sdpa']:.2f} x SDPA ({case['sdpa_s']:.2f} s)")
