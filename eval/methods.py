@@ -66,12 +66,12 @@ class Method:
         return {"plan": {key: data[key] for key in said if key in data}}
 
     @contextmanager
-    def decoding(self, model: Any, counted: bool = True) -> Iterator[None]:
+    def decoding(self, model: Any, counted: bool = True, own_products: bool = True) -> Iterator[None]:
         """The model runs this way inside the block; what it keeps is added to `counted`, unless told otherwise."""
         if self.plan is None:
             yield
             return
-        with sparsified(model, self.plan) as receipt:
+        with sparsified(model, self.plan, own_products=own_products) as receipt:
             yield
             kept, visible = int(receipt.kept.sum()), int(receipt.visible.sum())
         if counted:

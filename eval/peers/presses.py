@@ -65,7 +65,7 @@ class Press(Method):
         return cache
 
     @contextmanager
-    def decoding(self, model: Any, counted: bool = True) -> Iterator[None]:
+    def decoding(self, model: Any, counted: bool = True, own_products: bool = False) -> Iterator[None]:
         """With the masks of the press in place; kvpress leaves them on the modules otherwise."""
         for module, mask in self._masks:
             setattr(module, MASK, mask)

@@ -71,7 +71,7 @@ class SkipSoftmax(Method):
         return cache
 
     @contextmanager
-    def decoding(self, model: Any, counted: bool = True) -> Iterator[None]:
+    def decoding(self, model: Any, counted: bool = True, own_products: bool = False) -> Iterator[None]:
         """With blocks skipped."""
         with _skipping(model, [self.distance]) as calls:
             yield

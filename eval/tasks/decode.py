@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -48,7 +48,8 @@ class DecodeSettings:
 
 
 class Decode(Task):
-    """Loss of the scored tokens; ms per token, and bytes of the cache after the scored tokens, beside it."""
+    """Loss of the scored tokens; ms per token (by a plan also without our products of weights, as other methods have
+    it), and bytes of the cache after the scored tokens, beside it."""
 
     kind = "decode"
     version = "1"
@@ -99,14 +100,17 @@ class Decode(Task):
         if asked.timed:
             del cache
             again = self._cache(place, method) if shrunk is None else shrunk
-            timing["ms_per_token"] = self._step_time(rest, again, start, method)
+            timing["ms_per_token"] = self._step_time(rest, again, start, method.decoding(model, counted=False))
+        if asked.timed and method.plan is not None:
+            ours = method.decoding(model, counted=False, own_products=False)
+            timing["ms_per_token_torch_products"] = self._step_time(rest, self._cache(place, method), start, ours)
         return Outcome({"nll": float(losses.double().mean())}, timing)
 
-    def _step_time(self, rest: torch.Tensor, cache: Any, start: int, method: Method) -> float:
-        """Median milliseconds of a decode step, after two that are not counted."""
+    def _step_time(self, rest: torch.Tensor, cache: Any, start: int, decoding: AbstractContextManager[None]) -> float:
+        """Median milliseconds of a decode step inside `decoding`, after two that are not counted."""
         model, times = self.setting.model, []
         device = input_device(model)
-        with method.decoding(model, counted=False), torch.no_grad():
+        with decoding, torch.no_grad():
             for step in range(min(self.asked.timed + WARMUP, rest.shape[1])):
                 token, where = rest[:, step : step + 1].to(device), torch.tensor([[start + step]], device=device)
                 begin = _now(device)

@@ -123,6 +123,8 @@ def test_decode_scores_every_method_on_the_same_tokens(setting: Setting, tmp_pat
     bytes_of_cache = 2 * 2 * 2 * 8 * 199 * 4  # layers, keys and values, KV heads, dimension, tokens, fp32
     assert found["dense"].timing["cache_bytes"] == bytes_of_cache
     assert all(each.timing["ms_per_token"] > 0 for each in found.values())
+    assert found["few"].timing["ms_per_token_torch_products"] > 0
+    assert "ms_per_token_torch_products" not in found["dense"].timing
 
 
 def test_contexts_beyond_the_model_are_refused(setting: Setting, tmp_path: Path) -> None:
