@@ -42,7 +42,7 @@ def unpark(folder: Path, parts: Path, about: dict[str, Any]) -> Plans:
         return {}
     for file in sorted((folder / "parts").glob("*/*.jsonl")):
         target = parts / file.relative_to(folder / "parts")
-        if not target.exists() or target.stat().st_size < file.stat().st_size:
+        if not target.exists():
             _copy(file, target)
     return {(file.stem, int(file.parent.name)): Plan.load(file) for file in sorted(folder.glob("plans/*/*.json"))}
 

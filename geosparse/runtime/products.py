@@ -65,5 +65,6 @@ def _is_plain(module: Any) -> bool:
         type(module) is torch.nn.Linear
         and type(module.weight) is torch.nn.Parameter
         and module.weight.device.type == "cpu"
+        and (module.bias is None or module.bias.dtype == module.weight.dtype)
         and "forward" not in module.__dict__
     )

@@ -80,10 +80,12 @@ def test_other_modules_are_left_alone():
     taken = torch.nn.Linear(4, 4)
     taken.forward = lambda rows: rows
     elsewhere = torch.nn.Linear(4, 4, device="meta")
-    model = torch.nn.Sequential(Mine(4, 4), taken, elsewhere, torch.nn.Linear(4, 4))
+    mixed = torch.nn.Linear(4, 4)
+    mixed.bias = torch.nn.Parameter(mixed.bias.double())
+    model = torch.nn.Sequential(Mine(4, 4), taken, elsewhere, mixed, torch.nn.Linear(4, 4))
     with products(model):
-        assert [type(part) for part in model] == [Mine, torch.nn.Linear, torch.nn.Linear, FewRowsLinear]
-    assert [type(part) for part in model] == [Mine, torch.nn.Linear, torch.nn.Linear, torch.nn.Linear]
+        assert [type(part) for part in model] == [Mine, *[torch.nn.Linear] * 3, FewRowsLinear]
+    assert [type(part) for part in model] == [Mine, *[torch.nn.Linear] * 4]
 
 
 def test_copies_and_pickles_go_on_working():
