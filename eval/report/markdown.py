@@ -23,8 +23,20 @@ the dense model does no better than guessing are set in italics and left out of 
 """
 
 
-def score_table(result: Result) -> str:
-    """Scores of every variant on every task, with the mean and the worst recovery; the longer of the two goes down."""
+TIMES = {
+    "ms_per_token": "ms per token",
+    "ms_per_token_torch_products": "ms, weights multiplied by torch",
+    "cache_bytes": "cache, MiB",
+}
+
+
+def score_table(result: Result, times: Loaded | None = None) -> str:
+    """Scores of every variant on every task, with the mean and the worst recovery; the longer of the two goes down.
+
+    Args:
+        result: The scores.
+        times: Where tasks were timed, what a token took and the cache held.
+    """
     variants = [info.id for info in result.variants if any(row.variant == info.id for row in result.measurements)]
     floors = {text.split(":")[0] for text in result.warnings if "no better than guessing" in text}
     by_variant = {each.variant: each for each in result.summary}
@@ -34,6 +46,7 @@ def score_table(result: Result) -> str:
         rows = result.of(info.id, metric)
         name = f"*{info.id}*" if info.id in floors else info.id
         grid.append([f"{name}: {metric}, n = {info.samples_effective}", *(_cell(rows.get(v)) for v in variants)])
+        grid += [] if times is None else _times(times, info.id, variants)
     if len(result.tasks) > 1:
         for label, field in (("mean recovery", "mean_recovery"), ("worst task's recovery", "worst_recovery")):
             cells = [f"{getattr(by_variant[v], field):.3f}" if v in by_variant else "" for v in variants]
@@ -66,9 +79,8 @@ def results_page(found: Sequence[Loaded], results: Path) -> str:
         facts += [f"{key} {versions[key]}" for key in sorted(versions)]
         place = loaded.folder.relative_to(results).as_posix()
         parts.append(f"## {name}\n\n{result.run.title}\n\n`python -m eval.run {name}`: {', '.join(facts)}.\n")
-        parts.append(score_table(result) + "\n")
+        parts.append(score_table(result, loaded) + "\n")
         parts.append(_densities(result))
-        parts += [_times(loaded)] if any("ms_per_token" in row for row in loaded.timing["rows"]) else []
         if (loaded.folder / "pareto.png").exists():
             parts.append(f"![Quality against density: {name}]({place}/pareto.png)\n")
     return "\n".join(parts)
@@ -88,14 +100,15 @@ def _densities(result: Result) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _times(loaded: Loaded) -> str:
-    lines = [
-        "| task | variant | ms per token | weights multiplied by torch | cache MiB |",
-        "|---|---|---|---|---|",
+def _times(loaded: Loaded, task: str, variants: Sequence[str]) -> list[list[str]]:
+    """Rows of the table, for a task that was timed: what its tokens took, and what the cache held."""
+    found = {what: loaded.timed(task, what) for what in TIMES}
+    if torch_products := found["ms_per_token_torch_products"]:
+        # Dense attention and the peers leave the weights to torch anyway.
+        found["ms_per_token_torch_products"] = found["ms_per_token"] | torch_products
+    found["cache_bytes"] = {variant: size / 2**20 for variant, size in found["cache_bytes"].items()}
+    return [
+        [TIMES[what], *(f"{cells[v]:.0f}" if v in cells else "" for v in variants)]
+        for what, cells in found.items()
+        if cells
     ]
-    for row in loaded.timing["rows"]:
-        if "ms_per_token" in row:
-            ours, size = row["ms_per_token"], row["cache_bytes"] / 2**20
-            theirs = row.get("ms_per_token_torch_products", ours)
-            lines.append(f"| {row['task']} | {row['variant']} | {ours:.1f} | {theirs:.1f} | {size:.1f} |")
-    return "\n".join(lines) + "\n"

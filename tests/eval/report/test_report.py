@@ -103,7 +103,7 @@ def test_the_same_results_give_the_same_bytes(results: Path, tmp_path: Path) -> 
             path.unlink()
     make(results, readme)
     assert {path: path.read_bytes() for path in written} == first
-    assert "| fisher-best-16 | 2.51 (+0.01*) | 0.49 (-0.01*) | 0.985 | 0.980 |" in readme.read_text()
+    assert "| fisher-best-16 | 2.51 (+0.01*) | 6 | 1 | 0.49 (-0.01*) | 0.985 | 0.980 |" in readme.read_text()
     assert readme.read_text().endswith("<!-- end -->\nrest\n")
     assert "_scratch" not in (results / "README.md").read_text()
     assert main(["--results", str(results), "--readme", str(readme)]) == 0
@@ -171,6 +171,21 @@ def test_many_tasks_go_down() -> None:
     few = replace(example(), variants=example().variants[:2])
     few = replace(few, measurements=[row for row in few.measurements if row.variant in ("dense", "fisher-best-16")])
     assert "| text: nll, n = 8 | 2.5 ± 0.1 | 2.51 (+0.01*) |" in score_table(few)
+
+
+def test_times_stand_beside_the_scores(results: Path) -> None:
+    loaded = Loaded.of(results / "a")
+    head, _, dense, first, second, peer = score_table(loaded.result, loaded).splitlines()
+    assert head.startswith("|  | text: nll, n = 8 | ms per token | cache, MiB | *quiz*: acc, n = 8 |")
+    assert dense.startswith("| dense | 2.5 ± 0.1 | 5 | 1 | 0.5 ± 0.05 |")
+    assert first.startswith("| fisher-best-16 | 2.51 (+0.01*) | 6 | 1 |")
+    assert second.startswith("| fisher-best-64 | 2.502 (+0.002*) |  |  |")
+    loaded.timing["rows"][1]["ms_per_token_torch_products"] = 9.0
+    head, _, dense, first, second, peer = score_table(loaded.result, loaded).splitlines()
+    assert head.startswith("|  | text: nll, n = 8 | ms per token | ms, weights multiplied by torch | cache, MiB |")
+    assert dense.startswith("| dense | 2.5 ± 0.1 | 5 | 5 | 1 |")
+    assert first.startswith("| fisher-best-16 | 2.51 (+0.01*) | 6 | 9 | 1 |")
+    assert peer.startswith("| snapkv | 2.7 (+0.2*) | 7 | 7 | 1 |")
 
 
 def test_the_committed_tables_are_those_of_the_committed_results() -> None:
