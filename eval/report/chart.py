@@ -11,7 +11,9 @@ from .points import Panel, Point, log_range
 WIDTH, HEIGHT = 640, 330
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 14, 46
 LABEL = 15
-COLOURS = 6
+# Besides the four of the page, which follow its theme: these are seen on dark and on light.
+MORE_HUES = ("#b8406a", "#8a7a1c", "#1b8fa6", "#a0603c")
+COLOURS = 4 + len(MORE_HUES)
 
 CSS = """
 .chart{display:block;width:100%;max-width:720px;height:auto;overflow:visible}
@@ -24,19 +26,17 @@ CSS = """
 .chart g.point:hover .tip,.chart g.point:focus .tip{visibility:visible}.chart g.point:focus{outline:none}
 .legend{display:flex;flex-wrap:wrap;gap:4px 18px;font-size:.88rem;margin:6px 0 10px;padding:0;list-style:none}
 .legend i{display:inline-block;width:11px;height:11px;border-radius:50%;margin-right:6px}
-.c0{fill:var(--s0);stroke:var(--s0);background:var(--s0)}.c1{fill:var(--s1);stroke:var(--s1);background:var(--s1)}
-.c2{fill:var(--s2);stroke:var(--s2);background:var(--s2)}.c3{fill:var(--s3);stroke:var(--s3);background:var(--s3)}
-.c4{fill:#b8406a;stroke:#b8406a;background:#b8406a}.c5{fill:#8a7a1c;stroke:#8a7a1c;background:#8a7a1c}
-.c6{fill:var(--muted);stroke:var(--muted);background:var(--muted)}
 h3{font-size:1rem;margin:26px 0 4px}
 """
+HUES = (*(f"var(--s{place})" for place in range(4)), *MORE_HUES, "var(--muted)")
+CSS += "".join(f".c{place}{{fill:{hue};stroke:{hue};background:{hue}}}\n" for place, hue in enumerate(HUES))
 
 
 def colours(series: Sequence[str]) -> dict[str, int]:
     """A colour per series: ours first, dense grey, the rest in order of appearance."""
     names = list(dict.fromkeys(series))
     order = sorted((name for name in names if name != "dense"), key=lambda name: not name.startswith("fisher"))
-    return {name: place % COLOURS for place, name in enumerate(order)} | {"dense": 6}
+    return {name: place % COLOURS for place, name in enumerate(order)} | {"dense": COLOURS}
 
 
 def legend(found: dict[str, int], shown: set[str]) -> str:

@@ -8,10 +8,10 @@ from typing import Any
 from geosparse.artifact import write_atomic
 from geosparse.reports.figures import SERIES, require_plots
 
-from .chart import colours
+from .chart import MORE_HUES, colours
 from .points import Loaded, Panel, density_panels, log_range, series_of, speed_panels
 
-HUES = [light for light, _ in SERIES] + ["#b8406a", "#8a7a1c", "#59636e"]
+HUES = [*(light for light, _ in SERIES), *MORE_HUES, "#59636e"]
 INK, MUTED, GRID = "#1f2328", "#59636e", "#e2e6ea"
 COLUMNS = 3
 

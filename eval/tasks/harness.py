@@ -149,8 +149,9 @@ class Harness(Task):
             columns[shown] = Column(
                 _numbers(samples), float(value), float(stderr) if isinstance(stderr, Real) else None
             )
-            better = results["higher_is_better"].get(name, {}).get(metric)
-            self.metrics[shown] = Metric(_kind(metric, samples), better, self._chance(metric))
+            kind = _kind(metric, samples)
+            better = _higher_is_better(kind, results["higher_is_better"].get(name, {}).get(metric))
+            self.metrics[shown] = Metric(kind, better, self._chance(metric))
         self._choose_main()
         return columns
 
@@ -173,6 +174,11 @@ def _kind(metric: str, samples: Sequence[Any]) -> str:
     if metric in PERPLEXITIES:
         return "perplexity"
     return "accuracy" if all(isinstance(value, Real) and value in (0, 1) for value in samples) else "other"
+
+
+def _higher_is_better(kind: str, said: bool | None) -> bool | None:
+    """What the task says; of accuracies without a word: RULER's tasks speak of some of their context lengths only."""
+    return True if said is None and kind == "accuracy" else said
 
 
 def _numbers(samples: Sequence[Any]) -> list[float]:

@@ -13,7 +13,8 @@ import pytest
 pytest.importorskip("matplotlib", reason="matplotlib is not installed: pip install geosparse[plots]")
 
 from eval.report.__main__ import BLOCK, ROOT, find, main, make, renew
-from eval.report.chart import colours, scatter
+from eval.report.chart import CSS, colours, scatter
+from eval.report.figure import HUES
 from eval.report.markdown import score_table
 from eval.report.points import Loaded, density_panels, recovery_panel, speed_panels
 from eval.results import (
@@ -158,6 +159,15 @@ def test_a_table_of_no_result_is_an_error(results: Path, tmp_path: Path) -> None
     (tmp_path / "empty").mkdir()
     with pytest.raises(GeosparseError, match="run one first"):
         make(tmp_path / "empty", None)
+
+
+def test_eight_methods_have_eight_colours_and_dense_its_own() -> None:
+    names = ["dense", "snapkv", "fisher · best", *"abcdef"]
+    found = colours(names)
+    assert found["fisher · best"] == 0
+    assert len(set(found.values())) == len(names)
+    assert all(f".c{place}{{fill:" in CSS for place in found.values())
+    assert len(HUES) == len(names)
 
 
 def test_floors_are_set_in_italics() -> None:

@@ -16,7 +16,7 @@ import lm_eval.tasks
 
 from eval.methods import Method
 from eval.tasks import TASKS, Setting
-from eval.tasks.harness import HarnessSettings
+from eval.tasks.harness import HarnessSettings, _higher_is_better
 from geosparse.integrations.lm_eval import lm_class
 from geosparse.patch import sparsified
 from geosparse.plan import Plan
@@ -114,3 +114,11 @@ def test_chance_and_main_metric(setting: Setting) -> None:
     rolling = task(setting, "tiny_rolling")
     rolling.finish(records(rolling, Method()))
     assert rolling.metrics["bits_per_byte"].chance is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "said", "found"),
+    [("accuracy", None, True), ("accuracy", False, False), ("other", None, None), ("perplexity", False, False)],
+)
+def test_accuracies_are_better_when_higher(kind: str, said: bool | None, found: bool | None) -> None:
+    assert _higher_is_better(kind, said) is found
