@@ -23,27 +23,47 @@ import torch
 
 from geosparse.artifact import dump_json, write_json
 from geosparse.errors import GeosparseError
-from geosparse.ops import Selector, Tail, cpu, reference_attention
+from geosparse.ops import Selector, Tail, cpu, memory, reference_attention
+from geosparse.ops.cpu.read import read_rows
 from geosparse.ops.index import PAGE
 from geosparse.plan import Plan
 from geosparse.progress import track
 from geosparse.provenance import device_name, versions
 
 from .calls import overhead, prefill_time, raggedness
-from .layers import DTYPES, SHAPES, Layer, layers_of, ours_with, seconds
+from .layers import BYTES_IN_TURN, DTYPES, SHAPES, Layer, layers_of, ours_with, seconds
 
-SCHEMA = "geosparse.speed.kernel/2"
+SCHEMA = "geosparse.speed.kernel/3"
 REPEATS = 20
+READ = 16 << 20  # bytes of random rows, read at once
 ROW = 5  # calls of one variant in a row, the first told apart
 
 
 class Variant(NamedTuple):
-    """What is timed, and the bytes that it must read."""
+    """What is timed, and the bytes that it must read: in the order of memory, and in runs of some bytes anywhere."""
 
     run: Callable[[Layer], torch.Tensor]
-    bytes: int
+    streamed: int
+    gathered: int
+    run_bytes: int
     n_keep: int | None
     selector: Selector | None
+
+    @property
+    def bytes(self) -> int:
+        return self.streamed + self.gathered
+
+
+class Memory(NamedTuple):
+    """Bytes per second: of a sum over a large buffer, and of rows read in any order, by their bytes."""
+
+    stream: float
+    rows: dict[int, float]
+
+    def floor(self, variant: Variant, run_bytes: int | None = None) -> float:
+        """Seconds that the variant's bytes take, with runs of that many bytes (default: as long as its own)."""
+        gathered = variant.gathered / self.rows[run_bytes or variant.run_bytes] if variant.gathered else 0.0
+        return variant.streamed / self.stream + gathered
 
 
 def variants_of(
@@ -70,20 +90,21 @@ def variants_of(
         return ours_with((n,) * heads, selector, tail, scaling)
 
     result: dict[str, Variant] = {
-        "sdpa": Variant(sdpa, dense, None, None),
-        "bmm": Variant(products, dense, None, None),
-        "own dense": Variant(ours(context, "topn", "drop"), dense, context, "topn"),
+        "sdpa": Variant(sdpa, dense, 0, row, None, None),
+        "bmm": Variant(products, dense, 0, row, None, None),
+        "own dense": Variant(ours(context, "topn", "drop"), dense, 0, row, context, "topn"),
     }
     bounds, codes = 2 * 2 * dim // PAGE, dim // 2
     for n in keeps:
         kept = heads * n * row
-        choices: tuple[tuple[Selector, Tail, int], ...] = (
-            ("topn", "centroid", kv_heads * context * row + kept),
-            ("lowbit", "centroid", kv_heads * context * (bounds + codes) + 2 * kept),
-            ("paged", "renormalize", kv_heads * context * bounds + 2 * kept),
+        choices: tuple[tuple[Selector, Tail, int, int, int], ...] = (
+            ("topn", "centroid", kv_heads * context * row, kept, row),
+            ("lowbit", "centroid", kv_heads * context * (bounds + codes), 2 * kept, row),
+            ("paged", "renormalize", kv_heads * context * bounds, 2 * kept, PAGE * row),
         )
-        for selector, tail, read in choices:
-            result[f"{selector} N={n}"] = Variant(ours(n, selector, tail), read, n, selector)
+        for selector, tail, streamed, gathered, run_bytes in choices:
+            variant = Variant(ours(n, selector, tail), streamed, gathered, run_bytes, n, selector)
+            result[f"{selector} N={n}"] = variant
     return result
 
 
@@ -107,8 +128,25 @@ def bandwidth() -> float:
     return buffer.numel() * 4 / best
 
 
-def measure(shape_name: str, context: int, dtype_name: str, keeps: Sequence[int], repeats: int = 0) -> dict[str, Any]:
-    """Times of all variants on one shape, in turns."""
+def random_bandwidth(run_bytes: int) -> float:
+    """Bytes per second of rows of `run_bytes` read in random order from memory, best of several."""
+    table = memory.empty((BYTES_IN_TURN // run_bytes, run_bytes // 4), torch.float32).fill_(1.0)
+    generator = torch.Generator().manual_seed(0)
+    orders = [torch.randint(len(table), (READ // run_bytes,), generator=generator) for _ in range(8)]
+    best = min(seconds(partial(read_rows, table, order)) for order in orders)
+    return len(orders[0]) * run_bytes / best
+
+
+def memory_speed(shapes: Sequence[str], dtypes: Sequence[str]) -> Memory:
+    """What the machine's memory gives to the variants of these cases."""
+    rows = {SHAPES[shape][2] * DTYPES[dtype].itemsize for shape in shapes for dtype in dtypes}
+    return Memory(bandwidth(), {size: random_bandwidth(size) for size in sorted(rows | {PAGE * row for row in rows})})
+
+
+def measure(
+    shape_name: str, context: int, dtype_name: str, keeps: Sequence[int], speed: Memory, repeats: int = 0
+) -> dict[str, Any]:
+    """Times of all variants on one shape, in turns, beside what their bytes take at the speed of memory."""
     shape, dtype = SHAPES[shape_name], DTYPES[dtype_name]
     layers = layers_of(shape, context, dtype)
     variants = variants_of(shape, context, dtype, keeps)
@@ -132,6 +170,9 @@ def measure(shape_name: str, context: int, dtype_name: str, keeps: Sequence[int]
                 "us": {"p20": p20 * 1e6, "p50": p50 * 1e6, "p80": p80 * 1e6},
                 "bytes": variant.bytes,
                 "gb_per_second": variant.bytes / p50 / 1e9,
+                "floor_us": speed.floor(variant) * 1e6,
+                "share_of_floor": speed.floor(variant) / p50,
+                "share_of_floor_by_rows": speed.floor(variant, shape[2] * dtype.itemsize) / p50,
                 "over_sdpa": sdpa / p50,
                 "over_own_dense": own / p50,
                 "first_us": first * 1e6,
@@ -161,12 +202,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(given[2:] if given[:2] == ["--device", "cpu"] else given)
     cases = [(s, c, d) for s in options.shapes for c in options.contexts for d in options.dtypes]
+    speed = memory_speed(options.shapes, options.dtypes)
     result: dict[str, Any] = {
         "schema": SCHEMA,
         "device": f"{device_name('cpu')}, {torch.get_num_threads()} threads, {cpu.isa()}",
-        "read_gb_per_second": bandwidth() / 1e9,
+        "read_gb_per_second": speed.stream / 1e9,
+        "random_gb_per_second": {str(size): found / 1e9 for size, found in speed.rows.items()},
         "provenance": versions(),
-        "cases": [measure(*case, options.keep, options.repeats) for case in track(cases, "speed", not options.json)],
+        "cases": [
+            measure(*case, options.keep, speed, options.repeats) for case in track(cases, "speed", not options.json)
+        ],
     }
     if options.plan:
         plan = Plan.load(options.plan)
@@ -179,14 +224,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json:
         print(dump_json(result), end="")
         return 0
-    print(f"{result['device']}; a sum reads {result['read_gb_per_second']:.1f} GB/s")
+    rows = ", ".join(f"{size} bytes {found:.1f}" for size, found in result["random_gb_per_second"].items())
+    print(f"{result['device']}; a sum reads {result['read_gb_per_second']:.1f} GB/s, random rows of {rows}")
     print("a call on one token: " + ", ".join(f"{word} {us:.1f} us" for word, us in result["overhead_us"].items()))
     for case in result["cases"]:
         print(f"{case['shape']} {case['heads']}, context {case['context']}, {case['dtype']}")
         for row in case["rows"]:
             print(
                 f"  {row['variant']:<14} {row['us']['p50']:9.0f} us {row['gb_per_second']:7.1f} GB/s "
-                f"{row['over_sdpa']:7.2f} x SDPA {row['over_own_dense']:6.2f} x own dense; "
+                f"{row['over_sdpa']:7.2f} x SDPA {row['over_own_dense']:6.2f} x own dense, "
+                f"bytes alone {row['floor_us']:.0f} us ({row['share_of_floor']:.0%}); "
                 f"first of a row {row['first_us']:.0f} us, {row['first_over_sdpa']:.2f} x SDPA"
             )
     for case in result.get("prefill", []):

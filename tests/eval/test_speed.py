@@ -19,6 +19,8 @@ def small(monkeypatch):
     monkeypatch.setattr(layers, "BYTES_IN_TURN", 1)
     monkeypatch.setattr(calls, "RAGGED_REPEATS", 1)
     monkeypatch.setattr(speed, "bandwidth", lambda: 1e9)
+    monkeypatch.setattr(speed, "BYTES_IN_TURN", 1 << 16)
+    monkeypatch.setattr(speed, "READ", 1 << 16)
 
 
 def test_a_row_per_variant(tmp_path, capsys):
@@ -28,7 +30,21 @@ def test_a_row_per_variant(tmp_path, capsys):
     names = [row["variant"] for row in result["cases"][0]["rows"]]
     assert names == ["sdpa", "bmm", "own dense", "topn N=8", "lowbit N=8", "paged N=8"]
     assert all(row["us"]["p50"] > 0 for case in result["cases"] for row in case["rows"])
-    assert "x own dense" in capsys.readouterr().out
+    assert set(result["random_gb_per_second"]) == {"128", "256", "2048", "4096"}
+    assert all(row["share_of_floor"] > 0 for case in result["cases"] for row in case["rows"])
+    printed = capsys.readouterr().out
+    assert "x own dense" in printed
+    assert "random rows of 128 bytes" in printed
+
+
+def test_the_floor_is_what_the_bytes_take():
+    machine = speed.Memory(stream=10.0, rows={4: 1.0, 64: 5.0})
+    variant = speed.Variant(torch.zeros_like, streamed=30, gathered=20, run_bytes=64, n_keep=2, selector="paged")
+    assert variant.bytes == 50
+    assert machine.floor(variant) == pytest.approx(3 + 4)
+    assert machine.floor(variant, run_bytes=4) == pytest.approx(3 + 20)
+    dense = speed.Variant(torch.zeros_like, streamed=30, gathered=0, run_bytes=8, n_keep=None, selector=None)
+    assert machine.floor(dense) == pytest.approx(3)
 
 
 def test_ragged_budgets_prefill_and_an_empty_call(tmp_path, capsys):
@@ -52,6 +68,6 @@ def test_ragged_budgets_prefill_and_an_empty_call(tmp_path, capsys):
 
 def test_a_wrong_result_is_not_timed():
     layer = layers.layers_of((4, 2, 16), 40, torch.float32)[0]
-    wrong = speed.Variant(lambda layer: torch.zeros_like(layer.query), 1, 4, "topn")
+    wrong = speed.Variant(lambda layer: torch.zeros_like(layer.query), 1, 0, 1, 4, "topn")
     with pytest.raises(gs.GeosparseError, match="nothing was timed"):
         speed.gate(layer, wrong, 0.25)

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <optional>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -89,6 +90,13 @@ struct ProductCall {
   int64_t rows, width, columns, weight_row, dtype, threads;
 };
 
+struct ReadCall {
+  const float* table;   // [*, width]
+  const int64_t* rows;  // [count]
+  double* sums;         // one for every 256 rows
+  int64_t count, width, threads;
+};
+
 #define GS_KERNELS "all.inc"
 #define GS_LEVEL 0
 namespace plain {
@@ -130,7 +138,7 @@ static int chosen_isa = best_isa();
 
 extern "C" {
 
-int64_t gs_abi() { return 8; }
+int64_t gs_abi() { return 9; }
 
 // 0 plain, 1 AVX2, 2 AVX-512.
 int64_t gs_isa() { return chosen_isa; }
@@ -157,6 +165,15 @@ int64_t gs_product(const ProductCall* call) {
   if (chosen_isa == 1) return avx2::product(*call);
 #endif
   return plain::product(*call);
+}
+
+// Rows of a table, added up.
+void gs_read_rows(const ReadCall* call) {
+#ifdef GS_X86
+  if (chosen_isa == 2) return avx512::read_rows(*call);
+  if (chosen_isa == 1) return avx2::read_rows(*call);
+#endif
+  plain::read_rows(*call);
 }
 
 // Many queries over packed keys.
