@@ -218,7 +218,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result["ragged"] = [raggedness(*case, plan, "lowbit") for case in cases]
     if options.prefill:
         result["prefill"] = [prefill_time(*case, options.prefill) for case in cases]
-    result["overhead_us"] = overhead()  # last: libgomp puts its threads to sleep sooner once their number has changed
+    result["overhead_us"], result["outside_kernel_us"] = (
+        overhead()
+    )  # last: libgomp puts its threads to sleep sooner once their number has changed
     if options.out:
         write_json(options.out, result)
     if options.json:
@@ -226,7 +228,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     rows = ", ".join(f"{size} bytes {found:.1f}" for size, found in result["random_gb_per_second"].items())
     print(f"{result['device']}; a sum reads {result['read_gb_per_second']:.1f} GB/s, random rows of {rows}")
-    print("a call on one token: " + ", ".join(f"{word} {us:.1f} us" for word, us in result["overhead_us"].items()))
+    calls = ((word, us, result["outside_kernel_us"][word]) for word, us in result["overhead_us"].items())
+    print(
+        "a call on one token: "
+        + ", ".join(f"{word} {us:.1f} us ({less:.1f} outside the kernel)" for word, us, less in calls)
+    )
     for case in result["cases"]:
         print(f"{case['shape']} {case['heads']}, context {case['context']}, {case['dtype']}")
         for row in case["rows"]:

@@ -9,6 +9,7 @@ import torch
 
 from .errors import GeosparseError
 from .ops import PATHS, TAILS, best_path, cpu, reference_attention
+from .ops.cpu.direct import direct
 from .provenance import device_name, versions
 from .weights import ALIASES, cache_dir
 
@@ -29,6 +30,7 @@ def examine() -> tuple[dict[str, Any], str]:
         "cache": str(cache_dir()),
         "cached_models": sorted(name for name in ALIASES if any(models.glob(f"{name}-*"))),
         "cpu_kernels": cpu.isa() if cpu.library() is not None else cpu.load_error(),
+        "cpu_calls": "C" if direct() is not None else "ctypes",
         "self_test_error": _self_test(device),
     }
     if not data["self_test_error"] <= ALLOWED:
@@ -41,7 +43,8 @@ def examine() -> tuple[dict[str, Any], str]:
         lines.append(f"extra {extra}: " + ("installed" if present else f"missing (pip install geosparse[{extra}])"))
     lines.append(f"model cache: {data['cache']} ({', '.join(data['cached_models']) or 'empty'})")
     kernels = data["cpu_kernels"]
-    lines.append("CPU kernels: " + (kernels if cpu.library() is not None else f"the torch path is in use ({kernels})"))
+    called = f"{kernels}, called through {data['cpu_calls']}"
+    lines.append("CPU kernels: " + (called if cpu.library() is not None else f"the torch path is in use ({kernels})"))
     lines.append(f"self-test: sparse attention within {data['self_test_error']:.1e} of the fp64 reference")
     return data, "\n".join(lines)
 

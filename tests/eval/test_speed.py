@@ -62,7 +62,8 @@ def test_ragged_budgets_prefill_and_an_empty_call(tmp_path, capsys):
     result = json.loads((tmp_path / "s.json").read_text())
     assert result["ragged"][0]["ragged_over_even"] > 0
     assert result["prefill"][0]["exact_over_sdpa"] > 0
-    assert set(result["overhead_us"]) == {"topn", "lowbit"}
+    assert set(result["overhead_us"]) == set(result["outside_kernel_us"]) == {"topn", "lowbit"}
+    assert all(0 < result["outside_kernel_us"][word] < us for word, us in result["overhead_us"].items())
     assert "x even ones" in capsys.readouterr().out
 
 

@@ -55,8 +55,8 @@ def cpu_attention(
     several queries get their scores and outputs from matrix products and everything between from a kernel. Pages with
     several queries, and shared selections, stay with the torch path.
     """
-    queries = query.shape[2]
-    rules = _rules(query.shape[1], _hashable(tail), _hashable(selector))
+    batch, heads, queries, _ = query.shape
+    rules = _rules(heads, _hashable(tail), _hashable(selector))
     visibility = CAUSAL if mask is None else mask
     if share_kv or rules.blind or (queries > 1 and rules.paged):
         return chunked_attention(
@@ -72,7 +72,7 @@ def cpu_attention(
             softcap=softcap,
             sink=sink,
         )
-    index = index_of(key, page_starts(visibility, query.shape[0])) if rules.indexed else None
+    index = index_of(key, page_starts(visibility, batch)) if rules.indexed else None
     if sink is not None:
         sink = sink.detach().float().contiguous()
     serve = decode if queries == 1 else prefill
@@ -95,7 +95,7 @@ class _Rules(NamedTuple):
 
 
 def _hashable(words: str | Sequence[str]) -> str | tuple[str, ...]:
-    return words if isinstance(words, str | tuple) else tuple(words)
+    return words if type(words) is str else tuple(words)
 
 
 @lru_cache(maxsize=4096)

@@ -7,9 +7,11 @@ import torch
 from ..index import KeyIndex
 from ..span import Span, Visibility
 from ..types import Attended
+from .direct import direct
 from .library import DECODE_CALL, DTYPES, library
 
 NO_INDEX = (0, 0, 0), (0, 0, 0, 0, 0, 0)
+NO_CODES = None, None, None, 0
 
 
 def decode(
@@ -27,6 +29,8 @@ def decode(
 ) -> Attended:
     """`cpu_attention` for T = 1: every key, or its code, is read once; values only where they are kept.
 
+    The commonest call, of one row that sees all its keys, is made without Python where that can be (call.c).
+
     Args:
         query: `[B, Hq, 1, D]`; key, value: `[B, Hkv, S, D]`.
         budgets: int64 `[B or 1, Hq]`, contiguous; tails, selectors: int64 `[Hq]`, the kernels' enums.
@@ -36,6 +40,37 @@ def decode(
         sink: fp32 `[Hq]`.
         index: Of the keys, where a selector reads it.
     """
+    call = direct()
+    if call is not None and isinstance(mask, Span) and mask.is_causal:
+        low, high, codes, bits = NO_CODES if index is None else (index.low, index.high, index.codes, index.bits)
+        total, threads = getattr(value, "_geosparse_value_sum", None), torch.get_num_threads()
+        settings = bits, threads, scaling, softcap or 0.0
+        found = call(query, key, value, budgets, tails, selectors, total, sink, low, high, codes, *settings)
+        if found is not None:
+            return found
+    packed, output, kept, _ = pack(query, key, value, budgets, tails, selectors, scaling, mask, softcap, sink, index)
+    loaded = library()
+    assert loaded is not None
+    if loaded.gs_decode(packed):
+        raise TypeError(f"the CPU kernels of this machine do not know {query.dtype}")
+    return Attended(output, kept if kept.dim() == 1 else kept.sum(0))
+
+
+def pack(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    budgets: torch.Tensor,
+    tails: torch.Tensor,
+    selectors: torch.Tensor,
+    scaling: float,
+    mask: Visibility,
+    softcap: float | None,
+    sink: torch.Tensor | None,
+    index: KeyIndex | None,
+) -> tuple[bytes, torch.Tensor, torch.Tensor, tuple[torch.Tensor | None, ...]]:
+    """The arguments of `decode` as `gs_decode` takes them, where it writes output `[B, Hq, 1, Dv]` and counts `[Hq]` or
+    `[B, Hq]`, and the tensors that must live as long as the first."""
     batch, heads, _, dim = query.shape
     _, kv_heads, keys, value_dim = value.shape
     dtype = query.dtype
@@ -56,10 +91,8 @@ def decode(
         if any(starts):
             first = torch.tensor(starts)
     addresses, layout = NO_INDEX if index is None or index.codes.dim() == 1 else _index_of(index)
-    loaded = library()
-    assert loaded is not None
-    # In the order of DecodeCall in geosparse.cpp.
-    call = DECODE_CALL.pack(
+    # In the order of decode_call.h.
+    packed = DECODE_CALL.pack(
         query.data_ptr(),
         key.data_ptr(),
         value.data_ptr(),
@@ -91,9 +124,7 @@ def decode(
         scaling,
         softcap or 0.0,
     )
-    if loaded.gs_decode(call):
-        raise TypeError(f"the CPU kernels of this machine do not know {dtype}")
-    return Attended(output, kept if batch == 1 else kept.sum(0))
+    return packed, output, kept, (query, key, value, first, seen, sums)
 
 
 def _index_of(index: KeyIndex) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -27,6 +27,7 @@ struct bf16 {
 #include <immintrin.h>
 #endif
 
+#include "decode_call.h"
 #include "helpers.inc"
 
 enum Tail { DROP = 0, RENORMALIZE = 1, CENTROID = 2 };
@@ -34,27 +35,7 @@ enum Selector { TOPN = 0, LOWBIT = 1, PAGED = 2, PAGED_LOWBIT = 3, SINK_RECENT =
 constexpr long SINKS = 4;       // ops/selectors/sink_recent.py
 constexpr long OVERSAMPLE = 4;  // ops/selectors/paged_lowbit.py
 
-// Mirrored by the ctypes structures in __init__.py: 8-byte fields only. Strides in elements, mask in bytes.
-struct DecodeCall {
-  const void *q, *k, *v;
-  void* out;                 // [B, Hq, Dv], contiguous
-  const int64_t* n_keep;     // [B or 1, Hq]
-  const int64_t* tails;      // [Hq], of enum Tail
-  const int64_t* selectors;  // [Hq], of enum Selector
-  const int64_t* first;      // [B], the first visible key, or null: 0
-  const uint8_t* mask;       // [B, S] or null; only without `first` and index
-  const double* value_sum;   // [B, Hkv, Dv], over visible tokens, or null: summed here when the tail needs it
-  const float* sink;         // [Hq] or null
-  const uint16_t *low, *high;  // [B, Hkv, P, width] fp16, or null: no selector reads the index
-  const uint8_t* codes;      // [B, Hkv, P, width * bits / 8 * 16]
-  int64_t* kept;             // [B, Hq]
-  int64_t batch, heads, kv_heads, keys, dim, value_dim;
-  int64_t q_batch, q_head, k_batch, k_head, k_row, v_batch, v_head, v_row, mask_batch, n_batch;
-  int64_t bound_batch, bound_head, code_batch, code_head, width, bits;
-  int64_t dtype, threads;
-  double scaling, softcap;
-};
-
+// Mirrored by the ctypes structures in library.py: 8-byte fields only. Strides in elements, mask in bytes.
 struct WeighCall {
   const float* packed;       // [B, Hkv, panels, D, 32]: keys to score, fp32, padded with zeros; or null: `scores` are given
   float* scores;             // [B, Hq, T, S], contiguous, coded ones for LOWBIT; becomes weights where v is null
