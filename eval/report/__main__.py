@@ -79,7 +79,7 @@ def renew(text: str, found: dict[str, Loaded]) -> str:
         name = match.group(2)
         if name not in found:
             raise GeosparseError(f"The README shows a table of {name}, of which there is no result: run the recipe.")
-        return f"{match.group(1)}{score_table(found[name].result, found[name])}\n<!-- end -->"
+        return f"{match.group(1)}{score_table(found[name])}\n<!-- end -->"
 
     return BLOCK.sub(table, text)
 

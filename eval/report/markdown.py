@@ -30,13 +30,10 @@ TIMES = {
 }
 
 
-def score_table(result: Result, times: Loaded | None = None) -> str:
-    """Scores of every variant on every task, with the mean and the worst recovery; the longer of the two goes down.
-
-    Args:
-        result: The scores.
-        times: Where tasks were timed, what a token took and the cache held.
-    """
+def score_table(loaded: Loaded) -> str:
+    """Scores of every variant on every task, where it was timed what a token took and the cache held, and the mean and
+    the worst recovery; the longer of variants and tasks goes down."""
+    result = loaded.result
     variants = [info.id for info in result.variants if any(row.variant == info.id for row in result.measurements)]
     floors = {text.split(":")[0] for text in result.warnings if "no better than guessing" in text}
     by_variant = {each.variant: each for each in result.summary}
@@ -46,7 +43,7 @@ def score_table(result: Result, times: Loaded | None = None) -> str:
         rows = result.of(info.id, metric)
         name = f"*{info.id}*" if info.id in floors else info.id
         grid.append([f"{name}: {metric}, n = {info.samples_effective}", *(_cell(rows.get(v)) for v in variants)])
-        grid += [] if times is None else _times(times, info.id, variants)
+        grid += _times(loaded, info.id, variants)
     if len(result.tasks) > 1:
         for label, field in (("mean recovery", "mean_recovery"), ("worst task's recovery", "worst_recovery")):
             cells = [f"{getattr(by_variant[v], field):.3f}" if v in by_variant else "" for v in variants]
@@ -79,7 +76,7 @@ def results_page(found: Sequence[Loaded], results: Path) -> str:
         facts += [f"{key} {versions[key]}" for key in sorted(versions)]
         place = loaded.folder.relative_to(results).as_posix()
         parts.append(f"## {name}\n\n{result.run.title}\n\n`python -m eval.run {name}`: {', '.join(facts)}.\n")
-        parts.append(score_table(result, loaded) + "\n")
+        parts.append(score_table(loaded) + "\n")
         parts.append(_densities(result))
         if (loaded.folder / "pareto.png").exists():
             parts.append(f"![Quality against density: {name}]({place}/pareto.png)\n")

@@ -170,28 +170,32 @@ def test_eight_methods_have_eight_colours_and_dense_its_own() -> None:
     assert len(HUES) == len(names)
 
 
+def untimed(result: Result) -> Loaded:
+    return Loaded(Path("."), result, {"rows": []})
+
+
 def test_floors_are_set_in_italics() -> None:
-    head, _, dense, *_ = score_table(example()).splitlines()
+    head, _, dense, *_ = score_table(untimed(example())).splitlines()
     assert head == "|  | text: nll, n = 8 | *quiz*: acc, n = 8 | mean recovery | worst task's recovery |"
     assert dense == "| dense | 2.5 ± 0.1 | 0.5 ± 0.05 |  |  |"
-    assert "*quiz*" not in score_table(replace(example(), warnings=[]))
+    assert "*quiz*" not in score_table(untimed(replace(example(), warnings=[])))
 
 
 def test_many_tasks_go_down() -> None:
     few = replace(example(), variants=example().variants[:2])
     few = replace(few, measurements=[row for row in few.measurements if row.variant in ("dense", "fisher-best-16")])
-    assert "| text: nll, n = 8 | 2.5 ± 0.1 | 2.51 (+0.01*) |" in score_table(few)
+    assert "| text: nll, n = 8 | 2.5 ± 0.1 | 2.51 (+0.01*) |" in score_table(untimed(few))
 
 
 def test_times_stand_beside_the_scores(results: Path) -> None:
     loaded = Loaded.of(results / "a")
-    head, _, dense, first, second, peer = score_table(loaded.result, loaded).splitlines()
+    head, _, dense, first, second, peer = score_table(loaded).splitlines()
     assert head.startswith("|  | text: nll, n = 8 | ms per token | cache, MiB | *quiz*: acc, n = 8 |")
     assert dense.startswith("| dense | 2.5 ± 0.1 | 5 | 1 | 0.5 ± 0.05 |")
     assert first.startswith("| fisher-best-16 | 2.51 (+0.01*) | 6 | 1 |")
     assert second.startswith("| fisher-best-64 | 2.502 (+0.002*) |  |  |")
     loaded.timing["rows"][1]["ms_per_token_torch_products"] = 9.0
-    head, _, dense, first, second, peer = score_table(loaded.result, loaded).splitlines()
+    head, _, dense, first, second, peer = score_table(loaded).splitlines()
     assert head.startswith("|  | text: nll, n = 8 | ms per token | ms, weights multiplied by torch | cache, MiB |")
     assert dense.startswith("| dense | 2.5 ± 0.1 | 5 | 5 | 1 |")
     assert first.startswith("| fisher-best-16 | 2.51 (+0.01*) | 6 | 9 | 1 |")
