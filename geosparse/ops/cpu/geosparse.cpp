@@ -10,6 +10,7 @@
 #include <functional>
 #include <optional>
 #include <thread>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -24,6 +25,9 @@ struct bf16 {
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define GS_X86
+#if __GNUC__ >= 10
+#define GS_PAIRS  // the compiler knows dot products of bf16
+#endif
 #include <immintrin.h>
 #endif
 
@@ -78,6 +82,24 @@ struct ReadCall {
   int64_t count, width, threads;
 };
 
+// 0 plain, 1 AVX2, 2 AVX-512, 3 AVX-512 with dot products of bf16: the kernels of 2, which ask for it where it helps.
+static int best_isa() {
+#ifdef GS_X86
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl"))
+#ifdef GS_PAIRS
+    return __builtin_cpu_supports("avx512bf16") ? 3 : 2;
+#else
+    return 2;
+#endif
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) return 1;
+#endif
+  return 0;
+}
+
+static int chosen_isa = best_isa();
+
 #define GS_KERNELS "all.inc"
 #define GS_LEVEL 0
 namespace plain {
@@ -104,24 +126,11 @@ namespace avx512 {
 #pragma GCC pop_options
 #endif
 
-static int best_isa() {
-#ifdef GS_X86
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl"))
-    return 2;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) return 1;
-#endif
-  return 0;
-}
-
-static int chosen_isa = best_isa();
-
 extern "C" {
 
 int64_t gs_abi() { return 9; }
 
-// 0 plain, 1 AVX2, 2 AVX-512.
+// As best_isa says it.
 int64_t gs_isa() { return chosen_isa; }
 
 // For tests: run with a lesser instruction set. Returns the one in use.
@@ -133,7 +142,7 @@ int64_t gs_set_isa(int64_t isa) {
 // One query per batch row over a cache. 0, or 1 for a dtype that this build does not know.
 int64_t gs_decode(const DecodeCall* call) {
 #ifdef GS_X86
-  if (chosen_isa == 2) return avx512::decode(*call);
+  if (chosen_isa >= 2) return avx512::decode(*call);
   if (chosen_isa == 1) return avx2::decode(*call);
 #endif
   return plain::decode(*call);
@@ -142,7 +151,7 @@ int64_t gs_decode(const DecodeCall* call) {
 // A few rows times weights. 0, or 1 for a dtype that this build does not know.
 int64_t gs_product(const ProductCall* call) {
 #ifdef GS_X86
-  if (chosen_isa == 2) return avx512::product(*call);
+  if (chosen_isa >= 2) return avx512::product(*call);
   if (chosen_isa == 1) return avx2::product(*call);
 #endif
   return plain::product(*call);
@@ -151,7 +160,7 @@ int64_t gs_product(const ProductCall* call) {
 // Rows of a table, added up.
 void gs_read_rows(const ReadCall* call) {
 #ifdef GS_X86
-  if (chosen_isa == 2) return avx512::read_rows(*call);
+  if (chosen_isa >= 2) return avx512::read_rows(*call);
   if (chosen_isa == 1) return avx2::read_rows(*call);
 #endif
   plain::read_rows(*call);
@@ -160,7 +169,7 @@ void gs_read_rows(const ReadCall* call) {
 // Many queries over packed keys.
 void gs_prefill(const WeighCall* call) {
 #ifdef GS_X86
-  if (chosen_isa == 2) return avx512::prefill(*call);
+  if (chosen_isa >= 2) return avx512::prefill(*call);
   if (chosen_isa == 1) return avx2::prefill(*call);
 #endif
   plain::prefill(*call);
@@ -169,7 +178,7 @@ void gs_prefill(const WeighCall* call) {
 // Scores of many queries -> the kept tokens' weighted values, or attention weights in place.
 void gs_weigh(const WeighCall* call) {
 #ifdef GS_X86
-  if (chosen_isa == 2) return avx512::weigh(*call);
+  if (chosen_isa >= 2) return avx512::weigh(*call);
   if (chosen_isa == 1) return avx2::weigh(*call);
 #endif
   plain::weigh(*call);

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 ABI = 9
-ISAS = ("plain", "avx2", "avx512")
+ISAS = ("plain", "avx2", "avx512", "avx512_bf16")
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
