@@ -23,7 +23,7 @@ class Paired:
     Attributes:
         difference: Mean over samples of variant minus dense.
         interval: Of it, 95 %, by resampling whole samples, or Student's t for few; None below two samples or where
-            nothing changed.
+            all differ by the same. Of accuracies, within -1 and 1.
         changed: Samples whose score changed.
         mcnemar: For accuracies, the exact two-sided probability of a split of the changed samples at least as uneven;
             1 where none changed; None for other metrics.
@@ -42,10 +42,13 @@ def paired(dense: Sequence[float], variant: Sequence[float], kind: str) -> Paire
     differences = [b - a for a, b in zip(dense, variant, strict=True)]
     changed = sum(difference != 0 for difference in differences)
     won, lost = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
+    # Where all differ by the same there is no spread to take an interval from, which is not certainty.
+    found = interval(differences) if len(set(differences)) > 1 else None
+    if found and kind == "accuracy":
+        found = max(-1.0, found[0]), min(1.0, found[1])
     return Paired(
         fmean(differences),
-        # Without a single change there is no spread to take an interval from, which is not certainty.
-        interval(differences) if changed else None,
+        found,
         changed,
         mcnemar(won, lost) if kind == "accuracy" else None,
     )

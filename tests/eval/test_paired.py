@@ -28,6 +28,11 @@ def test_paired_differences() -> None:
     assert paired([], [], "accuracy") is None
 
 
+def test_intervals_of_accuracies_are_possible_and_never_points() -> None:
+    assert paired([1.0, 1.0], [0.0, 1.0], "accuracy").interval == (-1.0, 1.0)
+    assert paired([1.0, 1.0], [0.0, 0.0], "accuracy").interval is None
+
+
 def test_few_samples_have_the_wider_interval_of_student() -> None:
     found = paired([0.0, 0.0, 0.0], [1.0, 2.0, 3.0], "nll")
     half = scipy.stats.t.ppf(0.975, 2) / math.sqrt(3)
