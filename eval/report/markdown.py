@@ -18,7 +18,7 @@ Made by `python -m eval.report` from the folders below; do not edit. Each was wr
 `report.html` here all of them. `LOG.md` has the experiments.
 
 A cell is the score and, in brackets, the difference to dense on the same samples. `*` marks a difference that is more
-than chance: its 95 % bootstrap interval leaves out zero, for accuracies an exact McNemar test is below 5 %. Tasks where
+than chance: its 95 % interval leaves out zero, for accuracies an exact McNemar test is below 5 %. Tasks where
 the dense model does no better than guessing are set in italics and left out of the means.
 """
 

@@ -18,7 +18,7 @@ COLUMNS = ("variant", "score", "± stderr", "samples", "density", "difference", 
 LEAD = (
     "Quality against how much of the context is kept, and against the time of a decoded token. Point at a mark, or "
     "move to it with the Tab key, for its numbers. Differences are paired: the same samples under dense attention and "
-    "under the variant; bars and intervals are 95 % bootstrap intervals over samples."
+    "under the variant; bars and intervals are 95 % (bootstrap over samples; below ten samples Student's t)."
 )
 
 
