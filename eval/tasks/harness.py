@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import random
 from collections.abc import Iterator, Sequence
@@ -146,9 +147,7 @@ class Harness(Task):
             shown = metric if chosen == "none" else f"{metric} {chosen}"
             samples = [s.get(metric) for s in results["samples"][name] if s["filter"] == chosen]
             stderr = results["results"][name].get(f"{metric}_stderr,{chosen}")
-            columns[shown] = Column(
-                _numbers(samples), float(value), float(stderr) if isinstance(stderr, Real) else None
-            )
+            columns[shown] = _column(_numbers(samples), float(value), stderr)
             kind = _kind(metric, samples)
             better = _higher_is_better(kind, results["higher_is_better"].get(name, {}).get(metric))
             self.metrics[shown] = Metric(kind, better, self._chance(metric))
@@ -168,6 +167,14 @@ class Harness(Task):
             counts = [len({request.args for request in found}) for found in self.documents.values()]
             return sum(1 / count for count in counts) / len(counts)
         return 0.0 if self.task.OUTPUT_TYPE != "loglikelihood_rolling" and metric not in PERPLEXITIES else None
+
+
+def _column(values: list[float], value: float, stderr: Any) -> Column:
+    """With lm-eval's standard error; where it has none (RULER's own means) that of the mean, if `value` is one."""
+    if isinstance(stderr, Real):
+        return Column(values, value, float(stderr))
+    plain = Column.of(values) if values else None
+    return Column(values, value, plain.stderr if plain and math.isclose(plain.value, value) else None)
 
 
 def _kind(metric: str, samples: Sequence[Any]) -> str:

@@ -16,7 +16,7 @@ import lm_eval.tasks
 
 from eval.methods import Method
 from eval.tasks import TASKS, Setting
-from eval.tasks.harness import HarnessSettings, _higher_is_better
+from eval.tasks.harness import HarnessSettings, _column, _higher_is_better
 from geosparse.integrations.lm_eval import lm_class
 from geosparse.patch import sparsified
 from geosparse.plan import Plan
@@ -114,6 +114,24 @@ def test_chance_and_main_metric(setting: Setting) -> None:
     rolling = task(setting, "tiny_rolling")
     rolling.finish(records(rolling, Method()))
     assert rolling.metrics["bits_per_byte"].chance is None
+
+
+@pytest.mark.parametrize(
+    ("values", "value", "said", "found"),
+    [
+        ([1.0, 0.0, 0.0, 1.0], 0.5, 0.2, 0.2),
+        ([1.0, 0.0, 0.0, 1.0], 0.5, "N/A", (1 / 12) ** 0.5),
+        ([1.0, 1.0], 1.0, None, 0.0),
+        ([1.0, 0.0], 0.7, None, None),
+        ([1.0], 1.0, None, None),
+        ([], 0.5, None, None),
+    ],
+)
+def test_means_without_a_standard_error_get_one(
+    values: list[float], value: float, said: Any, found: float | None
+) -> None:
+    """RULER averages its contexts by a function of its own, for which lm-eval has no standard error."""
+    assert _column(values, value, said).stderr == (found if found is None else pytest.approx(found))
 
 
 @pytest.mark.parametrize(
