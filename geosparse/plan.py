@@ -115,6 +115,15 @@ class Plan:
             return self.head_selectors
         return torch.full_like(self.n_keep, SELECTORS.index(self.selector))
 
+    @property
+    def longest_window(self) -> int | None:
+        """Tokens of the longest windows of the profile behind the plan; None for a plan without one.
+
+        What heads want at a longer context than that was not measured: budgets there follow how they grew up to it.
+        """
+        lengths = self.calibration.get("lengths")
+        return max(lengths) if isinstance(lengths, list) and lengths and all(map(is_count, lengths)) else None
+
     def selector_counts(self) -> dict[str, int]:
         """How many heads each selector serves, those that serve none left out."""
         places = self.selector_places.flatten().tolist()

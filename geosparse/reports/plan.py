@@ -39,6 +39,7 @@ def _origin_section(plan: Plan) -> str:
         "asked for": _listed(plan.budget),
         "mean N": f"{plan.mean_keep:.2f}",
         "reference length": f"{plan.reference_length} tokens",
+        "longest windows": "–" if plan.longest_window is None else f"{plan.longest_window} tokens",
         "tails of heads": _listed(tails),
         "found by": _listed(plan.selector_counts()),
         "growth": "–" if plan.growth is None else f"N grows to the power {float(plan.growth.median()):.2f} (median)",

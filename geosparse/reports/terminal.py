@@ -45,6 +45,7 @@ def describe_plan(plan: Plan) -> Described:
         "n_keep": plan.n_keep.tolist(),
         "predicted": plan.predicted,
         "calibration": plan.calibration,
+        "longest_window": plan.longest_window,
     }
     width = max(4, len(str(int(flat.max()))) + 1)
     rows = [f"  {layer:>3} |" + "".join(f"{n:>{width}}" for n in row) for layer, row in enumerate(plan.n_keep.tolist())]
@@ -71,6 +72,12 @@ def _plan_notes(plan: Plan) -> list[str]:
         error = plan.predicted.get("growth_left_out_error")
         spread = "" if error is None else f"; budgets at a length left out are off by {error:.0%}"
         lines.append(f"  beyond {plan.reference_length} tokens N grows as context^{typical:.2f} (median){spread}")
+    longest = plan.longest_window
+    if longest is not None and longest < plan.reference_length:
+        lines.append(
+            f"  not measured at {plan.reference_length} tokens: the profile's longest windows have {longest}; where "
+            "few tokens must do, profile with --lengths up to that context"
+        )
     if "bytes" in plan.predicted:
         lines.append(f"  a decode step reads {plan.predicted['bytes'] / 1e6:.2f} MB of a 16-bit cache, modelled")
     if plan.verified:

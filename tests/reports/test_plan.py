@@ -33,6 +33,19 @@ def test_tails_of_heads_are_counted(tmp_path):
     assert f"<td>{TAILS[0]} 4 · {TAILS[1]} 1 · {TAILS[2]} 1</td>" in page
 
 
+def test_contexts_beyond_the_profile_are_named(tmp_path):
+    from geosparse.reports.terminal import describe_plan
+
+    cases = (([256, 512], 512), ([512, 2048], 2048), ([], None), ("512", None), ([0], None), (None, None))
+    for lengths, longest in cases:
+        found = dataclasses.replace(plan(), calibration={"lengths": lengths})
+        data, text = describe_plan(found)
+        assert found.longest_window == data["longest_window"] == longest
+        assert ("not measured at 1024 tokens: the profile's longest windows have 512;" in text) == (longest == 512)
+        page = write_plan_page(tmp_path / "plan.html", found).read_text(encoding="utf-8")
+        assert f"<td>{f'{longest} tokens' if longest else '–'}</td>" in page
+
+
 def test_the_page_is_self_contained_and_repeats(tmp_path):
     first, second = (write_plan_page(tmp_path / name, plan()).read_bytes() for name in ("a.html", "b.html"))
     assert first == second
