@@ -119,7 +119,7 @@ class Plan:
     def longest_window(self) -> int | None:
         """Tokens of the longest windows of the profile behind the plan; None for a plan without one.
 
-        What heads want at a longer context than that was not measured: budgets there follow how they grew up to it.
+        What heads want at a longer context than that was not measured: budgets there are extrapolated.
         """
         lengths = self.calibration.get("lengths")
         return max(lengths) if isinstance(lengths, list) and lengths and all(map(is_count, lengths)) else None

@@ -9,6 +9,7 @@ import geosparse as gs
 from geosparse.identity import ModelIdentity
 from geosparse.ops import TAILS
 from geosparse.reports.plan import write_plan_page
+from geosparse.reports.terminal import describe_plan
 
 
 def plan(name="tiny", policy="fisher"):
@@ -34,8 +35,6 @@ def test_tails_of_heads_are_counted(tmp_path):
 
 
 def test_contexts_beyond_the_profile_are_named(tmp_path):
-    from geosparse.reports.terminal import describe_plan
-
     cases = (([256, 512], 512), ([512, 2048], 2048), ([], None), ("512", None), ([0], None), (None, None))
     for lengths, longest in cases:
         found = dataclasses.replace(plan(), calibration={"lengths": lengths})
