@@ -25,6 +25,11 @@ class Bench:
         self.parts = parts
         self.samples = samples
 
+    def of(self, methods: Sequence[str]) -> Bench:
+        """The same with some of its methods; with all where none is named."""
+        chosen = [method for method in self.methods if not methods or method.id in methods]
+        return Bench(self.task, chosen, self.parts, self.samples)
+
     def missing(self) -> int:
         """Samples still to be scored, all methods together."""
         return sum(place not in self.parts[m.id].records for m in self.methods for place in range(self.samples))
@@ -69,9 +74,13 @@ class Bench:
     def _records(self, method: Method) -> list[dict[str, Any]]:
         return [self.parts[method.id].records[place] for place in range(self.samples)]
 
+    def column(self, method: Method) -> dict[str, Column]:
+        """Every metric of one method."""
+        return self.task.finish(self._records(method))
+
     def columns(self) -> Columns:
         """Every metric of every method; metrics that are no number under one method are left out."""
-        found: Columns = {method.id: self.task.finish(self._records(method)) for method in self.methods}
+        found: Columns = {method.id: self.column(method) for method in self.methods}
         shared = [name for name in found[DENSE] if all(name in each for each in found.values())]
         self.task.metrics = {name: metric for name, metric in self.task.metrics.items() if name in shared}
         return {variant: {name: _of(each, name) for name in shared} for variant, each in found.items()}

@@ -2,7 +2,8 @@
 
 What is measured is kept sample by sample in `results/_scratch/NAME/`; a run that was stopped goes on there when the
 same command is given again. Only a whole run of committed code reaches `results/NAME/`: results of `--limit` and of a
-tree with changes in geosparse, eval or recipes stay in `results/_scratch/`. `--park` lets another machine go on.
+tree with changes in geosparse, eval or recipes stay in `results/_scratch/`. `--park` lets another machine go on;
+`--check` scores a few samples of a committed result anew.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from geosparse.errors import GeosparseError
 ROOT = Path(__file__).parents[1]
 DECIDES = ("geosparse", "eval", "recipes")
 STOPPED = 130
+DIFFERS = 1
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -32,6 +34,10 @@ def main(arguments: list[str] | None = None) -> int:
         session = Session(options)
         if session.elsewhere:
             return session.run_elsewhere()
+        if options.check is not None:
+            text, same = session.check()
+            print(text)
+            return 0 if same else DIFFERS
         print(session.run())
     except GeosparseError as error:
         print(f"eval.run: error: {error}", file=sys.stderr)
@@ -57,6 +63,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--variants", help="the same for variants")
     what = "score nothing: put plans and samples into results/NAME/unfinished/, from where another machine goes on"
     add("--park", action="store_true", help=what)
+    what = "score the first so many samples of each task anew, by the committed plans, and compare: 1 where they differ"
+    add("--check", type=int, metavar="SAMPLES", help=what)
     add("--model", help="another model than the recipe's: a folder, alias or hub id (results/_scratch/)")
     add("--json", action="store_true", help="print the result as JSON")
     return parser

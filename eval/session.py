@@ -22,9 +22,10 @@ from geosparse.profiler import ProfileConfig, profile_to_file
 from geosparse.provenance import device_name, processor, versions
 from geosparse.text import load_texts, text_sha256
 
+from .check import committed_plans, compare
 from .measure import Bench
 from .methods import DENSE, Method, Planner
-from .parked import park, unpark
+from .parked import Plans, park, unpark
 from .recipe import Recipe, load_recipe
 from .results import (
     TIMING_SCHEMA,
@@ -48,13 +49,18 @@ class Session:
 
     def __init__(self, options: argparse.Namespace) -> None:
         """Args: the options of `python -m eval.run`."""
-        if options.limit is not None and options.limit < 1:
-            raise GeosparseError(f"--limit is a number of samples from 1, found {options.limit}.")
+        for flag, number in {"--limit": options.limit, "--check": options.check}.items():
+            if number is not None and number < 1:
+                raise GeosparseError(f"{flag} is a number of samples from 1, found {number}.")
+        if options.check is not None and (options.limit or options.model or options.park):
+            raise GeosparseError("--check repeats a result as it is: leave out --limit, --model and --park.")
         self.options = options
         recipe = load_recipe(options.recipe)
         self.recipe: Recipe = recipe if options.model is None else dataclasses.replace(recipe, model=options.model)
         self.commit, self.clean = commit()
         self.scratch = options.results / "_scratch" / self.recipe.name
+        if options.check is not None:
+            self.scratch = self.scratch / "check"  # samples of another run prove nothing
         official = self.clean and options.limit is None and options.model is None
         self.folder = options.results / self.recipe.name if official else self.scratch / "result"
         data = None if options.data is None else options.data.resolve()
@@ -77,9 +83,9 @@ class Session:
         """Score what is missing, write the result, and say where it is."""
         with alone(self.scratch):
             started = time.perf_counter()
-            tasks = _chosen("--only", self.options.only, [task.id for task in self.recipe.tasks])
-            variants = _chosen("--variants", self.options.variants, [DENSE, *(v.id for v in self.recipe.variants)])
-            benches, planner, model = self._prepare()
+            tasks, variants = self._chosen()
+            plans = unpark(self._unfinished, self.scratch / "parts", self._decides_plans())
+            benches, planner, model = self._prepare(plans, self.options.limit)
             for bench in benches:
                 if not self.options.park and (not tasks or bench.task.id in tasks):
                     bench.run(show, variants)
@@ -100,12 +106,30 @@ class Session:
             return dump_json(result.to_json())
         return f"{table(result)}\n\nWrote {self.folder} ({seconds:.0f} s)."
 
-    def _prepare(self) -> tuple[list[Bench], Planner, Any]:
+    def check(self) -> tuple[str, bool]:
+        """Score the first samples anew by the committed plans; returns what to print, and whether they are the same."""
+        folder = Path(self.options.results) / self.recipe.name
+        with alone(self.scratch):
+            tasks, variants = self._chosen()
+            benches, _, _ = self._prepare(committed_plans(folder, self.recipe), self.options.check)
+            benches = [bench.of(variants) for bench in benches if not tasks or bench.task.id in tasks]
+            for bench in benches:
+                bench.run(show)
+            found = compare(folder, benches, versions())
+            shutil.rmtree(self.scratch / "parts")
+        return dump_json(found.to_json()) if self.options.json else found.text(folder), found.same
+
+    def _chosen(self) -> tuple[list[str], list[str]]:
+        """The tasks and variants that `--only` and `--variants` name."""
+        known = [DENSE, *(variant.id for variant in self.recipe.variants)]
+        tasks = _chosen("--only", self.options.only, [task.id for task in self.recipe.tasks])
+        return tasks, _chosen("--variants", self.options.variants, known)
+
+    def _prepare(self, plans: Plans, limit: int | None) -> tuple[list[Bench], Planner, Any]:
         recipe = self.recipe
         model, tokenizer = load_model(recipe.model, dtype=recipe.dtype)
         shrinking = any(variant.peer for variant in recipe.variants)
         setting = Setting(model, tokenizer, self.data, self.scratch, shrinking)
-        plans = unpark(self._unfinished, self.scratch / "parts", self._decides_plans())
         for plan in plans.values():
             plan.check(model)
         planner = Planner(lambda: self._profile(model, tokenizer, setting), plans)
@@ -120,7 +144,7 @@ class Session:
             methods = [Method(), *(planner.method(variant, asked.length) for variant in recipe.variants)]
             if task.applies:  # methods that shrink the cache act after the prompt: only tasks that decode show them
                 methods = [method for method in methods if not method.shrinks]
-            samples = min(task.effective, self.options.limit or task.effective)
+            samples = min(task.effective, limit or task.effective)
             task.effective = samples
             parts = {method.id: self._part(task, method, about) for method in methods}
             benches.append(Bench(task, methods, parts, samples))
