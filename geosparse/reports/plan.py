@@ -57,4 +57,13 @@ def _origin_section(plan: Plan) -> str:
 
 
 def _listed(part: Mapping[str, object]) -> str:
-    return " · ".join(f"{key.replace('_', ' ')} {value}" for key, value in part.items()) or "–"
+    return " · ".join(f"{key.replace('_', ' ')} {_shown(value)}" for key, value in part.items()) or "–"
+
+
+def _shown(value: object) -> str:
+    """Fractions with four digits, what is large without any."""
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_shown, value))
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.4g}" if abs(value) < 10_000 else f"{value:,.0f}"

@@ -28,6 +28,12 @@ def test_the_page_shows_the_plan(tmp_path):
         assert f"<td>{fact}" in page
 
 
+def test_numbers_are_short(tmp_path):
+    told = {"bytes": 12445397.333333332, "damage": 0.0047278303319454335, "lengths": [512, 1024]}
+    page = write_plan_page(tmp_path / "plan.html", dataclasses.replace(plan(), predicted=told)).read_text("utf-8")
+    assert "<td>bytes 12,445,397 · damage 0.004728 · lengths 512, 1024</td>" in page
+
+
 def test_tails_of_heads_are_counted(tmp_path):
     mixed = dataclasses.replace(plan(), tail="best", head_tails=torch.tensor([[0, 0, 1], [0, 2, 0]]))
     page = write_plan_page(tmp_path / "plan.html", mixed).read_text(encoding="utf-8")
