@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
+from geosparse.errors import GeosparseError
+
 from .methods import DENSE, Method
 from .results import Columns
 from .store import Part
@@ -69,7 +71,13 @@ class Bench:
         record["timing"] = outcome.timing | {"seconds": round(time.perf_counter() - start, 4)}
         if outcome.answers is not None:
             record["answers"] = outcome.answers
-        self.parts[method.id].append(record)
+        try:
+            self.parts[method.id].append(record)
+        except ValueError as error:
+            raise GeosparseError(
+                f"{self.task.id}, {method.id}, sample {place}: a score is no finite number: in half precision the "
+                "model may overflow (try dtype: float32), else its weights may be damaged."
+            ) from error
 
     def _records(self, method: Method) -> list[dict[str, Any]]:
         return [self.parts[method.id].records[place] for place in range(self.samples)]

@@ -56,7 +56,12 @@ class Part:
         return end
 
     def append(self, record: Record) -> None:
-        """Write one sample; it counts once this returns."""
+        """Write one sample; it counts once this returns.
+
+        Raises:
+            ValueError: A number in it is NaN or infinite; nothing is written.
+        """
+        line = _line(record)
         with os_errors_as("write", self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("r+b" if self.path.exists() else "w+b") as file:
@@ -65,7 +70,7 @@ class Part:
                 if self._end == 0 or self._note not in self.notes:
                     self.notes.append(self._note)  # type: ignore[arg-type]
                     file.write(_line({"key": self.key, "note": self._note}))
-                file.write(_line(record))
+                file.write(line)
                 file.flush()
                 os.fsync(file.fileno())
                 self._end = file.tell()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
@@ -105,6 +106,32 @@ def test_a_finished_run_computes_nothing(recipe: Path, whole: Path, monkeypatch:
     before = (whole / "result.json").read_bytes()
     assert main([str(recipe), "--results", str(whole.parents[2]), "--limit", "9"]) == 0
     assert (whole / "result.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("where", ["values", "answers"])
+def test_a_score_that_is_no_number_is_not_kept(
+    where: str, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from eval.tasks import Outcome
+    from eval.tasks.perplexity import Perplexity
+
+    score = Perplexity.score
+
+    def broken(self: Perplexity, place: int, method: object) -> Outcome:
+        outcome = score(self, place, method)
+        changed = {"values": outcome.values | {"nll": float("nan")}, "answers": [[float("-inf"), False]]}
+        return dataclasses.replace(outcome, **{where: changed[where]}) if place == 1 else outcome
+
+    monkeypatch.setattr(Perplexity, "score", broken)
+    task = "perplexity-pydoc-test-300"
+    flags = [str(recipe), "--results", str(tmp_path), "--only", task, "--variants", "dense"]
+    assert main(flags) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"eval.run: error: {task}, dense, sample 1: a score is no finite number")
+    monkeypatch.setattr(Perplexity, "score", score)
+    assert main(flags) == 0
+    lines = (tmp_path / "_scratch" / "test" / "parts" / task / "dense.jsonl").read_text().splitlines()
+    assert [json.loads(line).get("sample") for line in lines] == [None, 0, 1, 2]
 
 
 def test_limit_and_only(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
