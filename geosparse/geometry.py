@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple, get_args
 
 import torch
 
-from .ops import Tail
+from .ops import SHARES, Tail
 from .ops.cpu.separate import separate, separates
 
 Distance = Literal["euclidean", "cosine"]
@@ -252,8 +252,9 @@ def kept_errors(
     """What each tail gets wrong when only some tokens are kept: sparse minus dense head output.
 
     With z the dense output, s the kept sum, M the kept mass and v_bar the mean visible value (DESIGN section 4):
-    drop: s - z; renormalize: s / M - z; centroid: s + (1 - M) v_bar - z. Where `alpha` sums to less than 1, the rest is
-    the weight of a learned sink, which has no value and is always kept. Where all are kept, no tail errs.
+    drop: s - z; renormalize: s / M - z; centroid: s + (1 - M) v_bar - z; even, with u the plain mean of the kept
+    values: s + (1 - M) u - z; a blend: between the last two. Where `alpha` sums to less than 1, the rest is the weight
+    of a learned sink, which has no value and is always kept. Where all are kept, no tail errs.
 
     Args:
         alpha: `[..., Q, L]`.
@@ -267,7 +268,7 @@ def kept_errors(
     weight = seen.to(alpha.dtype)
     visible = weight.sum(-1)
     mean = (weight / visible.unsqueeze(-1).clamp_min(1.0)) @ value
-    masses, kept, whole, sinks = [], [], [], []
+    masses, kept, plain, whole, sinks = [], [], [], [], []
     lost = 1 - alpha.sum(-1)
     # What a sum of L rounded weights may miss by itself is no sink, and may be more than all that is kept.
     lost = torch.where(lost > alpha.shape[-1] * torch.finfo(alpha.dtype).eps, lost, 0.0)
@@ -282,16 +283,18 @@ def kept_errors(
             selected = selected * ratio.unsqueeze(-1)
         sinks.append(lost * ratio)
         masses.append(selected.sum(-1))
+        chosen = (keep & seen).to(alpha.dtype)
+        count = chosen.sum(-1)
         kept.append(selected @ value)
-        whole.append((keep & seen).sum(-1) >= visible)
+        plain.append(chosen @ value / count.unsqueeze(-1).clamp_min(1.0))
+        whole.append(count >= visible)
     mass, total, sink = torch.stack(masses, -1), torch.stack(kept, -2), torch.stack(sinks, -1)
     missing = (1 - sink - mass).clamp_min(0.0).unsqueeze(-1)
     certain = (mass + sink).clamp_min(torch.finfo(alpha.dtype).tiny).unsqueeze(-1)
     dense, mean = dense.unsqueeze(-2), mean.unsqueeze(-2)
     complete = torch.stack(whole, -1).unsqueeze(-1)
-    errors: dict[Tail, torch.Tensor] = {
-        "drop": total - dense,
-        "renormalize": total / certain - dense,
-        "centroid": total + missing * mean - dense,
-    }
+    even = missing * torch.stack(plain, -2)
+    further = missing * mean - even  # from the plain mean of the kept values to that of all
+    errors: dict[Tail, torch.Tensor] = {"drop": total - dense, "renormalize": total / certain - dense}
+    errors |= {tail: total - dense + (even + share * further) for tail, share in SHARES.items()}
     return TailErrors(mass, {tail: error.masked_fill(complete, 0.0) for tail, error in errors.items()})

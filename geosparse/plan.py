@@ -12,14 +12,13 @@ import torch
 from .artifact import MAX_COUNT, damaged, is_count, is_number, read_json, require, write_json
 from .errors import GeosparseError, did_you_mean
 from .identity import ModelIdentity, identify, parse_identity
-from .ops import SELECTORS, TAILS, Budgets, Selector, Selectors, Tail, Tails, check_selector
+from .ops import CHOICES, SELECTORS, TAILS, Budgets, Selector, Selectors, Tail, Tails, check_selector
 from .ops.selectors import SHARING
 from .ops.types import per_head
 from .provenance import versions
 
 SCHEMA = "geosparse.plan/1"
-BEST: Literal["best"] = "best"
-PlanTail = Tail | Literal["best"]
+PlanTail = Tail | Literal["best", "blend"]
 MAX_GROWTH = 4.0
 MAX_FILE = 8 << 20
 VERIFIED = ("tolerance", "increase", "limit", "windows", "failed")
@@ -34,8 +33,8 @@ class Plan:
 
     Attributes:
         n_keep: `[layers, Hq]` int64, tokens kept per query head at up to `reference_length` visible tokens.
-        tail: What stands for the discarded tokens: "drop", "renormalize" or "centroid"; "best" when heads differ.
-        head_tails: `[layers, Hq]` int64 places in `ops.TAILS`, where `tail` is "best"; else None.
+        tail: What stands for the discarded tokens: one of `ops.TAILS`; "best" or "blend" when heads differ.
+        head_tails: `[layers, Hq]` int64 places in `ops.TAILS`, where `tail` is one of `ops.CHOICES`; else None.
         reference_length: Context length, tokens, at which the budgets were chosen.
         policy: How they were chosen.
         budget: What was asked for, e.g. `{"mean_keep": 32}`.
@@ -72,7 +71,8 @@ class Plan:
         """Check everything that does not need the model."""
         check_tail(self.tail)
         shape = (self.model.layers, self.model.heads)
-        require((self.tail == BEST) == (self.head_tails is not None), f"head_tails go with the tail {BEST!r} only.")
+        words = " and ".join(map(repr, CHOICES))
+        require((self.tail in CHOICES) == (self.head_tails is not None), f"head_tails go with the tails {words} only.")
         require(_are_places(self.head_tails, shape, len(TAILS)), "head_tails do not fit the heads.")
         check_selector(self.selector)
         require(_are_places(self.head_selectors, shape, len(SELECTORS)), "head_selectors do not fit the heads.")
@@ -269,9 +269,9 @@ def _are_places(table: torch.Tensor | None, shape: tuple[int, int], words: int) 
 
 
 def check_tail(tail: str) -> None:
-    """Raise GeosparseError unless `tail` is one of `ops.TAILS` or "best"."""
-    if tail not in (*TAILS, BEST):
-        raise GeosparseError(f"Unknown tail {tail!r}: {did_you_mean(tail, (*TAILS, BEST))}")
+    """Raise GeosparseError unless `tail` is one of `ops.TAILS` or of `ops.CHOICES`."""
+    if tail not in (*TAILS, *CHOICES):
+        raise GeosparseError(f"Unknown tail {tail!r}: {did_you_mean(tail, (*TAILS, *CHOICES))}")
 
 
 def _is_table(rows: Any, identity: ModelIdentity) -> bool:

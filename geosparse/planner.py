@@ -9,11 +9,11 @@ import torch
 
 from .artifact import MAX_COUNT
 from .errors import GeosparseError, did_you_mean
-from .ops import SELECTORS
-from .plan import BEST, Plan, PlanTail, check_tail
+from .ops import CHOICES, SELECTORS
+from .plan import Plan, PlanTail, check_tail
 from .planning.byte_budget import Market, Split, spend_bytes
 from .planning.choices import AUTO, Choices, Chosen
-from .planning.curves import complete
+from .planning.curves import complete_at
 from .planning.growth import Growth, law_of
 from .planning.traffic import Rows, split_bytes
 from .policies import POLICIES, SHAREABLE
@@ -25,7 +25,7 @@ from .provenance import versions
 __all__ = ["DEFAULT_POLICY", "DEFAULT_TAIL", "POLICIES", "make_plan", "predicted_damage"]
 
 DEFAULT_POLICY = "fisher"
-DEFAULT_TAIL: PlanTail = BEST
+DEFAULT_TAIL: PlanTail = "blend"
 # Policies that go by an error, which selectors can be compared in.
 PRICED = ("fisher", "alone", "output_error")
 ROUNDS = 6
@@ -66,8 +66,9 @@ def make_plan(
         mean_keep: Tokens kept per head, on average, at the length planned for; heads keep from 1 to that length.
         policy: A name in `POLICIES`: "fisher" (default), "alone", "output_error", "mass", "separability", "entropy",
             "regime", "uniform", or one of the controls "permuted" and "random".
-        tail: What stands for the discarded tokens: one of `ops.TAILS` for all heads, or "best" (default): for each head
-            the one of the least price at its N, in what the policy pays for, without the centroid for heads of
+        tail: What stands for the discarded tokens: one of `ops.TAILS` for all heads, or for each head the one of the
+            least price at its N, in what the policy pays for: of all of them ("blend", default), or of "drop",
+            "renormalize" and "centroid" ("best"); none that give mass to the mean of the visible values for heads of
             attention sinks that keep few tokens (`planning.choices`).
         seed: Seed of the controls.
         density: Instead of `mean_keep`: the same as a fraction of the length, above 0 and up to 1.
@@ -104,7 +105,7 @@ def make_plan(
     return Plan(
         n_keep=found.budgets,
         tail=tail,
-        head_tails=chosen.tails if tail == BEST else None,
+        head_tails=chosen.tails if tail in CHOICES else None,
         reference_length=length,
         policy=policy,
         budget=request.asked,
@@ -289,6 +290,4 @@ def _request(length: int, mean_keep: float | None, density: float | None, bytes_
 
 def predicted_damage(profile: Profile, budgets: torch.Tensor, tail: PlanTail) -> float:
     """Half the summed mean (g . e)^2 of `budgets` `[layers, Hq]`: a second-order guess, nats per sampled query."""
-    curves = complete(profile.price(tail), profile)
-    places = (budgets.clamp_max(profile.length) - 1).unsqueeze(-1)
-    return 0.5 * float(curves.gather(-1, places).sum())
+    return 0.5 * float(complete_at(profile.price(tail), profile, budgets).sum())

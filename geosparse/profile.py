@@ -25,11 +25,11 @@ from .errors import GeosparseError, did_you_mean
 from .geometry import DISTANCES
 from .identity import ModelIdentity, parse_identity
 from .interplay import Interplay
-from .ops import SELECTORS, TAILS
+from .ops import SELECTORS, TAILS, meant
 from .provenance import versions
 from .regimes import SIGNATURES, Regimes, classify, typical
 
-SCHEMA = "geosparse.profile/3"
+SCHEMA = "geosparse.profile/4"
 # What goes before the names of moments in the file; a profile made before there were any has none.
 MOMENTS = "moments."
 INTERPLAY = "interplay."
@@ -188,7 +188,7 @@ class Profile:
         return self.mean("mass")[self._place(selector)]
 
     def fisher(self, tail: str, selector: str = "topn") -> torch.Tensor:
-        """Mean (g . e)^2, `[layers, Hq, budgets]` fp64; the tail "best" is the least of all at each budget."""
+        """Mean (g . e)^2, `[layers, Hq, budgets]` fp64; of the words of `ops.CHOICES` the least of theirs."""
         return _of_tail(self.mean("fisher")[self._place(selector)], tail)
 
     def price(self, tail: str, selector: str = "topn") -> torch.Tensor:
@@ -197,7 +197,7 @@ class Profile:
         return _of_tail(prices if self.interplay is None else prices * self.interplay.factors, tail)
 
     def relative_output_error(self, tail: str, selector: str = "topn") -> torch.Tensor:
-        """Mean |W_O e|^2 over mean |W_O z|^2, `[layers, Hq, budgets]` fp64; for "best" likewise."""
+        """Mean |W_O e|^2 over mean |W_O z|^2, `[layers, Hq, budgets]` fp64; tails as in `fisher`."""
         norm = self.mean("output_norm").unsqueeze(-1).clamp_min(torch.finfo(torch.float32).tiny)
         return _of_tail(self.mean("output_error")[self._place(selector)], tail) / norm
 
@@ -349,8 +349,8 @@ def _shapes(model: ModelIdentity, lists: Mapping[str, Any]) -> dict[str, tuple[i
 
 
 def _of_tail(arrays: torch.Tensor, tail: str) -> torch.Tensor:
-    """`arrays` `[tails, ...]` at one of TAILS, or the least over all of them for "best"."""
-    return arrays.amin(0) if tail == "best" else arrays[list[str](TAILS).index(tail)]
+    """`arrays` `[tails, ...]` at one of TAILS, or the least over those that a word of CHOICES stands for."""
+    return arrays[[TAILS.index(word) for word in meant(tail)]].amin(0)
 
 
 def _parse_metadata(header: dict[str, str] | None) -> dict[str, Any]:

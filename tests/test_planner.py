@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import geosparse as gs
-from geosparse.ops import SELECTORS, TAILS
+from geosparse.ops import CHOICES, SELECTORS, TAILS
 from geosparse.planner import DEFAULT_POLICY, POLICIES, predicted_damage
 from geosparse.planning.choices import SINK, SPREAD, Choices
 from geosparse.planning.curves import complete
@@ -90,7 +90,11 @@ def test_damage_is_half_the_price_summed_over_heads():
             "separability, uniform.",
         ),
         ((4, DEFAULT_POLICY, "centrum"), "Unknown tail 'centrum': did you mean 'centroid'?"),
-        ((4, DEFAULT_POLICY, "zzz"), "Unknown tail 'zzz': choose from best, centroid, drop, renormalize."),
+        (
+            (4, DEFAULT_POLICY, "zzz"),
+            "Unknown tail 'zzz': choose from best, blend, blend25, blend50, blend75, centroid, drop, "
+            "even, renormalize.",
+        ),
         ((4, "permuted", "drop", -1), "seed is a whole number from 0 to 2147483647, found -1."),
     ],
 )
@@ -141,43 +145,47 @@ def test_budgets_that_do_not_fit(budget, sentence):
 def test_the_default_tail_is_the_best_of_each_head():
     profile = synthetic(seed=3)
     profile.arrays["signatures"].zero_()
-    plan = gs.make_plan(profile, 6)
-    assert plan.tail == "best"
-    for layer, head in torch.cartesian_prod(torch.arange(2), torch.arange(4)).tolist():
-        place = int(plan.n_keep[layer, head]) - 1
-        costs = [complete(profile.fisher(tail), profile)[layer, head, place] for tail in TAILS]
-        assert plan.tails_of(layer)[head] == TAILS[costs.index(min(costs))]
-    assert plan.predicted["damage"] <= min(gs.make_plan(profile, 6, tail=tail).predicted["damage"] for tail in TAILS)
+    assert gs.make_plan(profile, 6).tail == "blend"
+    assert (CHOICES["blend"], CHOICES["best"]) == (TAILS, TAILS[:3])
+    for word, tails in CHOICES.items():
+        plan = gs.make_plan(profile, 6, tail=word)
+        for layer, head in torch.cartesian_prod(torch.arange(2), torch.arange(4)).tolist():
+            place = int(plan.n_keep[layer, head]) - 1
+            costs = [complete(profile.fisher(tail), profile)[layer, head, place] for tail in tails]
+            assert plan.tails_of(layer)[head] == tails[costs.index(min(costs))]
+        damage = min(gs.make_plan(profile, 6, tail=tail).predicted["damage"] for tail in tails)
+        assert plan.predicted["damage"] <= damage
 
 
-def test_heads_of_sinks_that_keep_few_tokens_have_no_centroid():
+@pytest.mark.parametrize("risky", ["centroid", "blend25"])
+def test_heads_of_sinks_that_keep_few_tokens_leave_out_the_mean_of_all(risky):
     profile = synthetic(layers=2, heads=4, seed=3)
-    drop, safe, centroid = (list(TAILS).index(tail) for tail in ("drop", "renormalize", "centroid"))
-    profile.arrays["fisher"][:, :, drop] = 10.0
+    safe, centroid = (TAILS.index(tail) for tail in ("renormalize", risky))
+    profile.arrays["fisher"][:, :, [place for place in range(len(TAILS)) if place != safe]] = 10.0
     profile.arrays["fisher"][:, :, centroid] = 0.5 * profile.arrays["fisher"][:, :, safe]
     mass = profile.arrays["signatures"][..., SIGNATURES.index("sink_mass")]
     assert (SINK, SPREAD) == (0.5, 8)
     mass[:], mass[:, 0, 0], mass[:, 1, 2] = 0.4, 0.6, 0.7
-    choices = Choices.of(profile, "best", "topn")
+    choices = Choices.of(profile, "blend", "topn")
     budgets = torch.full((2, 4), SPREAD - 1)
     expected = torch.full((2, 4), centroid)
     expected[0, 0] = expected[1, 2] = safe
     assert torch.equal(choices.at(budgets, "fisher").tails, expected)
     assert (choices.at(budgets + 1, "fisher").tails == centroid).all()
     # Tokens are spent by the same curves.
-    curve, halves = choices.curve("fisher", "topn"), complete(profile.fisher("centroid"), profile)
+    curve, halves = choices.curve("fisher", "topn"), complete(profile.fisher(risky), profile)
     whole = complete(profile.fisher("renormalize"), profile)
     assert torch.equal(curve[0, 0, : SPREAD - 1], whole[0, 0, : SPREAD - 1])
     assert torch.equal(curve[0, 0, SPREAD - 1 :], halves[0, 0, SPREAD - 1 :])
     assert torch.equal(curve[0, 1], halves[0, 1])
     # What was asked for is done.
-    assert (gs.make_plan(profile, 6, tail="centroid").tails_of(0)) in ("centroid", ("centroid",) * 4)
+    assert (gs.make_plan(profile, 6, tail=risky).tails_of(0)) in (risky, (risky,) * 4)
 
 
 def test_at_every_budget_the_cheapest_tail_and_selector():
     profile = synthetic(seed=6, selectors=("topn", "lowbit"))
     profile.arrays["signatures"].zero_()
-    choices = Choices.of(profile, "best", "auto")
+    choices = Choices.of(profile, "blend", "auto")
     words = list(choices.allowed)
     costs = torch.stack([complete(profile.fisher(tail, word), profile) for word in words for tail in TAILS])
     for n in range(1, profile.length + 1):
@@ -187,7 +195,9 @@ def test_at_every_budget_the_cheapest_tail_and_selector():
         assert torch.equal(chosen.selectors, places[least.indices // len(TAILS)])
 
 
-@pytest.mark.parametrize(("tail", "among"), [("centroid", False), ("renormalize", True), ("best", True)])
+@pytest.mark.parametrize(
+    ("tail", "among"), [("centroid", False), ("renormalize", True), ("best", True), ("blend", True)]
+)
 def test_sink_recent_is_a_candidate_where_its_tail_is(tail, among):
     choices = Choices.of(synthetic(selectors=("topn", "lowbit", "sink_recent")), tail, "auto")
     assert list(choices.allowed) == ["topn", "lowbit"] + ["sink_recent"] * among

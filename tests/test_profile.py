@@ -355,7 +355,7 @@ def test_flipped_bytes_load_or_are_refused(tmp_path, saved):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"schema": "geosparse.profile/1"}, "its schema is not geosparse.profile/3"),
+        ({"schema": "geosparse.profile/1"}, "its schema is not geosparse.profile/4"),
         ({"dimensions": {"tails": ["drop"]}}, "its tails, rankings or distances are not known"),
         ({"extra": 1}, "its metadata is not complete"),
         ({"nlls": ["low"]}, "nlls is not a list of numbers"),

@@ -22,6 +22,10 @@ EXAMPLE = (
 POLICY_HELP = (
     "fisher (default), output_error, mass, separability, entropy, regime, uniform, or a control: permuted, random"
 )
+TAIL_HELP = (
+    "what stands for the rest: drop, renormalize, centroid, even, blend25, blend50, blend75, or the best per head: of "
+    "all (blend, default) or of the first three (best)"
+)
 SELECTOR_HELP = "how tokens are found: topn (default), lowbit, paged, paged+lowbit, sink_recent, or auto (with --bytes)"
 PLANNING = ("policy", "tail", "seed", "density", "length", "selector", "share_kv")
 """Options that `make_plan` takes under the same name, where given."""
@@ -43,7 +47,7 @@ def arguments(add: Add) -> None:
     add("--selector", help=SELECTOR_HELP)
     add("--share-kv", action="store_true", default=None, help="the heads of one KV group keep the same tokens")
     add("--policy", help=POLICY_HELP)
-    add("--tail", help="what stands for the rest: centroid, renormalize, drop, or best (default): the best per head")
+    add("--tail", help=TAIL_HELP)
     add("--seed", type=int, help="seed of the controls (0)")
     add("--out", type=Path, help="plan to write, .json")
     add("--diff", type=Path, nargs=2, metavar="PLAN", help="make no plan: how do two plans for one model differ")

@@ -16,7 +16,20 @@ from .select import top_n
 from .selectors import needs_index
 from .span import Span, Visibility, causal_mask, dense_mask, span_of, visible_rows
 from .triton import triton_attention
-from .types import INDEXED, SELECTORS, TAILS, Attended, Selector, Selectors, Tail, Tails, check_selector
+from .types import (
+    CHOICES,
+    INDEXED,
+    SELECTORS,
+    SHARES,
+    TAILS,
+    Attended,
+    Selector,
+    Selectors,
+    Tail,
+    Tails,
+    check_selector,
+    meant,
+)
 
 # Name -> attention path; all take the arguments of `reference_attention`.
 PATHS: dict[str, Callable[..., Attended]] = {
@@ -35,10 +48,12 @@ def best_path(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias:
 
 
 __all__ = [
+    "CHOICES",
     "INDEXED",
     "PAGE",
     "PATHS",
     "SELECTORS",
+    "SHARES",
     "TAILS",
     "Attended",
     "Budgets",
@@ -57,6 +72,7 @@ __all__ = [
     "chunked_attention",
     "cpu_attention",
     "dense_mask",
+    "meant",
     "memory",
     "needs_index",
     "reference_attention",

@@ -116,15 +116,19 @@ def kept_weights(
 ) -> tuple[torch.Tensor, torch.Tensor | float]:
     """Weights `[B, Hq, T, S]` of the kept tokens, zero elsewhere, and the weight that `sink` takes.
 
-    They are parts of all mass that the selector knows of; for heads that renormalise, of the kept mass, which may be so
-    small a part of all that fp32 would lose it.
+    They are parts of all mass that the selector knows of, with what the tail gives them of the missing mass; for heads
+    that renormalise, of the kept mass, which may be so small a part of all that fp32 would lose it.
     """
     known = scores if choice.estimate is scores else torch.where(choice.keep > 0, scores, choice.estimate)
-    renormalize, _ = tail_flags(tail, scores.shape[1], scores)
-    if renormalize.any():
-        known = known.masked_fill(renormalize & (choice.keep == 0), -torch.inf)
+    flags = tail_flags(tail, scores.shape[1], scores)
+    if flags.renormalize.any():
+        known = known.masked_fill(flags.renormalize & (choice.keep == 0), -torch.inf)
     weight, lost = attention_weights(known, seen, sink)
-    return weight.mul_(choice.keep), lost
+    weight.mul_(choice.keep)
+    if flags.even.any():
+        missing = (1 - weight.sum(-1, keepdim=True) - lost).clamp_min_(0.0)
+        weight.addcmul_(choice.keep, flags.even * missing / choice.keep.sum(-1, keepdim=True).clamp_min(1))
+    return weight, lost
 
 
 def add_tail_(
@@ -138,19 +142,19 @@ def add_tail_(
 
     Args:
         output: Of the kept tokens.
-        weight: Theirs, `[B, Hq, T, S]`.
+        weight: Theirs, `[B, Hq, T, S]`, from `kept_weights`: what they lack of 1 is left to the mean.
         lost: The weight of a learned sink.
         tail: As in `reference_attention`.
         mean: Of the visible values, `[B, Hkv, T, Dv]`; asked only where a tail needs it.
     """
     heads, mass = output.shape[1], weight.sum(-1, keepdim=True)
-    renormalize, centroid = tail_flags(tail, heads, output)
-    if renormalize.any():
-        output /= torch.where(renormalize, (mass + lost).clamp_min(torch.finfo(mass.dtype).tiny), 1.0)
-    if centroid.any():
+    flags = tail_flags(tail, heads, output)
+    if flags.renormalize.any():
+        output /= torch.where(flags.renormalize, (mass + lost).clamp_min(torch.finfo(mass.dtype).tiny), 1.0)
+    if flags.centred.any():
         values = mean()
         values = values.repeat_interleave(heads // values.shape[1], dim=1)
-        output.addcmul_(torch.where(centroid, (1 - mass - lost).clamp_min(0.0), 0.0), values)
+        output.addcmul_(torch.where(flags.centred, (1 - mass - lost).clamp_min(0.0), 0.0), values)
     return output
 
 

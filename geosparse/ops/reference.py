@@ -34,7 +34,9 @@ def reference_attention(
         value: `[B, Hkv, S, Dv]`.
         n_keep: `Hq` integers >= 1, or int64 `[B or 1, Hq, T or 1]`.
         tail: What stands for the discarded tokens (DESIGN section 4): "drop" nothing, "renormalize" a softmax over
-            the kept ones, "centroid" the missing mass times the mean of the visible values; or one word per head.
+            the kept ones, "centroid" the missing mass times the mean of the visible values, "even" the missing mass
+            given to the kept tokens in equal parts, "blend25", "blend50" and "blend75" so many percent of it given to
+            that mean and the rest to the kept tokens in equal parts; or one word per head.
         scaling: Factor on the logits.
         selector: How the N tokens are found (`ops.selectors`), or one word per head.
         share_kv: The heads of a KV group select together.
@@ -81,10 +83,13 @@ def reference_attention(
     alpha, lost = alpha[..., :-1], alpha[..., -1:]
     weight = alpha * keep
     mass = weight.sum(-1, keepdim=True)
+    missing = 1 - mass - lost
+    flags = tail_flags(tail, heads, query)
     output = weight @ value
-    count = seen.sum(-1, keepdim=True)
-    mean = seen.to(dtype) @ value / count.clamp_min(1)
-    renormalize, centroid = tail_flags(tail, heads, output)
-    output = torch.where(renormalize, output / (mass + lost).clamp_min(torch.finfo(dtype).tiny), output)
-    output = torch.where(centroid & (count > 0), output + (1 - mass - lost) * mean, output)
+    output = torch.where(flags.renormalize, output / (mass + lost).clamp_min(torch.finfo(dtype).tiny), output)
+    for part, tokens in ((1 - flags.even, seen.expand_as(keep)), (flags.even, keep)):
+        count = tokens.sum(-1, keepdim=True)
+        mean = tokens.to(dtype) @ value / count.clamp_min(1)
+        given = flags.centred | (flags.even > 0)
+        output = torch.where(given & (count > 0), output + missing * part * mean, output)
     return Attended(output, keep.sum((0, 2, 3)))

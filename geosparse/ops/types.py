@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, TypeVar, get_args
+from typing import Literal, NamedTuple, TypeVar, cast, get_args
 
 import torch
 
 from ..errors import GeosparseError, did_you_mean
 
-Tail = Literal["drop", "renormalize", "centroid"]
+Tail = Literal["drop", "renormalize", "centroid", "even", "blend25", "blend50", "blend75"]
 TAILS: tuple[Tail, ...] = get_args(Tail)
 Tails = Tail | Sequence[Tail]  # one for all heads, or one per query head
+
+# Tails that give the missing mass away: the part of it that goes to the mean of the visible values. The rest goes to
+# the kept tokens, to each the same, whatever its weight.
+SHARES: dict[Tail, float] = {"centroid": 1.0, "even": 0.0, "blend25": 0.25, "blend50": 0.5, "blend75": 0.75}
+
+# Words for a tail of each head's own, and those that it is one of.
+CHOICES: dict[str, tuple[Tail, ...]] = {"best": ("drop", "renormalize", "centroid"), "blend": TAILS}
 
 Selector = Literal["topn", "lowbit", "paged", "paged+lowbit", "sink_recent"]
 SELECTORS: tuple[Selector, ...] = get_args(Selector)
@@ -29,6 +36,11 @@ def check_selector(selector: str) -> None:
         raise GeosparseError(f"Unknown selector {selector!r}: {did_you_mean(selector, SELECTORS)}")
 
 
+def meant(tail: str) -> tuple[Tail, ...]:
+    """The tails that a word of TAILS or CHOICES stands for."""
+    return CHOICES.get(tail, (cast(Tail, tail),))
+
+
 def per_head(words: Word | Sequence[Word], heads: int) -> list[Word]:
     """One word per head."""
     return [words] * heads if isinstance(words, str) else list(words)
@@ -41,12 +53,27 @@ def keep_tensor(n_keep: Keep, device: torch.device | str) -> torch.Tensor:
     return torch.tensor(list(n_keep), dtype=torch.int64, device=device)[None, :, None]
 
 
-def tail_flags(tail: Tails, heads: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which heads renormalise and which use the centroid: two bool `[1, Hq, 1, 1]` on the device of `like`."""
+class TailFlags(NamedTuple):
+    """What the tails of the heads do, `[1, Hq, 1, 1]` each.
+
+    Attributes:
+        renormalize: bool, the kept weights are scaled to the sum 1.
+        centred: bool, a part of the missing mass goes to the mean of the visible values.
+        even: fp32, the part of the missing mass that goes to the kept tokens, to each the same.
+    """
+
+    renormalize: torch.Tensor
+    centred: torch.Tensor
+    even: torch.Tensor
+
+
+def tail_flags(tail: Tails, heads: int, like: torch.Tensor) -> TailFlags:
+    """The flags of a layer's heads, on the device of `like`."""
     words = per_head(tail, heads)
-    flags = torch.tensor([[word == "renormalize" for word in words], [word == "centroid" for word in words]])
-    renormalize, centroid = flags.view(2, 1, heads, 1, 1).to(like.device)
-    return renormalize, centroid
+    flags = torch.tensor([[word == "renormalize" for word in words], [SHARES.get(word, 0.0) > 0 for word in words]])
+    renormalize, centred = flags.view(2, 1, heads, 1, 1).to(like.device)
+    even = torch.tensor([1.0 - SHARES.get(word, 1.0) for word in words])
+    return TailFlags(renormalize, centred, even.view(1, heads, 1, 1).to(like.device))
 
 
 class Attended(NamedTuple):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 
 from ..assumptions.moments import Moments, window_moments
 from ..geometry import DISTANCES, contribution_score, kept_errors, selection_order, separations
-from ..ops import TAILS, needs_index
+from ..ops import SHARES, TAILS, Tail, needs_index
 from ..ops.index import index_of
 from ..profile import METRICS
 from ..regimes import signatures
@@ -112,7 +112,7 @@ def _errors(head: KvHead, budgets: Sequence[int], selectors: Sequence[str]) -> A
         for selector in selectors:
             errors = kept_errors(rows.alpha, rows.value, selections(selector, scored, budgets), rows.seen, rows.scores)
             named["mass"].append(errors.mass)
-            named["output_error"].append(torch.stack([weigh(errors.error[tail], gram) for tail in TAILS]))
+            named["output_error"].append(_weighed(errors.error, gram))
             named["fisher"].append(torch.stack([(errors.error[tail] * slope).sum(-1).square() for tail in TAILS]))
         chunks.append(result | {name: torch.stack(columns) for name, columns in named.items()})
     axis = {name: -1 if name in ("output_norm", "entropy") else -2 for name in chunks[0]}
@@ -167,7 +167,18 @@ def metrics(rows: Rows, budgets: Sequence[int], noise: torch.Tensor) -> torch.Te
     return table.view(len(METRICS), len(DISTANCES), rankings, heads, queries, -1)
 
 
-def weigh(error: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:
-    """|W_O^h e|^2 of `error` `[Hq, ..., Dv]`."""
+def _weighed(errors: Mapping[Tail, torch.Tensor], gram: torch.Tensor) -> torch.Tensor:
+    """|W_O^h e|^2 of every tail, `[tails, Hq, ...]`; that of a blend follows from those of its ends."""
+    even, centroid = weigh(errors["even"], gram), weigh(errors["centroid"], gram)
+    across = weigh(errors["even"], gram, errors["centroid"])
+    found = {"drop": weigh(errors["drop"], gram), "renormalize": weigh(errors["renormalize"], gram)}
+    for tail, share in SHARES.items():
+        found[tail] = (1 - share) ** 2 * even + 2 * share * (1 - share) * across + share**2 * centroid
+    return torch.stack([found[tail] for tail in TAILS])
+
+
+def weigh(error: torch.Tensor, gram: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor:
+    """|W_O^h e|^2 of `error` `[Hq, ..., Dv]`; with `other`, the product of W_O^h e and W_O^h of that."""
     flat = error.reshape(error.shape[0], -1, error.shape[-1])
-    return ((flat @ gram) * flat).sum(-1).view(error.shape[:-1])
+    beside = flat if other is None else other.reshape(flat.shape)
+    return ((flat @ gram) * beside).sum(-1).view(error.shape[:-1])

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
 import torch
 
 from ..errors import GeosparseError, did_you_mean
-from ..ops import SELECTORS, TAILS, Selector
+from ..ops import CHOICES, SELECTORS, SHARES, TAILS, Selector, Tail, meant
 from ..ops.selectors import SHARING
 from ..ops.types import INDEXED
-from ..plan import BEST, PlanTail
+from ..plan import PlanTail
 from ..profile import Profile
 from ..regimes import SIGNATURES, typical
-from .curves import complete, spend
+from .curves import complete, complete_at, spend
 
 AUTO = "auto"
-# Heads that give more than SINK of their mass to attention sinks have no centroid below SPREAD tokens. It puts the mean
-# value in the place of all that is missing, and the compressed value of a sink is far from any mean: where a text opens
-# with several equal tokens, each of them a sink, such a head would miss its mass and the model its output.
+# Heads that give more than SINK of their mass to attention sinks give none to the mean of the visible values below
+# SPREAD tokens: the compressed value of a sink is far from any mean, so that where a text opens with several equal
+# tokens, each of them a sink, such a head would miss its mass and the model its output.
 SINK, SPREAD = 0.5, 8
 MEASURES: Mapping[str, Callable[[Profile, str, str], torch.Tensor]] = {
     "fisher": Profile.price,
@@ -43,7 +43,7 @@ class Choices:
 
     Attributes:
         profile: Measurements at one length.
-        tail: The tail that was asked for, or "best".
+        tail: The tail that was asked for, or a word of `ops.CHOICES`.
         allowed: Per candidate selector `[layers]` bool: where it may serve. Selectors that read an index run exactly in
             layers with a sliding window, and are no candidates there.
         share_kv: The heads of one KV group get equal budgets and select together.
@@ -69,7 +69,7 @@ class Choices:
                 f"The profile has not measured the selector {selector!r}, only {', '.join(profile.selectors)}: profile "
                 f"with --selectors {','.join((*profile.selectors, selector))}."
             )
-        if selector == "sink_recent" and tail not in (BEST, "renormalize"):
+        if selector == "sink_recent" and "renormalize" not in meant(tail):
             raise GeosparseError(f"The selector sink_recent goes with the tail 'renormalize' only, found {tail!r}.")
         wide = torch.tensor([limit >= profile.length for limit in profile.limits])
         words = cast(tuple[Selector, ...], profile.selectors if selector == AUTO else (selector,))
@@ -77,7 +77,7 @@ class Choices:
             words = tuple(word for word in words if word in SHARING)
             if not words:
                 raise GeosparseError(f"share_kv goes with the selectors {' and '.join(sorted(SHARING))} only.")
-        if selector == AUTO and tail not in (BEST, "renormalize"):
+        if selector == AUTO and "renormalize" not in meant(tail):
             words = tuple(word for word in words if word != "sink_recent")
         allowed = {word: wide if word in INDEXED else torch.ones_like(wide) for word in words}
         if not any(bool(places.all()) for places in allowed.values()):
@@ -90,15 +90,15 @@ class Choices:
         known = selector if selector in self.profile.selectors else self.profile.selectors[0]
         return MEASURES[measure](self.profile, tail, known)
 
-    def tails(self, selector: Selector) -> tuple[str, ...]:
+    def tails(self, selector: Selector) -> tuple[Tail, ...]:
         """The tails that `selector` may have."""
         if selector == "sink_recent":
             return ("renormalize",)
-        return TAILS if self.tail == BEST else (self.tail,)
+        return meant(self.tail)
 
-    def _risky(self, tail: str) -> bool:
+    def _risky(self, tail: Tail) -> bool:
         """Whether `tail` is not for heads of sinks that keep few tokens; what was asked for is done."""
-        return tail == "centroid" and self.tail == BEST
+        return SHARES.get(tail, 0.0) > 0 and self.tail in CHOICES
 
     @property
     def sunk(self) -> torch.Tensor:
@@ -146,18 +146,13 @@ class Choices:
     def at(self, n_keep: torch.Tensor, measure: str, selectors: torch.Tensor | None = None) -> Chosen:
         """For each head the candidate that costs least at its budget `[layers, Hq]`; with `selectors`, places that are
         decided already, only the tail."""
-        places = (n_keep.clamp(1, self.profile.length) - 1).unsqueeze(-1)
         words, costs, tails = [], [], []
         for selector, allowed in self.allowed.items():
-            rows = [
-                complete(self.measured(measure, selector, tail), self.profile).gather(-1, places).squeeze(-1)
-                for tail in self.tails(selector)
-            ]
-            for place, name in enumerate(self.tails(selector)):
-                if self._risky(name):
-                    rows[place] = rows[place].masked_fill(self.sunk & (n_keep < SPREAD), torch.inf)
-            cost, best = torch.stack(rows).min(0)
-            order = torch.tensor([list[str](TAILS).index(tail) for tail in self.tails(selector)])
+            candidates = self.tails(selector)
+            prices = self._prices(measure, selector, candidates, n_keep)
+            risky = torch.tensor([self._risky(tail) for tail in candidates])[:, None, None]
+            cost, best = prices.masked_fill(risky & self.sunk & (n_keep < SPREAD), torch.inf).min(0)
+            order = torch.tensor([TAILS.index(tail) for tail in candidates])
             words.append(SELECTORS.index(selector))
             costs.append(cost.masked_fill(~allowed[:, None], torch.inf))
             tails.append(order[best])
@@ -170,10 +165,14 @@ class Choices:
 
     def total(self, measure: str, n_keep: torch.Tensor, chosen: Chosen) -> float:
         """The summed error of `chosen` at the budgets `[layers, Hq]`."""
-        places = (n_keep.clamp(1, self.profile.length) - 1).unsqueeze(-1)
         summed = 0.0
-        for word, tail in {*zip(*(part.flatten().tolist() for part in chosen), strict=True)}:
-            mine = (chosen.selectors == word) & (chosen.tails == tail)
-            curve = complete(self.measured(measure, SELECTORS[word], TAILS[tail]), self.profile)
-            summed += float(curve.gather(-1, places).squeeze(-1)[mine].sum())
+        for word in sorted(set(chosen.selectors.flatten().tolist())):
+            prices = self._prices(measure, SELECTORS[word], TAILS, n_keep)
+            mine = prices.gather(0, chosen.tails.unsqueeze(0))[0]
+            summed += float(mine[chosen.selectors == word].sum())
         return summed
+
+    def _prices(self, measure: str, selector: Selector, tails: Sequence[Tail], n_keep: torch.Tensor) -> torch.Tensor:
+        """The error of each of `tails` at the budgets, `[tails, layers, Hq]`."""
+        errors = torch.stack([self.measured(measure, selector, tail) for tail in tails])
+        return complete_at(errors, self.profile, n_keep)

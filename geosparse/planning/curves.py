@@ -24,23 +24,35 @@ def complete(curves: torch.Tensor, profile: Profile) -> torch.Tensor:
     Between measurements the curve is a power law (a line in log-log); from the last one below the most tokens that the
     layer's queries can see, it falls in a line to zero there.
     """
+    every = torch.arange(1, profile.length + 1, dtype=torch.float64)
     layers = zip(curves, profile.limits, strict=True)
-    return torch.stack([_complete_layer(layer, profile.budgets, limit, profile.length) for layer, limit in layers])
+    return torch.stack([_complete_layer(layer, profile.budgets, limit, every) for layer, limit in layers])
 
 
-def _complete_layer(curves: torch.Tensor, budgets: Sequence[int], limit: int, length: int) -> torch.Tensor:
-    """`complete` for one layer, `[Hq, G]` -> `[Hq, length]`."""
+def complete_at(curves: torch.Tensor, profile: Profile, n_keep: torch.Tensor) -> torch.Tensor:
+    """`complete` at one N of each head: `[..., layers, Hq, G]` and `[layers, Hq]` -> `[..., layers, Hq]`."""
+    n, rows = n_keep.clamp(1, profile.length).double().contiguous(), []
+    for layer, limit in enumerate(profile.limits):
+        curve = curves[..., layer, :, :]
+        shape = curve.shape[:-1]
+        at = n[layer].expand(shape).reshape(-1, 1)
+        rows.append(_complete_layer(curve.reshape(len(at), -1), profile.budgets, limit, at).view(shape))
+    return torch.stack(rows, -2)
+
+
+def _complete_layer(curves: torch.Tensor, budgets: Sequence[int], limit: int, n: torch.Tensor) -> torch.Tensor:
+    """`complete` for one layer, `[Hq, G]` at `n` `[K]` or `[Hq, K]` -> `[Hq, K]`."""
     # Budgets from the limit on have no error; a power law towards zero would promise too much to those before it.
     measured = sum(budget < limit for budget in budgets) or 1
     grid = torch.tensor(budgets[:measured], dtype=torch.float64)
-    n = torch.arange(1, length + 1, dtype=torch.float64)
     floor = curves.amax(-1, keepdim=True).clamp_min(1e-300) * 1e-12
     logs = curves[:, :measured].clamp_min(floor).cummin(-1).values.log()
     right = torch.searchsorted(grid, n).clamp_max(measured - 1)
     left = (right - 1).clamp_min(0)
     span = (grid[right].log() - grid[left].log()).clamp_min(1e-12)
     share = ((n.log() - grid[left].log()) / span).clamp(0.0, 1.0)
-    full = (logs[:, left] * (1 - share) + logs[:, right] * share).exp()
+    before, after = (logs.gather(-1, place.expand(len(curves), -1)) for place in (left, right))
+    full = (before * (1 - share) + after * share).exp()
     descent = (limit - n) / max(limit - budgets[measured - 1], 1)
     return full * descent.clamp(0.0, 1.0)
 

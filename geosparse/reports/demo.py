@@ -24,7 +24,10 @@ _TERMS = {
     "drop": "the other tokens add nothing",
     "renormalize": "softmax over the kept tokens alone",
     "centroid": "the missing attention mass falls on the mean of the visible values",
-    "best": "for each head whichever of the three tails is predicted to cost least",
+    "even": "the missing attention mass falls on the kept tokens in equal parts",
+    "best": "for each head whichever of drop, renormalize and centroid is predicted to cost least",
+    "blend": "the missing attention mass falls partly on the mean of the visible values and partly, in equal parts, on "
+    "the kept tokens, for each head in the parts that are predicted to cost least",
 }
 
 

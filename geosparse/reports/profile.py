@@ -79,7 +79,7 @@ def _maps(profile: Profile, n_keep: list[list[int]], keep: int) -> str:
     signatures = profile.longest("signatures").nanmean(0)
     sink = signatures[..., SIGNATURES.index("sink_mass")]
     column = min(range(len(profile.budgets)), key=lambda place: abs(profile.budgets[place] - keep))
-    error = profile.relative_output_error("best")[..., column]
+    error = profile.relative_output_error("blend")[..., column]
     excess = profile.excess_f1().nanmean(0)[..., column]
     n = torch.tensor(n_keep, dtype=torch.float64)
     swatch = '<svg class="r-{}" width="11" height="11"><rect width="11" height="11" rx="2"/></svg>'

@@ -16,6 +16,8 @@ from .bands import Bands
 from .heads import assumptions, head_facts
 
 Described = tuple[dict[str, Any], str]
+SHOWN = ("drop", "renormalize", "centroid", "blend50")
+"""Tails that have a column on a terminal; JSON has all."""
 
 
 def is_profile(path: Path) -> bool:
@@ -129,14 +131,14 @@ def describe_profile(profile: Profile, found: Bands | None = None) -> Described:
         f"dense NLL {profile.nll:.4f}",
         "  regimes: " + ", ".join(f"{name} {count}" for name, count in regimes.items()),
         "  assumptions: " + _met(counts),
-        "     N    mass       F  F rand.   output error (drop, renorm., centroid)   summed (g.e)^2, centroid",
+        "     N    mass       F  F rand.   output error (drop, renorm., centroid, blend50)   summed (g.e)^2, blend50",
     ]
     for row in table:
-        errors = "".join(f"{row[f'output_error_{tail}']:>12.4f}" for tail in TAILS)
+        errors = "".join(f"{row[f'output_error_{tail}']:>12.4f}" for tail in SHOWN)
         mark = "*" if row["trivial"] else " "
         lines.append(
             f"{row['n_keep']:>6}{mark}{row['mass']:>7.4f} {_number(row['f1'])} {_number(row['random_f1'])}  {errors}"
-            f"{row['fisher_centroid']:>27.4g}"
+            f"{row['fisher_blend50']:>26.4g}"
         )
     lines.append("  * F is 1 by definition at N = 1, for any rule")
     if found is not None:

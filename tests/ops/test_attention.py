@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geosparse.ops import PATHS, TAILS, causal_mask, chunked, chunked_attention, cpu, reference_attention
+from geosparse.ops import PATHS, SHARES, TAILS, causal_mask, chunked, chunked_attention, cpu, reference_attention
 
 
 def tensors(batch, heads, kv_heads, queries, keys, dim, seed=0, dtype=torch.float32):
@@ -79,6 +79,25 @@ def test_each_head_may_have_its_own_tail(path, queries):
     for head, tail in enumerate(tails):
         alone = reference_attention(q, k, v, n_keep, tail=tail, scaling=0.25).output[:, head]
         assert (mixed[:, head] - alone).abs().max() <= tolerance(v)
+
+
+@pytest.mark.parametrize("path", sorted(PATHS))
+@pytest.mark.parametrize("queries", [1, 40])
+def test_a_blend_lies_between_its_ends(path, queries):
+    if path == "cpu" and cpu.library() is None:
+        pytest.skip(f"CPU kernels: {cpu.load_error()}")
+    q, k, v = tensors(2, 6, 2, queries, 60, 16)
+    n_keep = [3, 5, 9, 60, 1, 2]
+    found = {
+        tail: PATHS[path](q, k, v, n_keep, tail=tail, scaling=0.25).output.double()
+        for tail in ("drop", "renormalize", *SHARES)
+    }
+    for tail, share in SHARES.items():
+        between = (1 - share) * found["even"] + share * found["centroid"]
+        assert (found[tail] - between).abs().max() <= tolerance(v)
+    # One kept token takes all that is missing, as a softmax over it alone does.
+    assert (found["even"][:, 4] - found["renormalize"][:, 4]).abs().max() <= tolerance(v)
+    assert (found["even"] - found["centroid"]).abs().max() > 100 * tolerance(v)
 
 
 @pytest.mark.skipif(

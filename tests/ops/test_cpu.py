@@ -91,7 +91,7 @@ def test_blocks_of_queries(isa, few, heads, kv_heads, queries, keys, dim, value_
     q, k, _ = tensors(2, heads, kv_heads, queries, keys, dim)
     v = tensors(2, heads, kv_heads, queries, keys, value_dim, seed=1)[2]
     n_keep = [1 + head % 5 for head in range(heads)] if few else budgets(heads, keys)
-    tail = [TAILS[head % 3] for head in range(heads)]
+    tail = [TAILS[head % len(TAILS)] for head in range(heads)]
     sink = torch.linspace(-2, 2, heads)
     cases = (
         (Span(), {}),

@@ -18,6 +18,9 @@ from .test_attention import tensors, tolerance
 MIXED = "mixed"
 
 
+SHARE_OF = {"centroid": 1, "even": 0, "blend25": 0.25, "blend50": 0.5, "blend75": 0.75}
+
+
 def served(selector, heads):
     return list(itertools.islice(itertools.cycle(SELECTORS), heads)) if selector == MIXED else selector
 
@@ -91,8 +94,9 @@ def by_rule(query, key, value, n_keep, selector, tail, scaling, first, softcap=N
         mass, result = alpha[chosen].sum(), alpha[chosen] @ values[chosen]
         if tail == "renormalize":
             result = result / mass
-        elif tail == "centroid":
-            result = result + (1 - mass) * values.mean(0)
+        elif tail != "drop":
+            share = SHARE_OF[tail]
+            result = result + (1 - mass) * (share * values.mean(0) + (1 - share) * values[chosen].mean(0))
         output[b, h, t] = result
         kept[h] += len(keep)
     return output, kept

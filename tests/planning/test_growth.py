@@ -97,7 +97,7 @@ def long_profile(heads=4, **changes):
     profile = synthetic(**({"lengths": (16, 32, 64), "limits": (16, 64), "heads": heads} | changes))
     powers = torch.tensor([1.0, 3.0]).repeat(heads)[:heads, None]
     exponents = torch.linspace(0.2, 0.8, heads)[:, None]
-    weights = 1 + torch.arange(3.0)[:, None, None] / 10  # of the tails
+    weights = 1 + torch.arange(len(TAILS))[:, None, None] / 10  # of the tails
     for window, length in enumerate(profile.lengths):
         wanted = 2 * (length / 16) ** exponents
         price = (wanted / torch.tensor(profile.budgets)) ** powers  # [heads, budgets]
@@ -110,7 +110,7 @@ def long_profile(heads=4, **changes):
 def test_a_plan_is_that_of_the_nearest_length_grown_by_the_law(policy, length):
     profile = long_profile(heads=12)
     plan = gs.make_plan(profile, 6, policy, length=length)
-    choices = Choices.of(profile.at(64), "best", "topn")
+    choices = Choices.of(profile.at(64), "blend", "topn")
     stretch = (length / 64) ** plan.growth
     grown = [POLICIES[policy](choices, start, 0) * stretch for start in range(72, 216)]
     closest = min(grown, key=lambda budgets: abs(float(budgets.sum()) - 144))
@@ -121,7 +121,7 @@ def test_a_plan_is_that_of_the_nearest_length_grown_by_the_law(policy, length):
 
 def test_the_law_of_a_plan_is_that_of_its_policy():
     profile = long_profile()
-    choices = Choices.of(profile.at(64), "best", "topn")
+    choices = Choices.of(profile.at(64), "blend", "topn")
     law = law_of(profile, choices, "fisher", 48)
     assert torch.equal(gs.make_plan(profile, 6).growth, law.exponents)
     uniform = gs.make_plan(profile, 6, "uniform").growth
@@ -136,7 +136,7 @@ def test_the_law_of_a_plan_is_that_of_its_policy():
 def test_what_a_plan_of_another_length_predicts(length):
     profile = long_profile()
     plan = gs.make_plan(profile, 6, length=length)
-    choices = Choices.of(profile.at(64), "best", "topn")
+    choices = Choices.of(profile.at(64), "blend", "topn")
     there = (plan.n_keep / (length / 64) ** plan.growth).round().long()
     chosen = choices.at(there, "fisher")
     assert torch.equal(plan.head_tails, chosen.tails)
@@ -148,7 +148,7 @@ def test_what_a_plan_of_another_length_predicts(length):
 @pytest.mark.parametrize("policy", ["fisher", "output_error"])
 def test_a_plan_of_bytes_grows_by_the_law_too(policy):
     profile = long_profile()
-    choices = Choices.of(profile.at(64), "best", "auto")
+    choices = Choices.of(profile.at(64), "blend", "auto")
     plan = gs.make_plan(profile, bytes_read=18_000, policy=policy, length=200)
     assert torch.equal(plan.growth, law_of(profile, choices, policy, 8 * 32).exponents)
     assert 15_000 < plan.predicted["bytes"] <= 18_000
@@ -207,7 +207,7 @@ def test_no_exponent_is_above_one_and_a_half():
 
 def test_a_budget_beyond_all_tokens_has_a_law():
     profile = synthetic(lengths=(16, 32, 32, 64, 64))
-    choices = Choices.of(profile, "best", "topn")
+    choices = Choices.of(profile, "blend", "topn")
     heads = profile.model.layers * profile.model.heads
     assert law_of(profile, choices, "fisher", 10 * 64 * heads).exponents.shape == (2, 4)
 
@@ -261,9 +261,9 @@ def test_exponents_by_hand(lengths):
 
 def test_the_price_of_a_law_is_what_the_last_token_is_worth():
     profile = long_profile()
-    choices = Choices.of(profile.at(64), "best", "topn")
+    choices = Choices.of(profile.at(64), "blend", "topn")
     gains = {
-        length: gains_of(Choices.of(profile.at(length), "best", "topn").curves("fisher"))
+        length: gains_of(Choices.of(profile.at(length), "blend", "topn").curves("fisher"))
         for length in profile.distinct_lengths
     }
     worth = gains[64].flatten().sort(descending=True).values

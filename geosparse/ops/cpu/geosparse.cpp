@@ -34,7 +34,10 @@ struct bf16 {
 #include "decode_call.h"
 #include "helpers.inc"
 
-enum Tail { DROP = 0, RENORMALIZE = 1, CENTROID = 2 };
+enum Tail { DROP = 0, RENORMALIZE = 1, CENTROID = 2, EVEN = 3, BLEND25 = 4, BLEND50 = 5, BLEND75 = 6 };
+// Parts of the missing mass that go to the mean of the visible values, and to the kept tokens, to each the same.
+constexpr float MEAN_PART[] = {0.0f, 0.0f, 1.0f, 0.0f, 0.25f, 0.5f, 0.75f};
+constexpr float EVEN_PART[] = {0.0f, 0.0f, 0.0f, 1.0f, 0.75f, 0.5f, 0.25f};
 enum Selector { TOPN = 0, LOWBIT = 1, PAGED = 2, PAGED_LOWBIT = 3, SINK_RECENT = 4 };
 constexpr long SINKS = 4;       // ops/selectors/sink_recent.py
 constexpr long OVERSAMPLE = 4;  // ops/selectors/paged_lowbit.py
@@ -46,7 +49,7 @@ struct WeighCall {
   const float *q, *k;        // [B, Hq, T, D], [B, Hkv, S, D]: q for own scores, both for LOWBIT and SINK_RECENT, else null
   const float* v;            // [B, Hkv, S, Dv], or null: the caller multiplies
   float* out;                // [B, Hq, T, Dv], where v is given
-  float* missing;            // [B, Hq, T], mass left for the centroid
+  float* missing;            // [B, Hq, T], mass left for the mean of the visible values
   int64_t* kept;             // [B, Hq, T]
   const int64_t* n_keep;     // [B, Hq, T] by strides
   const int64_t* tails;      // [Hq], of enum Tail
@@ -128,7 +131,7 @@ namespace avx512 {
 
 extern "C" {
 
-int64_t gs_abi() { return 9; }
+int64_t gs_abi() { return 10; }
 
 // As best_isa says it.
 int64_t gs_isa() { return chosen_isa; }

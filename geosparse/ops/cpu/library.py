@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-ABI = 9
+ABI = 10
 ISAS = ("plain", "avx2", "avx512", "avx512_bf16")
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 

@@ -9,7 +9,7 @@ import torch
 from ..chunked import chunk_rows, visible_mean
 from ..index import KeyIndex
 from ..span import Span, Visibility, chunk_of
-from ..types import SELECTORS, TAILS, Attended
+from ..types import SELECTORS, SHARES, TAILS, Attended
 from .decode import pointer, unit_rows
 from .library import WeighCall, library
 
@@ -18,7 +18,7 @@ TOPN = SELECTORS.index("topn")
 PANEL = 32  # prefill.inc
 PACKED_DIMS = 5
 LEAST_QUERIES = 16  # that are worth packing the keys
-MEAN_ROWS = 1024  # that the centroid is added to at once
+MEAN_ROWS = 1024  # that the mean is added to at once
 
 
 def prefill(
@@ -48,7 +48,7 @@ def prefill(
     batch, heads, queries, dim = query.shape
     keys, kv_heads = key.shape[2], key.shape[1]
     key, value = unit_rows(key.float()), unit_rows(value.float())
-    centred = bool((tails == TAILS.index("centroid")).any())
+    centred = any(SHARES.get(TAILS[place], 0.0) > 0 for place in tails.tolist())
     means = _span_means(value, mask, queries) if centred and isinstance(mask, Span) else None
     coded = (selectors == LOWBIT).nonzero().flatten()
     # Coded keys of all heads where all are coded, so that there is one product.
@@ -147,7 +147,7 @@ def _weigh(
     """Packed keys, or scores `[B, Hq, T, S]` -> `output` `[B, Hq, T, Dv]`, or without `value` weights in place.
 
     Returns:
-        The mass that is left to the centroid and the tokens kept, `[B, Hq, T]`.
+        The mass that is left to the mean of the visible values, and the tokens kept, `[B, Hq, T]`.
     """
     batch, heads, queries = query.shape[:3]
     packed = source.dim() == PACKED_DIMS

@@ -13,7 +13,7 @@ from ..cpu.decode import value_sum_of
 from ..index import index_of
 from ..selectors import needs_index
 from ..span import Span, Visibility, page_starts
-from ..types import Attended, Keep, Selectors, Tails, Word, per_head
+from ..types import SHARES, Attended, Keep, Selectors, Tails, Word, per_head
 from .decode import Keys, decode, passes_of
 from .exact import exact_prefill
 from .library import runs_on
@@ -83,7 +83,7 @@ def triton_attention(
     keys = Keys(key, value, first, length)
     if needs_index(selector):
         keys = _indexed(keys, page_starts(visibility, batch))
-    if "centroid" in per_head(tail, heads):
+    if any(SHARES.get(word, 0.0) > 0 for word in per_head(tail, heads)):
         keys = keys._replace(value_sum=_value_sum(value, visibility))
     output, kept = decode(query[:, :, 0], keys, _budgets(n_keep, query.device), passes, scaling, softcap, sink)
     return Attended(output[:, :, None], kept.sum(0, dtype=torch.int64))

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..selectors.paged_lowbit import OVERSAMPLE
-from ..types import TAILS, Selector, Selectors, Tail, Tails, per_head
+from ..types import SHARES, TAILS, Selector, Selectors, Tail, Tails, per_head
 from . import operators, stages
 
 FACTORS: dict[Selector, int] = {"paged": 1, "paged+lowbit": OVERSAMPLE}
@@ -25,7 +25,7 @@ class Keys(NamedTuple):
         first: int32 `[B]`, the first visible key of each row, where its pages start.
         length: int32 `[B]`, the one behind the last.
         low, high, codes: Of a KeyIndex of 4 bits; None where no selector reads it.
-        value_sum: `[B, Hkv, Dv]`, of the visible values; None where no tail is the centroid.
+        value_sum: `[B, Hkv, Dv]`, of the visible values; None where no tail needs their mean.
     """
 
     key: torch.Tensor
@@ -46,12 +46,14 @@ class Pass(NamedTuple):
         served: int32 `[Hq]`, 1 for these heads.
         tails: int32 `[Hq]`, places in TAILS.
         mass: Whether a tail of theirs needs the mass of what is not kept.
+        even: Whether a tail of theirs gives of it to the kept tokens in equal parts.
     """
 
     selector: Selector
     served: torch.Tensor
     tails: torch.Tensor
     mass: bool
+    even: bool
 
 
 @lru_cache(maxsize=4096)
@@ -60,15 +62,20 @@ def passes_of(heads: int, tail: Tails, selector: Selectors, device: torch.device
     tails: list[Tail] = per_head(tail, heads)
     words: list[Selector] = per_head(selector, heads)
     places = torch.tensor([TAILS.index(word) for word in tails], dtype=torch.int32).to(device)
-    return tuple(
-        Pass(
-            word,
-            torch.tensor([other == word for other in words], dtype=torch.int32).to(device),
-            places,
-            any(tail != "renormalize" for tail, other in zip(tails, words, strict=True) if other == word),
+    found = []
+    for word in sorted(set(words)):
+        served = [other == word for other in words]
+        own = {tail for tail, mine in zip(tails, served, strict=True) if mine}
+        found.append(
+            Pass(
+                word,
+                torch.tensor(served, dtype=torch.int32).to(device),
+                places,
+                mass=own != {"renormalize"},
+                even=any(SHARES.get(tail, 1.0) < 1.0 for tail in own),
+            )
         )
-        for word in sorted(set(words))
-    )
+    return tuple(found)
 
 
 def decode(
@@ -149,6 +156,6 @@ def _serve(
         found = {"entries": tokens, "words": words, "count": count, "scores": scores if exact else None, "known": exact}
     far = far if served.mass else None
     result: tuple[torch.Tensor, torch.Tensor] = run[stages.attend](
-        query, keys.key, keys.value, *rows, served.tails, *logit, sink, value_sum, far=far, **found
+        query, keys.key, keys.value, *rows, served.tails, *logit, sink, value_sum, far=far, even=served.even, **found
     )
     return result

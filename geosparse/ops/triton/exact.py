@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..types import TAILS, Attended, Keep, Tails, per_head
+from ..types import SHARES, TAILS, Attended, Keep, Tails, per_head
 from .library import precision
 from .stages import launch, width_of
 
@@ -57,7 +57,8 @@ def exact_prefill(
     tails = torch.tensor([TAILS.index(word) for word in words], dtype=torch.int32).to(device)
     budgets = n_keep if isinstance(n_keep, torch.Tensor) else torch.tensor(list(n_keep))[None, :, None]
     budgets = budgets.to(device, torch.int32).expand(batch, heads, queries)
-    prefix = _value_prefix(value, first) if "centroid" in words else value.new_zeros(1, dtype=torch.float32)
+    centred = any(SHARES.get(word, 0.0) > 0 for word in words)
+    prefix = _value_prefix(value, first) if centred else value.new_zeros(1, dtype=torch.float32)
     output = query.new_zeros(batch, heads, queries, value_dim)
     blocks = -(-queries // rows)
     kept = torch.zeros(batch, heads, blocks, dtype=torch.int32, device=device)
@@ -72,8 +73,8 @@ def exact_prefill(
             *query.stride()[:3], *key.stride()[:3], *value.stride()[:3],
             blocks, prefix.shape[2] if prefix.dim() == 4 else 1, *budgets.stride(),
             KV=kv_heads, G=heads // kv_heads, D=dim, DV=value_dim, DP=width_of(dim), DVP=width_of(value_dim),
-            ROWS=rows, TILE=TILE, ROOM=room, CAPPED=softcap is not None, SUNK=sink is not None,
-            PRECISION=precision(key.dtype),
+            ROWS=rows, TILE=TILE, ROOM=room, EVEN=any(SHARES.get(word, 1.0) < 1 for word in words),
+            CAPPED=softcap is not None, SUNK=sink is not None, PRECISION=precision(key.dtype),
         )  # fmt: skip
     return Attended(output, kept.sum((0, 2), dtype=torch.int64))
 

@@ -246,6 +246,7 @@ def attend(
     scores: torch.Tensor | None = None,
     chosen: torch.Tensor | None = None,
     known: bool = False,
+    even: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention over a list, in two launches: parts of the list, then all of them and the tail.
 
@@ -257,12 +258,13 @@ def attend(
         tails: int32 `[Hq]`, places in TAILS.
         scaling, softcap: Of the logits.
         sink: `[Hq]` logits of a token that has no value.
-        value_sum: `[B, Hkv, Dv]`, of the visible values; None where no tail is the centroid.
+        value_sum: `[B, Hkv, Dv]`, of the visible values; None where no tail needs their mean.
         entries, words, count: A list of tokens or pages; None: every visible token is kept, which is dense attention.
         far: `[2, B, Hq, n]`, the mass of what is not listed; None where no tail needs it.
         scores: `[B, Hq, R]` of the tokens listed, by which `chosen` keeps tokens of pages.
         chosen: `[2, B, Hq]`, for lists of pages.
         known: `scores` are the logits themselves, so that no keys are read.
+        even: Whether a tail gives mass to the kept tokens in equal parts.
 
     Returns:
         `[B, Hq, Dv]` in the dtype of `query`, and the tokens each head kept, int32 `[B, Hq]`.
@@ -281,6 +283,7 @@ def attend(
         count.shape[-1] if segmented and count is not None else shares(key.device, batch * kv_heads, _ceil(keys, 64))
     )
     sums = query.new_empty(batch, heads, parts, value_dim, dtype=torch.float32)
+    plain = torch.empty_like(sums) if even else sums
     maxima, totals, near_max, near_sum = query.new_empty(4, batch, heads, parts, dtype=torch.float32).unbind()
     counts = first.new_empty(batch, heads, parts)
     near = paged and far is not None
@@ -290,21 +293,21 @@ def attend(
         query, key, value, scored, first, length, first if entries is None else entries,
         first if words is None else words, first if count is None else count,
         *((first, first) if chosen is None else chosen.unbind()),
-        sums, maxima, totals, counts, near_max, near_sum,
+        sums, plain, maxima, totals, counts, near_max, near_sum,
         scaling, softcap or 1.0, query.stride(0), query.stride(1), key.stride(0), key.stride(1), key.stride(2),
         value.stride(0), value.stride(1), value.stride(2), 0 if entries is None else entries.shape[-1],
         0 if scores is None else scores.shape[-1], parts,
         KV=kv_heads, G=group, D=dim, DV=value_dim, GP=_rows(group), DP=width_of(dim), DVP=width_of(value_dim),
-        SEGMENT=SEGMENT, LIST=kind.value, KNOWN=known, REST=near, CAPPED=softcap is not None,
-        PRECISION=precision(value.dtype),
+        SEGMENT=SEGMENT, LIST=kind.value, KNOWN=known, REST=near, EVEN=even,
+        CAPPED=softcap is not None, PRECISION=precision(value.dtype),
     )  # fmt: skip
     launch(
         combine_parts, (batch * heads,),
-        sums, maxima, totals, counts, near_max, near_sum, *((maxima, maxima) if far is None else far.unbind()),
+        sums, plain, maxima, totals, counts, near_max, near_sum, *((maxima, maxima) if far is None else far.unbind()),
         tails, tails if sink is None else sink, sums if value_sum is None else value_sum, first, length, output, kept,
         parts, 0 if far is None else far.shape[-1],
         HEADS=heads, G=group, DV=value_dim, DVP=width_of(value_dim),
-        REST=near, FAR=far is not None, SUNK=sink is not None, MEAN=value_sum is not None, BLOCK=16,
+        REST=near, FAR=far is not None, SUNK=sink is not None, MEAN=value_sum is not None, EVEN=even, BLOCK=16,
     )  # fmt: skip
     return output, kept
 

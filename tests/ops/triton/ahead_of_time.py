@@ -3,6 +3,8 @@
 Run as a program, without triton's interpreter; prints one line per compiled kernel.
 """
 
+from itertools import product
+
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
@@ -61,10 +63,14 @@ SHAPES = (  # heads per KV head, dim, dtype, selectors, soft cap and learned sin
     (3, 64, torch.float32, ("lowbit",), True),
     (8, 256, torch.bfloat16, ("paged+lowbit",), True),
 )
+TAILS = ("centroid", "blend50")
 
 
 def main():
-    """All selectors in the common shape; in others those that between them use the largest kernels."""
+    """All selectors in the common shape; in others those that between them use the largest kernels.
+
+    "blend50" needs all that any tail needs, "centroid" what serves where no head gives mass to its kept tokens.
+    """
     for module in (stages, buffers, prefill, exact):
         module.launch = compile_only
     for group, dim, dtype, selectors, terms in SHAPES:
@@ -74,14 +80,15 @@ def main():
         buffers.encode_index(layer.key, layer.low, layer.high, layer.codes, *layer.rows)
         query, budgets = torch.zeros(2, heads, dim, dtype=dtype), torch.ones(1, heads, dtype=torch.int32)
         softcap, sink = (5.0, torch.zeros(heads)) if terms else (None, None)
-        for selector in selectors:
-            decode(query, layer.keys, budgets, passes_of(heads, "centroid", selector, query.device), 0.1, softcap, sink)
+        for selector, tail in product(selectors, TAILS):
+            decode(query, layer.keys, budgets, passes_of(heads, tail, selector, query.device), 0.1, softcap, sink)
         dense(query, layer.keys, 0.1, softcap, sink)
         prompt = torch.zeros(1, heads, 200, dim, dtype=dtype)
         cache = (layer.key[:1, :, :200], layer.value[:1, :, :200])
         prefill.block_prefill(prompt, *cache, [0], [1, 1], 64, scaling=0.1, softcap=softcap, sink=sink)
-        terms_of = {"tail": "centroid", "scaling": 0.1, "softcap": softcap, "sink": sink}
-        exact.exact_prefill(prompt, *cache, [9] * heads, [0], **terms_of)
+        for tail in TAILS:
+            terms_of = {"tail": tail, "scaling": 0.1, "softcap": softcap, "sink": sink}
+            exact.exact_prefill(prompt, *cache, [9] * heads, [0], **terms_of)
 
 
 if __name__ == "__main__":

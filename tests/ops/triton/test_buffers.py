@@ -47,15 +47,15 @@ def test_growing_is_building(dtype, dim):
     assert torch.equal(buffers.key[:, :, :60].nan_to_num(), key.nan_to_num())
 
 
-@pytest.mark.parametrize("selector", ["lowbit", "paged"])
-def test_decode_of_a_growing_context(selector):
+@pytest.mark.parametrize(("selector", "tail"), [("lowbit", "centroid"), ("paged", "centroid"), ("paged", "blend50")])
+def test_decode_of_a_growing_context(selector, tail):
     buffers, key, value = grown(torch.float32, 64, (0, 30), 46, 49, broken=False)
     query = torch.randn(2, 6, 64, generator=torch.Generator().manual_seed(1)).to(DEVICE)
     n_keep = [3, 20, 9, 1, 49, 60]
     budgets = torch.tensor([n_keep], dtype=torch.int32, device=DEVICE)
-    output, kept = decode(query, buffers.keys, budgets, passes_of(6, "centroid", selector, DEVICE), 0.1)
+    output, kept = decode(query, buffers.keys, budgets, passes_of(6, tail, selector, DEVICE), 0.1)
     true = reference_attention(
-        query[:, :, None], key, value, n_keep, tail="centroid", scaling=0.1, selector=selector, mask=Span((0, 30))
+        query[:, :, None], key, value, n_keep, tail=tail, scaling=0.1, selector=selector, mask=Span((0, 30))
     )
     allowed = tolerance(query[:, :, None], key, value, 0.1)
     assert (output - true.output[:, :, 0]).abs().max() <= allowed

@@ -41,15 +41,34 @@ def test_equals_reference(selector, groups, dim, keys, first, tail):
     check(q, k, v, budgets(2 * groups, keys), scaling=dim**-0.5, tail=tail, selector=selector, mask=Span(first))
 
 
+@pytest.mark.parametrize("selector", SELECTORS)
+@pytest.mark.parametrize(
+    ("tail", "groups", "keys", "first"),
+    [("even", 1, 37, (0, 0)), ("blend25", 3, 83, (0, 36)), ("blend50", 4, 47, (5, 0)), ("blend75", 8, 99, (0, 70))],
+)
+def test_mass_that_goes_to_the_kept_tokens(selector, tail, groups, keys, first):
+    q, k, v = tensors(2, 2 * groups, 2, keys, 32)
+    arguments = {"tail": tail, "selector": selector, "mask": Span(first)}
+    check(q, k, v, budgets(2 * groups, keys), **arguments)
+    check(q, k, v, budgets(2 * groups, keys), sink=torch.linspace(-2, 2, 2 * groups, device=DEVICE), **arguments)
+
+
+@pytest.mark.parametrize("selector", ["topn", "paged", "paged+lowbit"])
+def test_parts_are_put_together(selector):
+    q, k, v = tensors(1, 7, 1, 1061, 32, value_dim=24)
+    check(q, k, v, [200, 3, 61, 700, 1, 40, 90], tail=TAILS, selector=selector)
+
+
+@pytest.mark.parametrize("tail", ["centroid", TAILS[1:]])
 @pytest.mark.parametrize("extra", ["sink", "softcap", "window", "blind", "short"])
-def test_terms_and_rows_that_see_little(extra):
+def test_terms_and_rows_that_see_little(extra, tail):
     q, k, v = tensors(2, 6, 2, 70, 64, value_dim=40)
     window = {"mask": Span((0, 60), window=21)}
     blind, short = {"mask": Span((70, 3))}, {"mask": Span((66, 60))}
     arguments = {"sink": {"sink": torch.linspace(-2, 2, 6, device=DEVICE)}, "softcap": {"softcap": 1.5}}
     arguments |= {"window": window, "blind": blind, "short": short}
     for selector in ("topn", "sink_recent") if extra == "window" else ("lowbit", "paged"):
-        result = check(q, k, v, budgets(6, 70), tail="centroid", selector=selector, **arguments[extra])
+        result = check(q, k, v, budgets(6, 70), tail=tail, selector=selector, **arguments[extra])
         if extra == "blind":
             assert not result.output[0].any()
 
@@ -57,7 +76,7 @@ def test_terms_and_rows_that_see_little(extra):
 def test_every_head_its_own_selector_and_tail():
     q, k, v = tensors(1, 10, 2, 75, 64)
     words = [*SELECTORS, *reversed(SELECTORS)]
-    tails = [TAILS[head % 3] for head in range(10)]
+    tails = [TAILS[head % len(TAILS)] for head in range(10)]
     check(q, k, v, budgets(10, 75), tail=tails, selector=words)
 
 
@@ -73,8 +92,8 @@ def test_budgets_per_row_and_every_token():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_rounded_once(dtype):
     q, k, v = tensors(1, 6, 2, 90, 64, dtype=dtype)
-    for selector in ("topn", "paged+lowbit"):
-        arguments = {"tail": "centroid", "scaling": 0.125, "selector": selector}
+    for selector, tail in (("topn", "centroid"), ("paged+lowbit", "centroid"), ("topn", "even"), ("lowbit", "blend50")):
+        arguments = {"tail": tail, "scaling": 0.125, "selector": selector}
         fast = triton_attention(q, k, v, budgets(6, 90), **arguments)
         true = reference_attention(q, k, v, budgets(6, 90), **arguments)
         assert fast.output.dtype == dtype

@@ -35,6 +35,9 @@ def check(q, k, v, n_keep, first=(0, 0), **arguments):
         (3, 64, 35, 150, (0, 77), "drop"),
         (4, 256, 20, 90, (5, 0), "renormalize"),
         (8, 64, 17, 133, (0, 127), "centroid"),
+        (1, 128, 35, 70, (0, 0), "even"),
+        (3, 64, 19, 101, (0, 90), "blend25"),
+        (4, 32, 17, 83, (70, 0), "blend75"),
     ],
 )
 def test_equals_reference(groups, dim, queries, keys, first, tail):
@@ -42,17 +45,18 @@ def test_equals_reference(groups, dim, queries, keys, first, tail):
     check(*tensors(groups, dim, queries, keys), n_keep, first, tail=tail)
 
 
-@pytest.mark.parametrize("extra", ["sink", "softcap", "tails", "growing", "room", "blind"])
+@pytest.mark.parametrize("extra", ["sink", "softcap", "tails", "growing", "room", "blind", "blended"])
 def test_terms(extra):
     q, k, v = tensors(3, 64, 40, 100, value_dim=40)
     growing = torch.arange(1, 41)[None, None] + torch.arange(6)[None, :, None]
     arguments = {
         "sink": {"sink": torch.linspace(-2, 2, 6, device=DEVICE), "tail": "centroid"},
         "softcap": {"softcap": 1.5, "tail": "drop"},
-        "tails": {"tail": [TAILS[head % 3] for head in range(6)]},
+        "tails": {"tail": TAILS[:6]},
         "growing": {},
         "room": {"room": 128, "rows": 32},
         "blind": {"first": (0, 80), "tail": "centroid"},
+        "blended": {"first": (0, 80), "tail": TAILS[1:], "sink": torch.linspace(-2, 2, 6, device=DEVICE)},
     }[extra]
     check(q, k, v, growing if extra == "growing" else [2, 9, 30, 31, 64, 90], **arguments)
 
@@ -67,7 +71,7 @@ def test_scores_that_guesses_do_not_fit():
     k[0, 1, :, 0] = torch.randint(0, 3, (140,), generator=generator).to(DEVICE)
     k[1, 0, :, 0] = 10.0 ** torch.randint(-30, 2, (140,), generator=generator).to(DEVICE)
     k[1, 1, :, 0] = torch.arange(140, device=DEVICE).sub(70).sign() * 1e-38
-    check(q, k, v, [5, 60], tail="centroid", scaling=1.0)
+    check(q, k, v, [5, 60], tail=["centroid", "blend50"], scaling=1.0)
 
 
 def test_few_blocks_at_a_time(monkeypatch):

@@ -18,6 +18,7 @@ from geosparse.runtime import compiled  # whose operator is called "attend" too
 from .material import DEVICE, needs_kernels, tensors
 
 pytestmark = needs_kernels
+SERVED = [*((selector, "centroid") for selector in SELECTORS), ("paged", "blend50"), ("sink_recent", "blend50")]
 
 
 class NoHostReads(TorchDispatchMode):
@@ -89,26 +90,27 @@ def launches(monkeypatch):
     return seen
 
 
-@pytest.mark.parametrize("selector", SELECTORS)
-def test_launches_do_not_depend_on_what_is_in_the_buffers(launches, selector):
+@pytest.mark.parametrize(("selector", "tail"), SERVED)
+def test_launches_do_not_depend_on_what_is_in_the_buffers(launches, selector, tail):
     found = []
     for lengths in ([17, 20], [99, 160]):
         layer, query, budgets = material(lengths)
         with NoHostReads():
-            step(layer, query, budgets, passes_of(4, "centroid", selector, DEVICE))
+            step(layer, query, budgets, passes_of(4, tail, selector, DEVICE))
         found.append(list(launches))
         launches.clear()
     assert found[0] == found[1]
     assert len(found[0]) >= 4
 
 
-def test_a_cache_that_grows_compiles_nothing_again(launches):
+@pytest.mark.parametrize("tail", ["centroid", "blend50"])
+def test_a_cache_that_grows_compiles_nothing_again(launches, tail):
     """In eager decoding the tensors grow; what triton compiles for must not: constants, and numbers by divisibility."""
     keys = []
     for length in (497, 1009, 1010, 1500):
         q, k, v = tensors(1, 4, 2, length, 64)
         k, v = (torch.zeros(1, 2, 2048, 64, device=DEVICE)[:, :, :length] for _ in range(2))
-        triton.triton_attention(q, k, v, [8] * 4, tail="centroid", scaling=0.1, selector="lowbit")
+        triton.triton_attention(q, k, v, [8] * 4, tail=tail, scaling=0.1, selector="lowbit")
         keys.append([])
         for kernel, _, numbers, constants in launches:
             given = kernel.kwargs if hasattr(kernel, "kwargs") else vars(kernel)
@@ -124,10 +126,11 @@ def test_a_cache_that_grows_compiles_nothing_again(launches):
         assert each == keys[0]
 
 
-def test_the_stages_are_operators_of_a_graph():
+@pytest.mark.parametrize("tail", ["drop", "blend50"])
+def test_the_stages_are_operators_of_a_graph(tail):
     layer, query, budgets = material([40, 60], capacity=64)
     assert callable(compiled.attend)
-    passes = passes_of(4, "drop", "paged", DEVICE)
+    passes = passes_of(4, tail, "paged", DEVICE)
     plain = decode(query, layer.keys, budgets, passes, 0.1)
     traced = torch.compile(
         lambda asked: decode(asked, layer.keys, budgets, passes, 0.1), backend="eager", fullgraph=True
@@ -139,10 +142,10 @@ def test_the_stages_are_operators_of_a_graph():
     assert (output.shape, kept.shape) == (query.shape, (2, 4))
 
 
-@pytest.mark.parametrize("selector", SELECTORS)
-def test_what_one_step_launched_replays_while_the_context_grows(monkeypatch, selector):
+@pytest.mark.parametrize(("selector", "tail"), SERVED)
+def test_what_one_step_launched_replays_while_the_context_grows(monkeypatch, selector, tail):
     """As a CUDA graph would: the launches of a single step, with the arguments they had, serve the steps after it."""
-    passes = passes_of(4, "centroid", selector, DEVICE)
+    passes = passes_of(4, tail, selector, DEVICE)
     layer, query, budgets = material([40, 60], capacity=96)
     tape = Tape(monkeypatch)
     with tape:
@@ -163,9 +166,9 @@ def test_what_one_step_launched_replays_while_the_context_grows(monkeypatch, sel
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("selector", SELECTORS)
-def test_one_graph_replays_while_the_context_grows(selector):
-    passes = passes_of(4, "centroid", selector, DEVICE)
+@pytest.mark.parametrize(("selector", "tail"), SERVED)
+def test_one_graph_replays_while_the_context_grows(selector, tail):
+    passes = passes_of(4, tail, selector, DEVICE)
     layer, query, budgets = material([40, 60])
     step(layer, query, budgets, passes)
     torch.cuda.synchronize()

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .common import LISTED, NEGATIVE_INFINITY, PAGE, is_kept, logit_of, product, visible_of
+from .common import LISTED, NEGATIVE_INFINITY, PAGE, RENORMALIZE, is_kept, logit_of, parts_of, product, visible_of
 from .lists import add_mass
 from .tuning import tuned
 
@@ -11,21 +11,23 @@ EVERY = tl.constexpr(0)
 SEGMENTS = tl.constexpr(1)
 
 
-@tuned((32, 64, 128), ("G", "D", "DV", "LIST", "KNOWN", "REST"))
+@tuned((32, 64, 128), ("G", "D", "DV", "LIST", "KNOWN", "REST", "EVEN"))
 @triton.jit(do_not_specialize=["parts", "entries_row"])
 def attend_part(
     q, k, v, scores, first, length, entries, words, count, least, last_tie,
-    part, part_max, part_sum, part_kept, rest_max, rest_sum,
+    part, part_even, part_max, part_sum, part_kept, rest_max, rest_sum,
     scaling, softcap, q_b, q_h, k_b, k_h, k_s, v_b, v_h, v_s, entries_row, row, parts,
     KV: tl.constexpr, G: tl.constexpr, D: tl.constexpr, DV: tl.constexpr,
     GP: tl.constexpr, DP: tl.constexpr, DVP: tl.constexpr, SEGMENT: tl.constexpr, LIST: tl.constexpr,
-    KNOWN: tl.constexpr, REST: tl.constexpr, CAPPED: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr,
+    KNOWN: tl.constexpr, REST: tl.constexpr, EVEN: tl.constexpr, CAPPED: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One part of a list: sums of exp(logit) value, of exp(logit) and of kept tokens, per head of a KV group.
 
     LIST says what is listed: EVERY visible token (no list), tokens in SEGMENTS of SEGMENT, one part each, or LISTED
     pages, whose tokens a head keeps by its threshold on `scores`. If KNOWN, the logits are `scores`; else keys are
-    read. If REST, tokens of a head's own pages that it does not keep are summed up by their scores.
+    read. If REST, tokens of a head's own pages that it does not keep are summed up by their scores. If EVEN, values of
+    the kept tokens are also summed up without weights.
     """
     pair, split = tl.program_id(0), tl.program_id(1)
     b, h = pair // KV, pair % KV
@@ -63,6 +65,8 @@ def attend_part(
     total = tl.zeros([GP], tl.float32)
     kept = tl.zeros([GP], tl.int32)
     output = tl.zeros([GP, DVP], tl.float32)
+    if EVEN:
+        plain = tl.zeros([GP, DVP], tl.float32)
     other_max = tl.full([GP], NEGATIVE_INFINITY, tl.float32)
     other_sum = tl.zeros([GP], tl.float32)
     for offset in range(start, stop, BLOCK):
@@ -102,12 +106,16 @@ def attend_part(
         total = total * shrink + tl.sum(weight, axis=1)
         kept += tl.sum(mine.to(tl.int32), axis=1)
         output = output * shrink[:, None] + product(weight, value, PRECISION)
+        if EVEN:
+            plain += product(tl.where(mine, 1.0, 0.0), value, PRECISION)
         largest = both
     at = head * parts + split
     tl.store(part_max + at, largest, mask=is_head)
     tl.store(part_sum + at, total, mask=is_head)
     tl.store(part_kept + at, kept, mask=is_head)
     tl.store(part + at[:, None] * DV + e[None, :], output, mask=is_head[:, None] & (e < DV)[None, :])
+    if EVEN:
+        tl.store(part_even + at[:, None] * DV + e[None, :], plain, mask=is_head[:, None] & (e < DV)[None, :])
     if REST:
         tl.store(rest_max + at, other_max, mask=is_head)
         tl.store(rest_sum + at, other_sum, mask=is_head)
@@ -136,19 +144,22 @@ def largest_of(maxima, base, size, largest, BLOCK: tl.constexpr):
 
 @triton.jit(do_not_specialize=["parts", "far_parts"])
 def combine_parts(
-    part, part_max, part_sum, part_kept, rest_max, rest_sum, far_max, far_sum, tails, sink, value_sum, first, length,
-    out, kept, parts, far_parts,
+    part, part_even, part_max, part_sum, part_kept, rest_max, rest_sum, far_max, far_sum, tails, sink, value_sum,
+    first, length, out, kept, parts, far_parts,
     HEADS: tl.constexpr, G: tl.constexpr, DV: tl.constexpr, DVP: tl.constexpr,
-    REST: tl.constexpr, FAR: tl.constexpr, SUNK: tl.constexpr, MEAN: tl.constexpr, BLOCK: tl.constexpr,
+    REST: tl.constexpr, FAR: tl.constexpr, SUNK: tl.constexpr, MEAN: tl.constexpr, EVEN: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One head's output `[B, Hq, DV]` and kept tokens `[B, Hq]` from the parts of its list.
 
     Mass that is not kept comes from `rest` (one per part), from `far` (`far_parts`) and goes to `sink`, as far as REST,
-    FAR and SUNK say. Tails are 0 drop, 1 renormalize, 2 centroid; a renormalised head ignores the rest.
+    FAR and SUNK say; a renormalised head ignores the rest. Tails give it to the mean of the visible values, if
+    MEAN, and to the kept tokens in equal parts, if EVEN.
     """
     head = tl.program_id(0)
     b = head // HEADS
     tail = tl.load(tails + head % HEADS)
+    share, even = parts_of(tail)
     base = head.to(tl.int64) * parts
     far = head.to(tl.int64) * far_parts
     largest = largest_of(part_max, base, parts, NEGATIVE_INFINITY, BLOCK)
@@ -160,10 +171,12 @@ def combine_parts(
         largest = largest_of(rest_max, base, parts, largest, BLOCK)
     if FAR:
         largest = largest_of(far_max, far, far_parts, largest, BLOCK)
-    largest = tl.where(tail == 1, own, largest)
+    largest = tl.where(tail == RENORMALIZE, own, largest)
     largest = tl.where(largest == NEGATIVE_INFINITY, 0.0, largest)
     e = tl.arange(0, DVP)
     output = tl.zeros([DVP], tl.float32)
+    if EVEN:
+        plain = tl.zeros([DVP], tl.float32)
     total = tl.zeros([BLOCK], tl.float32)
     counted = tl.zeros([BLOCK], tl.int32)
     for start in range(0, parts, BLOCK):
@@ -176,6 +189,9 @@ def combine_parts(
             part + (base + i)[:, None] * DV + e[None, :], mask=inside[:, None] & (e < DV)[None, :], other=0.0
         )
         output += tl.sum(scale[:, None] * tile, axis=0)
+        if EVEN:
+            given = inside[:, None] & (e < tl.where(even > 0.0, DV, 0))[None, :]
+            plain += tl.sum(tl.load(part_even + (base + i)[:, None] * DV + e[None, :], mask=given, other=0.0), axis=0)
     mass = tl.sum(total, axis=0)
     if SUNK:
         mass += tl.exp(sunk - largest)
@@ -184,13 +200,16 @@ def combine_parts(
         missing += mass_of(rest_max, rest_sum, base, parts, largest, BLOCK)
     if FAR:
         missing += mass_of(far_max, far_sum, far, far_parts, largest, BLOCK)
-    missing = tl.where(tail == 1, 0.0, missing)
+    missing = tl.where(tail == RENORMALIZE, 0.0, missing)
     mass += missing
     mass = tl.where(mass == 0.0, 1.0, mass)
     output = output / mass
+    count = tl.sum(counted, axis=0)
+    if EVEN:
+        output += even * missing / mass * plain / tl.maximum(count, 1)
     if MEAN:
-        seen = (e < DV) & (tail == 2)
+        seen = e < tl.where(share > 0.0, DV, 0)
         total_value = tl.load(value_sum + (head // G).to(tl.int64) * DV + e, mask=seen, other=0.0).to(tl.float32)
-        output += missing / mass * total_value / tl.maximum(visible_of(first, length, b), 1)
+        output += share * missing / mass * total_value / tl.maximum(visible_of(first, length, b), 1)
     tl.store(out + head.to(tl.int64) * DV + e, output.to(out.dtype.element_ty), mask=e < DV)
-    tl.store(kept + head, tl.sum(counted, axis=0))
+    tl.store(kept + head, count)

@@ -1,4 +1,4 @@
-"""What the kernels share: logits, an order of floats, and where the rows of scores end.
+"""What the kernels share: logits, an order of floats, where the rows of scores end, and what the tails give to whom.
 
 Tokens are counted from the first visible one: token r of a row lies at key `first + r`. "Rows" are what selections are
 made in, per query head: all visible tokens, all complete pages, or the tokens of listed pages.
@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from ...index import PAGE as INDEX_PAGE
+from ...types import TAILS
 
 PAGE = tl.constexpr(INDEX_PAGE)
 TOKENS = tl.constexpr(0)
@@ -16,6 +17,12 @@ LISTED = tl.constexpr(2)
 NEGATIVE_INFINITY = tl.constexpr(float("-inf"))
 ORDER_OF_NAN = tl.constexpr(0x7FFFFFFF)
 ORDER_OF_NOTHING = tl.constexpr(-2139095041)
+RENORMALIZE = tl.constexpr(TAILS.index("renormalize"))
+CENTROID = tl.constexpr(TAILS.index("centroid"))
+EVENLY = tl.constexpr(TAILS.index("even"))
+BLEND25 = tl.constexpr(TAILS.index("blend25"))
+BLEND50 = tl.constexpr(TAILS.index("blend50"))
+BLEND75 = tl.constexpr(TAILS.index("blend75"))
 
 
 @triton.jit
@@ -50,6 +57,14 @@ def is_kept(scores, places, least, last_tie):
     """Whether scores at `places` of a row are above the threshold, or equal to it and early enough."""
     order = order_of(scores)
     return (order > ORDER_OF_NOTHING) & ((order > least) | ((order == least) & (places <= last_tie)))
+
+
+@triton.jit
+def parts_of(tail):
+    """What a tail gives of the missing mass to the mean of the visible values (`SHARES`), and to the kept tokens."""
+    mean = tl.where(tail == CENTROID, 1.0, 0.0)
+    mean = tl.where(tail == BLEND25, 0.25, tl.where(tail == BLEND50, 0.5, tl.where(tail == BLEND75, 0.75, mean)))
+    return mean, tl.where((mean > 0.0) | (tail == EVENLY), 1.0 - mean, 0.0)
 
 
 @triton.jit

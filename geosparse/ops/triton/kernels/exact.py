@@ -11,16 +11,13 @@ import triton
 import triton.language as tl
 
 from .blocks import queries_of
-from .common import NEGATIVE_INFINITY, logit_of, order_of, product
+from .common import NEGATIVE_INFINITY, RENORMALIZE, logit_of, order_of, parts_of, product
 from .tuning import tuned
 
 LEAST = tl.constexpr(-3.4028234663852886e38)
 SAMPLED = tl.constexpr(8)  # every 8th tile of keys is in the first sample
 GUESSES = tl.constexpr(6)  # passes that guess
 PASSES = tl.constexpr(22)  # at most; each of the last 16 leaves a fifth of all floats, 14 leave one of 2^32
-DROP = tl.constexpr(0)
-RENORMALIZE = tl.constexpr(1)
-CENTROID = tl.constexpr(2)
 
 
 @triton.jit
@@ -83,17 +80,20 @@ def guessed(low, above_low, high, above_high, wanted, spread, step: tl.constexpr
     return tl.where(open_above, tl.where(open_below, 0.0, low + far), tl.where(open_below, high - far, inside))
 
 
-@tuned((1,), ("D", "DV"), warps=(4, 8))
+@tuned((1,), ("D", "DV", "EVEN"), warps=(4, 8))
 @triton.jit
 def attend_exactly(
     q, k, v, first, budgets, tails, prefix, sink, scratch, out, kept,
     start_block, queries, keys, scaling, softcap, q_b, q_h, q_s, k_b, k_h, k_s, v_b, v_h, v_s,
     query_blocks, prefixes, n_b, n_h, n_s,
     KV: tl.constexpr, G: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, DP: tl.constexpr, DVP: tl.constexpr,
-    ROWS: tl.constexpr, TILE: tl.constexpr, ROOM: tl.constexpr, CAPPED: tl.constexpr, SUNK: tl.constexpr,
-    PRECISION: tl.constexpr, BLOCK: tl.constexpr,
+    ROWS: tl.constexpr, TILE: tl.constexpr, ROOM: tl.constexpr, EVEN: tl.constexpr, CAPPED: tl.constexpr,
+    SUNK: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One head's exact top-N attention of a block of ROWS queries; `kept` gets how many tokens they kept in all."""
+    """One head's exact top-N attention of a block of ROWS queries; `kept` gets how many tokens they kept in all.
+
+    EVEN says whether any head's tail gives mass to its kept tokens in equal parts.
+    """
     block, head = start_block + tl.program_id(0), tl.program_id(1)
     b, h = head // (KV * G), head % (KV * G)
     hidden, offset = queries_of(first, b, queries, keys)
@@ -200,6 +200,7 @@ def attend_exactly(
 
         # Attention over all keys for the softmax, over the kept ones for the values.
         tail = tl.load(tails + h)
+        share, even = parts_of(tail)
         largest = tl.full([ROWS], NEGATIVE_INFINITY, tl.float32)
         whole = tl.zeros([ROWS], tl.float32)
         if SUNK:
@@ -208,6 +209,8 @@ def attend_exactly(
         mass = whole
         output = tl.zeros([ROWS, DVP], tl.float32)
         values = tl.zeros([ROWS, DVP], tl.float32)
+        if EVEN:
+            plain = tl.zeros([ROWS, DVP], tl.float32)
         ties = tl.zeros([ROWS], tl.int32)
         chosen = tl.zeros([ROWS], tl.int32)
         seen_by_all = (offset + block * ROWS) // TILE * TILE
@@ -235,16 +238,21 @@ def attend_exactly(
             whole = whole * shrink + tl.sum(every, axis=1)
             mass = mass * shrink + tl.sum(weight, axis=1)
             output = output * shrink[:, None] + product(weight, value, PRECISION)
-            if (tail == CENTROID) & (start >= seen_by_all):
+            if EVEN and even > 0.0:
+                plain += product(tl.where(keep, 1.0, 0.0), value, PRECISION)
+            if (share > 0.0) & (start >= seen_by_all):
                 ones = tl.where((token < stop)[None, :] & (token[None, :] <= limit[:, None]), 1.0, 0.0)
                 values += product(ones, value, PRECISION)
             largest = both
             chosen += tl.sum(keep.to(tl.int32), axis=1)
         result = output / tl.where(tail == RENORMALIZE, mass, whole)[:, None]
-        if tail == CENTROID:
+        missing = tl.maximum(1 - mass / whole, 0.0)
+        if EVEN:
+            result += (even * missing / tl.maximum(chosen, 1).to(tl.float32))[:, None] * plain
+        if share > 0.0:
             line = ((b * KV + h // G) * prefixes + seen_by_all // TILE).to(tl.int64) * DV
             values += tl.load(prefix + line + e, mask=e < DV, other=0.0)[None, :]
-            result += (tl.maximum(1 - mass / whole, 0.0) / visible.to(tl.float32))[:, None] * values
+            result += (share * missing / visible.to(tl.float32))[:, None] * values
         spot = (head.to(tl.int64) * queries + hidden + row)[:, None] * DV + e[None, :]
         tl.store(out + spot, result.to(out.dtype.element_ty), mask=asked[:, None] & (e < DV)[None, :])
         tl.store(kept + head * query_blocks + block, tl.sum(tl.where(asked, chosen, 0), axis=0))
