@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from geosparse.plan import Plan
-from geosparse.planner import POLICIES, make_plan
+from geosparse.planner import DEFAULT_TAIL, POLICIES, make_plan
 from geosparse.profile import Profile
 from geosparse.profiler import ProfileConfig, profile_model
 from geosparse.scoring import excess, sparse_nll, summary, token_nll
@@ -108,7 +108,7 @@ def policies(study: Study) -> Rows:
     source, mean = study.texts[0], 32.0
     dense = study.dense(source)
     default = study.sparse(source, make_plan(study.profile, mean))
-    rows: Rows = [{"policy": "fisher", "tail": "best", "mean_keep": mean} | excess(dense, default)]
+    rows: Rows = [{"policy": "fisher", "tail": DEFAULT_TAIL, "mean_keep": mean} | excess(dense, default)]
     for policy in sorted(POLICIES, key=lambda name: (name in CONTROLS, name)):
         if policy == "fisher":
             continue
@@ -116,13 +116,13 @@ def policies(study: Study) -> Rows:
         for seed in seeds:
             nll = study.sparse(source, make_plan(study.profile, mean, policy, seed=seed))
             rows.append(
-                {"policy": policy, "tail": "best", "mean_keep": mean, "seed": seed}
+                {"policy": policy, "tail": DEFAULT_TAIL, "mean_keep": mean, "seed": seed}
                 | excess(dense, nll)
                 | worse(default, nll)
             )
     nll = study.sparse(source, make_plan(study.profile, mean, share_kv=True))
     rows.append(
-        {"policy": "fisher, share_kv", "tail": "best", "mean_keep": mean} | excess(dense, nll) | worse(default, nll)
+        {"policy": "fisher, share_kv", "tail": DEFAULT_TAIL, "mean_keep": mean} | excess(dense, nll) | worse(default, nll)
     )
     mass = matched_mass(study.model, study.windows_of(source)[:1], mean)
     nll, kept = top_p_nll(study.model, study.windows_of(source), mass, f"top-p {mass:.3f}")

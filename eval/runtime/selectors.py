@@ -42,9 +42,9 @@ def variants(plan: gs.Plan) -> dict[str, gs.Plan]:
     """`plan` with every selector, and every tail that goes with it: "lowbit/centroid" and so on."""
     found = {}
     for selector in SELECTORS:
-        choices: tuple[PlanTail, ...] = TAILS if plan.head_tails is None else ("best",)
+        choices: tuple[PlanTail, ...] = TAILS if plan.head_tails is None else (plan.tail,)
         for tail in ("renormalize",) if selector == "sink_recent" else choices:
-            tails = plan.head_tails if tail == "best" else None
+            tails = plan.head_tails if tail == plan.tail else None
             found[f"{selector}/{tail}"] = replace(plan, selector=selector, tail=tail, head_tails=tails)
     return found
 
