@@ -122,7 +122,9 @@ def policies(study: Study) -> Rows:
             )
     nll = study.sparse(source, make_plan(study.profile, mean, share_kv=True))
     rows.append(
-        {"policy": "fisher, share_kv", "tail": DEFAULT_TAIL, "mean_keep": mean} | excess(dense, nll) | worse(default, nll)
+        {"policy": "fisher, share_kv", "tail": DEFAULT_TAIL, "mean_keep": mean}
+        | excess(dense, nll)
+        | worse(default, nll)
     )
     mass = matched_mass(study.model, study.windows_of(source)[:1], mean)
     nll, kept = top_p_nll(study.model, study.windows_of(source), mass, f"top-p {mass:.3f}")
