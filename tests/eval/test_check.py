@@ -67,13 +67,13 @@ def test_a_score_that_differs_is_named(
     path = tmp_path / "results" / "test" / "samples.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     for row in rows:
-        if (row["task"], row["variant"]) == ("decode-pydoc-test-128", "fisher-best-8"):
+        if (row["task"], row["variant"]) == ("decode-pydoc-test-128", "fisher-blend-8"):
             row["values"][1] += 2 * WITHIN
     path.write_text("\n".join(map(json.dumps, rows)) + "\n")
     assert main([*committed, "--check", "1"]) == 0  # the first sample is as it was
     assert main([*committed, "--check", "2"]) == 1
     out = capsys.readouterr().out
-    assert "decode-pydoc-test-128, nll: 5 of 6 scores equal, largest difference 0.001 (fisher-best-8, sample 1)" in out
+    assert "decode-pydoc-test-128, nll: 5 of 6 scores equal, largest difference 0.001 (fisher-blend-8, sample 1)" in out
     assert out.splitlines()[-1].startswith("18 scores anew: differs from ")
     assert main([*committed, "--check", "2", "--variants", "dense"]) == 0
     assert main([*committed, "--check", "2", "--only", "perplexity-pydoc-test-128"]) == 0

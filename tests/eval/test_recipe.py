@@ -24,7 +24,7 @@ def test_lists_stand_for_one_entry_each(tmp_path: Path) -> None:
         "tasks: [{task: needle, length: [512, 1024]}, {task: decode}]\n"
     )
     recipe = load_recipe(tmp_path / "a.yaml")
-    ids = ["fisher-best-16", "fisher-best-32.5", "uniform-best-16", "uniform-best-32.5"]
+    ids = ["fisher-blend-16", "fisher-blend-32.5", "uniform-blend-16", "uniform-blend-32.5"]
     assert [variant.id for variant in recipe.variants] == ids
     assert [task.id for task in recipe.tasks] == ["needle-512", "needle-1024", "decode-pydoc-test-2048"]
     assert recipe.name == "a"
