@@ -97,7 +97,7 @@ def test_the_whole_chain_as_text(run, tmp_path):
     assert p.read_bytes() == Path("p.safetensors").read_bytes()
     code, out, err = run(f"plan {p} --mean-keep 8 --out", plan)
     assert (code, err) == (0, "")
-    assert "policy fisher, tail best, mean N 8.00 at 64 tokens" in out
+    assert "policy fisher, tail blend, mean N 8.00 at 64 tokens" in out
     assert plan.read_bytes() == Path("plan.json").read_bytes()
     for artifact, start in [(p, "Profile of"), (plan, "Plan for")]:
         code, out, err = run("inspect", artifact)
