@@ -216,6 +216,10 @@ class Session:
             path = folder / "plans" / f"{variant}-at-{length}.json"
             if not path.exists() or path.read_text(encoding="utf-8") != dump_json(plan.to_json()):
                 plan.save(path)
+        known = {f"{variant}-at-{length}" for variant, length in planner.plans}
+        for path in (folder / "plans").glob("*.json"):
+            if path.stem not in known:  # of variants that the recipe had before
+                path.unlink()
         write_samples(folder / "samples.jsonl", self.columns)
         rows = [row for bench in benches for row in bench.timing()]
         timing = {"schema": TIMING_SCHEMA, "device": device_name(), "rows": rows}

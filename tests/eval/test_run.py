@@ -104,8 +104,11 @@ def test_a_finished_run_computes_nothing(recipe: Path, whole: Path, monkeypatch:
 
     monkeypatch.setattr(Bench, "_one", lambda *arguments: pytest.fail("a sample was scored again"))
     before = (whole / "result.json").read_bytes()
+    stale = whole / "plans" / "fisher-drop-8-at-128.json"  # of a variant that the recipe no longer has
+    stale.write_text("{}")
     assert main([str(recipe), "--results", str(whole.parents[2]), "--limit", "9"]) == 0
     assert (whole / "result.json").read_bytes() == before
+    assert not stale.exists()
 
 
 @pytest.mark.parametrize("where", ["values", "answers"])
