@@ -21,11 +21,11 @@ def both(monkeypatch, *arguments, **words):
     seen = []
 
     def watched(*given):
-        seen.append(direct()(*given))
+        seen.append(direct().decode(*given))
         return seen[-1]
 
     with monkeypatch.context() as patch:
-        patch.setattr(decode_module, "direct", lambda: watched)
+        patch.setattr(decode_module, "direct", lambda: direct()._replace(decode=watched))
         fast = cpu_attention(*arguments, **words)
     with monkeypatch.context() as patch:
         patch.setattr(decode_module, "direct", lambda: None)
@@ -103,8 +103,8 @@ def test_nothing_is_kept_and_nothing_is_lost():
 
 def test_wrong_arguments_are_errors_of_python():
     with pytest.raises(TypeError, match="takes 15 arguments"):
-        direct()(1, 2)
+        direct().decode(1, 2)
     q, key, value = cached(20, torch.float32)
     numbers = torch.zeros(6, dtype=torch.int64)
     with pytest.raises(TypeError, match="must be real number"):
-        direct()(q, key, value, numbers, numbers, numbers, None, None, None, None, None, 0, 1, "x", 0.0)
+        direct().decode(q, key, value, numbers, numbers, numbers, None, None, None, None, None, 0, 1, "x", 0.0)

@@ -16,7 +16,7 @@ from ..types import SELECTORS, TAILS, Attended, Keep, Selectors, Tails, keep_ten
 from .decode import decode, remember_value_sum, value_sum_of
 from .library import DTYPES, ISAS, isa, library, load_error
 from .prefill import prefill
-from .product import multiplies, product
+from .product import product
 
 MAX_DIM = 512  # of a key that an index is read for
 CAUSAL = Span()
@@ -124,7 +124,6 @@ __all__ = [
     "isa",
     "library",
     "load_error",
-    "multiplies",
     "product",
     "remember_value_sum",
     "supports",

@@ -1,14 +1,15 @@
-/* The commonest call of a decode step - one row, every key visible - put together without Python.
+/* The commonest calls of a decode step - attention of one row that sees every key, a few rows times weights - put together
+ * without Python.
  *
- * A step makes one such call a layer. Reading addresses, shapes and strides of a dozen tensors takes Python as long as the
- * attention of some hundred tokens. Torch offers what they are through DLPack's table of C functions
+ * A step makes one and seven such calls a layer. Reading addresses, shapes and strides of a dozen tensors takes Python as
+ * long as the attention of some hundred tokens. Torch offers what they are through DLPack's table of C functions
  * (`torch.Tensor.__dlpack_c_exchange_api__`, from torch 2.10 on): a stable interface, of which the parts that are used
  * here are declared below after dlpack.h 1.2 (https://dmlc.github.io/dlpack). direct.py says when this is not to be had.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
-#include "decode_call.h"
+#include "calls.h"
 
 enum { CPU = 1, FLOAT = 2, BFLOAT = 4 }; /* device type; type codes */
 
@@ -31,21 +32,29 @@ typedef struct {
 
 static const Exchange* exchange;
 static int64_t (*run_decode)(const struct DecodeCall*);
-static PyObject* empty_like;
+static int64_t (*run_product)(const struct ProductCall*);
+static PyObject *empty, *empty_like, *dtype_name, *dtype_keyword;
 static PyTypeObject* attended; /* a named tuple of output and kept */
 
-/* bind(exchange: the capsule, address: of gs_decode, empty_like: torch's, attended: types.Attended)
- * -> whether this table can be used */
+/* bind(exchange: the capsule, decode: address of gs_decode, product: of gs_product, empty, empty_like: torch's,
+ * attended: types.Attended) -> whether this table can be used */
 static PyObject* bind(PyObject* self, PyObject* args) {
-  PyObject *capsule, *allocate, *result;
-  unsigned long long address;
-  if (!PyArg_ParseTuple(args, "OKOO!", &capsule, &address, &allocate, &PyType_Type, &result)) return NULL;
+  PyObject *capsule, *make, *allocate, *result;
+  unsigned long long decode_address, product_address;
+  if (!PyArg_ParseTuple(args, "OKKOOO!", &capsule, &decode_address, &product_address, &make, &allocate, &PyType_Type, &result))
+    return NULL;
   if (!PyType_IsSubtype((PyTypeObject*)result, &PyTuple_Type)) return PyErr_Format(PyExc_TypeError, "attended is a tuple");
   const Exchange* found = PyCapsule_GetPointer(capsule, "dlpack_exchange_api");
   if (found == NULL) return NULL;
   if (found->version.major != 1 || found->view == NULL) Py_RETURN_FALSE;
   exchange = found;
-  run_decode = (int64_t(*)(const struct DecodeCall*))(uintptr_t)address;
+  Py_XSETREF(dtype_name, PyUnicode_InternFromString("dtype"));
+  Py_XSETREF(dtype_keyword, dtype_name == NULL ? NULL : PyTuple_Pack(1, dtype_name));
+  if (dtype_keyword == NULL) return NULL;
+  run_decode = (int64_t(*)(const struct DecodeCall*))(uintptr_t)decode_address;
+  run_product = (int64_t(*)(const struct ProductCall*))(uintptr_t)product_address;
+  Py_INCREF(make);
+  Py_XSETREF(empty, make);
   Py_INCREF(allocate);
   Py_XSETREF(empty_like, allocate);
   Py_INCREF(result);
@@ -141,9 +150,70 @@ static PyObject* decode(PyObject* self, PyObject* const* args, Py_ssize_t count)
   return result;
 }
 
+static int contiguous(const Tensor* tensor) {
+  int64_t step = 1;
+  for (int axis = tensor->ndim - 1; axis >= 0; --axis) {
+    if (tensor->shape[axis] != 1 && tensor->strides[axis] != step) return 0;
+    step *= tensor->shape[axis];
+  }
+  return 1;
+}
+
+/* A new contiguous tensor of the shape of `rows` but for its last axis, which has `columns`, and of the dtype of `rows`. */
+static PyObject* allocated_rows(PyObject* rows, const Tensor* x, int64_t columns, Tensor* out) {
+  PyObject *made = NULL, *shape = PyTuple_New(x->ndim), *dtype = PyObject_GetAttr(rows, dtype_name);
+  for (int axis = 0; shape != NULL && axis < x->ndim; ++axis) {
+    PyObject* size = PyLong_FromLongLong(axis == x->ndim - 1 ? columns : x->shape[axis]);
+    if (size == NULL) Py_CLEAR(shape);
+    else PyTuple_SET_ITEM(shape, axis, size);
+  }
+  if (shape != NULL && dtype != NULL) {
+    PyObject* given[] = {shape, dtype};
+    made = PyObject_Vectorcall(empty, given, 1, dtype_keyword);
+  }
+  Py_XDECREF(shape);
+  Py_XDECREF(dtype);
+  if (made != NULL && exchange->view(made, out)) Py_CLEAR(made);
+  return made;
+}
+
+/* product(rows, weight, bias, most_rows, threads) -> Tensor, or None where the tensors are of another kind than this is for.
+ * Meaning as in product.py. */
+static PyObject* product(PyObject* self, PyObject* const* args, Py_ssize_t count) {
+  if (count != 5) return PyErr_Format(PyExc_TypeError, "product takes 5 arguments");
+  struct ProductCall call = {0};
+  Tensor x, weight, bias, out;
+  const int64_t most_rows = PyLong_AsLongLong(args[3]);
+  call.threads = PyLong_AsLongLong(args[4]);
+  if (PyErr_Occurred() || exchange->view(args[0], &x) || exchange->view(args[1], &weight)) return NULL;
+  call.dtype = place_of(&x);
+  if (call.dtype < 0 || place_of(&weight) != call.dtype || x.device.type != CPU || weight.device.type != CPU || x.ndim < 1 ||
+      weight.ndim != 2 || weight.strides[1] != 1 || x.shape[x.ndim - 1] != weight.shape[1] || !contiguous(&x))
+    Py_RETURN_NONE;
+  call.rows = 1, call.width = weight.shape[1], call.columns = weight.shape[0], call.weight_row = weight.strides[0];
+  for (int axis = 0; axis < x.ndim - 1; ++axis) call.rows *= x.shape[axis];
+  if (call.rows < 1 || call.rows > most_rows || call.width < 1 || call.columns < 1) Py_RETURN_NONE;
+  if (args[2] != Py_None) {
+    if (exchange->view(args[2], &bias)) return NULL;
+    if (place_of(&bias) != call.dtype || bias.device.type != CPU || bias.ndim != 1 || !contiguous(&bias)) Py_RETURN_NONE;
+    call.bias = start_of(&bias);
+  }
+  PyObject* output = allocated_rows(args[0], &x, call.columns, &out);
+  if (output == NULL) return NULL;
+  call.x = start_of(&x), call.weight = start_of(&weight), call.out = start_of(&out);
+  int64_t unknown;
+  Py_BEGIN_ALLOW_THREADS
+  unknown = run_product(&call);
+  Py_END_ALLOW_THREADS
+  if (!unknown) return output;
+  Py_DECREF(output);
+  Py_RETURN_NONE;
+}
+
 static PyMethodDef methods[] = {
     {"bind", bind, METH_VARARGS, NULL},
     {"decode", (PyCFunction)(void (*)(void))decode, METH_FASTCALL, NULL},
+    {"product", (PyCFunction)(void (*)(void))product, METH_FASTCALL, NULL},
     {NULL, NULL, 0, NULL},
 };
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_call", NULL, -1, methods, NULL, NULL, NULL, NULL};

@@ -45,7 +45,7 @@ def decode(
         low, high, codes, bits = NO_CODES if index is None else (index.low, index.high, index.codes, index.bits)
         total, threads = getattr(value, "_geosparse_value_sum", None), torch.get_num_threads()
         settings = bits, threads, scaling, softcap or 0.0
-        found = call(query, key, value, budgets, tails, selectors, total, sink, low, high, codes, *settings)
+        found = call.decode(query, key, value, budgets, tails, selectors, total, sink, low, high, codes, *settings)
         if found is not None:
             return found
     packed, output, kept, _ = pack(query, key, value, budgets, tails, selectors, scaling, mask, softcap, sink, index)
@@ -91,7 +91,7 @@ def pack(
         if any(starts):
             first = torch.tensor(starts)
     addresses, layout = NO_INDEX if index is None or index.codes.dim() == 1 else _index_of(index)
-    # In the order of decode_call.h.
+    # In the order of calls.h.
     packed = DECODE_CALL.pack(
         query.data_ptr(),
         key.data_ptr(),

@@ -1,25 +1,30 @@
-"""The call of `call.c`, which a decode step makes without Python, where it was built and torch has what it needs."""
+"""The calls of `call.c`, which a decode step makes without Python, where it was built and torch has what it needs."""
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from ..types import Attended
 from .library import library
 
-Direct = Callable[..., Attended | None]
+
+class Direct(NamedTuple):
+    """Functions of call.c: what decode.py and product.py do, or None for tensors that they are not for."""
+
+    decode: Callable[..., Attended | None]
+    product: Callable[..., torch.Tensor | None]
 
 
 @cache
 def direct() -> Direct | None:
-    """`decode` of call.c, bound to the kernels and to torch; None where `decode` of decode.py makes the call.
+    """The functions of call.c, bound to the kernels and to torch; None where Python puts the calls together.
 
-    It needs DLPack's exchange table, which torch has from 2.10 on, and Python's headers when geosparse is installed.
+    They need DLPack's exchange table, which torch has from 2.10 on, and Python's headers when geosparse is installed.
     """
     loaded = library()
     exchange: Any = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
@@ -29,6 +34,6 @@ def direct() -> Direct | None:
         from . import _call  # type: ignore[attr-defined]
     except ImportError:
         return None
-    address = ctypes.cast(loaded.gs_decode, ctypes.c_void_p).value
-    found: Direct = _call.decode
-    return found if _call.bind(exchange, address, torch.empty_like, Attended) else None
+    kernels = (ctypes.cast(each, ctypes.c_void_p).value for each in (loaded.gs_decode, loaded.gs_product))
+    bound = _call.bind(exchange, *kernels, torch.empty, torch.empty_like, Attended)
+    return Direct(_call.decode, _call.product) if bound else None

@@ -31,7 +31,7 @@ struct bf16 {
 #include <immintrin.h>
 #endif
 
-#include "decode_call.h"
+#include "calls.h"
 #include "helpers.inc"
 
 enum Tail { DROP = 0, RENORMALIZE = 1, CENTROID = 2, EVEN = 3, BLEND25 = 4, BLEND50 = 5, BLEND75 = 6 };
@@ -70,12 +70,6 @@ struct SeparateCall {
   int64_t *most, *clear, *inversions, *outer, *inner;  // [rows]
   int64_t rows, tokens, budget, cosine;
   double step, floor;
-};
-
-struct ProductCall {
-  const void *x, *weight, *bias;  // [rows, width], [columns, width], [columns] or null
-  void* out;                      // [rows, columns]
-  int64_t rows, width, columns, weight_row, dtype, threads;
 };
 
 struct ReadCall {

@@ -18,7 +18,7 @@ ISAS = ("plain", "avx2", "avx512", "avx512_bf16")
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
-# DecodeCall in decode_call.h, packed by `decode`: 15 pointers, 24 whole numbers, the factors of the logits.
+# DecodeCall in calls.h, packed by `decode`: 15 pointers, 24 whole numbers, the factors of the logits.
 DECODE_CALL = struct.Struct("=15Q24q2d")
 
 

@@ -1,7 +1,7 @@
 """A few rows times a matrix of weights: what most of a decode step's time goes into besides attention.
 
-torch reads the weights of one row at a third to a half of the speed of memory (one thread of its matrix library in
-fp32, much less in bf16); here each weight is read once, by all threads, for up to `MOST_ROWS` rows.
+torch reads the weights of one row at a third to two thirds of the speed of memory in fp32, as processors go, and much
+slower in bf16; here each weight is read once, by all threads, for up to `MOST_ROWS` rows.
 """
 
 from __future__ import annotations
@@ -10,48 +10,63 @@ import struct
 
 import torch
 
+from .direct import direct
 from .library import DTYPES, library
 
 MOST_ROWS = 8  # with more, torch's products of matrices are as fast
 
-# ProductCall in geosparse.cpp: 4 pointers, 6 whole numbers.
+# ProductCall in calls.h: 4 pointers, 6 whole numbers.
 _CALL = struct.Struct("=4Q6q")
 
 
-def multiplies(rows: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether `product` takes these tensors; autograd, autocast and graphs being compiled stay with torch."""
+def product(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor | None:
+    """`torch.nn.functional.linear`, summed in fp32 and rounded once, where the kernel serves these tensors.
+
+    Autograd, autocast and graphs that are being compiled stay with torch.
+
+    Args:
+        rows: `[..., K]`, at most `MOST_ROWS` of them.
+        weight: `[N, K]`, a plain tensor or parameter.
+        bias: `[N]`, of the same dtype.
+
+    Returns:
+        `[..., N]`, each row as it would be alone; None where torch serves.
+    """
+    if (
+        type(rows) is not torch.Tensor
+        or torch.is_grad_enabled()
+        or torch.compiler.is_compiling()
+        or torch.is_autocast_enabled("cpu")
+    ):
+        return None
+    call = direct()
+    if call is not None and rows.device.type == weight.device.type == "cpu":
+        found = call.product(rows, weight, bias, MOST_ROWS, torch.get_num_threads())
+        if found is not None:
+            return found
+    return _by_python(rows, weight, bias) if _serves(rows, weight) else None
+
+
+def _serves(rows: torch.Tensor, weight: torch.Tensor) -> bool:
     return (
-        type(rows) is torch.Tensor
-        and rows.dtype == weight.dtype
+        rows.dtype == weight.dtype
         and rows.dtype in DTYPES
         and rows.device.type == weight.device.type == "cpu"
         and 0 < rows.numel() <= MOST_ROWS * weight.shape[1]
         and rows.shape[-1] == weight.shape[1]
         and weight.stride(1) == 1
-        and not torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
-        and not torch.is_autocast_enabled("cpu")
         and library() is not None
     )
 
 
-def product(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """`torch.nn.functional.linear` where `multiplies`, summed in fp32 and rounded once.
-
-    Args:
-        rows: `[..., K]`, at most `MOST_ROWS` of them.
-        weight: `[N, K]`.
-        bias: `[N]`, of the same dtype.
-
-    Returns:
-        `[..., N]`; each row as it would be alone.
-    """
+def _by_python(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """`product` where `_serves`, the call put together here."""
     rows = rows.contiguous()
     columns, width = weight.shape
     output = torch.empty(*rows.shape[:-1], columns, dtype=rows.dtype)
     loaded = library()
     assert loaded is not None
-    # In the order of ProductCall in geosparse.cpp.
+    # In the order of calls.h.
     call = _CALL.pack(
         rows.data_ptr(),
         weight.data_ptr(),

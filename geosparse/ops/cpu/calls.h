@@ -1,8 +1,8 @@
-// One query per batch row over a cache: what `gs_decode` is told. C and C++; packed by decode.py too, in this order.
-// 8-byte fields only. Strides in elements, mask in bytes.
+// What call.c tells the kernels, and decode.py and product.py too, in this order. C and C++; 8-byte fields only.
 #pragma once
 #include <stdint.h>
 
+// `gs_decode`: one query per batch row over a cache. Strides in elements, mask in bytes.
 struct DecodeCall {
   const void *q, *k, *v;
   void* out;                 // [B, Hq, Dv], contiguous
@@ -21,4 +21,11 @@ struct DecodeCall {
   int64_t bound_batch, bound_head, code_batch, code_head, width, bits;
   int64_t dtype, threads;
   double scaling, softcap;
+};
+
+// `gs_product`: a few rows times weights.
+struct ProductCall {
+  const void *x, *weight, *bias;  // [rows, width], [columns, width], [columns] or null
+  void* out;                      // [rows, columns]
+  int64_t rows, width, columns, weight_row, dtype, threads;
 };
