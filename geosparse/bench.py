@@ -63,7 +63,7 @@ def bench(
     from .cache import SparseCache
 
     in_place, beside = (SparseCache.from_cache(cache, model.config) for _ in range(2))
-    ours_dense = _twin(model)
+    ours_dense = twin_of(model)
     with products(ours_dense), _sparse_twin(model, plan) as (twin, receipt):
         runs = {
             "dense": _Run(model, cache, token),
@@ -110,12 +110,12 @@ def _sparse_twin(model: Any, plan: Plan | None) -> Iterator[tuple[Any, Any]]:
     if plan is None:
         yield None, None
         return
-    twin = _twin(model)
+    twin = twin_of(model)
     with sparsified(twin, plan) as receipt:
         yield twin, receipt
 
 
-def _twin(model: Any) -> Any:
+def twin_of(model: Any) -> Any:
     """A copy of `model` that shares its tensors."""
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     return copy.deepcopy(model, shared)

@@ -25,7 +25,9 @@ the dense model does no better than guessing are set in italics and left out of 
 
 TIMES = {
     "ms_per_token": "ms per token",
+    "times_dense": "times as fast as dense, in turns",
     "ms_per_token_torch_products": "ms, weights multiplied by torch",
+    "times_dense_torch_products": "times as fast, weights multiplied by torch",
     "cache_bytes": "cache, MiB",
 }
 
@@ -100,12 +102,13 @@ def _densities(result: Result) -> str:
 def _times(loaded: Loaded, task: str, variants: Sequence[str]) -> list[list[str]]:
     """Rows of the table, for a task that was timed: what its tokens took, and what the cache held."""
     found = {what: loaded.timed(task, what) for what in TIMES}
-    if torch_products := found["ms_per_token_torch_products"]:
-        # Dense attention and the peers leave the weights to torch anyway.
-        found["ms_per_token_torch_products"] = found["ms_per_token"] | torch_products
+    for what in ("ms_per_token", "times_dense"):
+        if torch_products := found[f"{what}_torch_products"]:
+            # Dense attention and the peers leave the weights to torch anyway.
+            found[f"{what}_torch_products"] = found[what] | torch_products
     found["cache_bytes"] = {variant: size / 2**20 for variant, size in found["cache_bytes"].items()}
     return [
-        [TIMES[what], *(f"{cells[v]:.0f}" if v in cells else "" for v in variants)]
+        [TIMES[what], *(format(cells[v], ".2f" if "times" in what else ".0f") if v in cells else "" for v in variants)]
         for what, cells in found.items()
         if cells
     ]

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from geosparse.bench import twin_of
 from geosparse.runtime.architecture import attention_layers, check_context, input_device
 from geosparse.text import load_texts, text_sha256, token_windows
 
@@ -48,8 +49,9 @@ class DecodeSettings:
 
 
 class Decode(Task):
-    """Loss of the scored tokens; ms per token (by a plan also without our products of weights, as other methods have
-    it), and bytes of the cache after the scored tokens, beside it."""
+    """Loss of the scored tokens; beside it ms per token, how many times as fast as dense that is, decoded in turns with
+    it (by a plan both also without our products of weights, as other methods have them), and bytes of the cache after
+    the scored tokens."""
 
     kind = "decode"
     version = "1"
@@ -67,6 +69,7 @@ class Decode(Task):
         self.data_sha256 = text_sha256(texts)
         self.metrics = {"nll": Metric("nll", False, main=True)}
         self._read: tuple[int, Prompt] | None = None
+        self._dense = twin_of(setting.model) if asked.timed else None
 
     def about(self) -> dict[str, Any]:
         """With the number of documents, which decides where each is cut."""
@@ -100,23 +103,33 @@ class Decode(Task):
         if asked.timed:
             del cache
             again = self._cache(place, method) if shrunk is None else shrunk
-            timing["ms_per_token"] = self._step_time(rest, again, start, method.decoding(model, counted=False))
+            timing |= self._speed(place, rest, again, start, method.decoding(model, counted=False), "")
         if asked.timed and method.plan is not None:
             ours = method.decoding(model, counted=False, own_products=False)
-            timing["ms_per_token_torch_products"] = self._step_time(rest, self._cache(place, method), start, ours)
+            timing |= self._speed(place, rest, self._cache(place, method), start, ours, "_torch_products")
         return Outcome({"nll": float(losses.double().mean())}, timing)
 
-    def _step_time(self, rest: torch.Tensor, cache: Any, start: int, decoding: AbstractContextManager[None]) -> float:
-        """Median milliseconds of a decode step inside `decoding`, after two that are not counted."""
-        model, times = self.setting.model, []
-        device = input_device(model)
+    def _speed(
+        self, place: int, rest: torch.Tensor, cache: Any, start: int, decoding: AbstractContextManager[None], which: str
+    ) -> dict[str, float]:
+        """Median milliseconds of a decode step inside `decoding`, after two that are not counted, and of how many times
+        as long dense attention takes for the same token right after: a machine that others use has slow minutes."""
+        caches = cache, copy.deepcopy(self.prompt(place).cache)
+        device = input_device(self.setting.model)
+        times: list[tuple[float, float]] = []
         with decoding, torch.no_grad():
             for step in range(min(self.asked.timed + WARMUP, rest.shape[1])):
                 token, where = rest[:, step : step + 1].to(device), torch.tensor([[start + step]], device=device)
-                begin = _now(device)
-                model(token, past_key_values=cache, use_cache=True, position_ids=where)
-                times.append(_now(device) - begin)
-        return 1e3 * median(times[WARMUP:])
+                marks = [_now(device)]
+                for model, each in zip((self.setting.model, self._dense), caches, strict=True):
+                    model(token, past_key_values=each, use_cache=True, position_ids=where)
+                    marks.append(_now(device))
+                times.append((marks[1] - marks[0], marks[2] - marks[1]))
+        counted = times[WARMUP:]
+        return {
+            f"ms_per_token{which}": 1e3 * median(ours for ours, _ in counted),
+            f"times_dense{which}": median(dense / ours for ours, dense in counted),
+        }
 
 
 @contextmanager

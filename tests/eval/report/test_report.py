@@ -200,6 +200,12 @@ def test_times_stand_beside_the_scores(results: Path) -> None:
     assert dense.startswith("| dense | 2.5 ± 0.1 | 5 | 5 | 1 |")
     assert first.startswith("| fisher-best-16 | 2.51 (+0.01*) | 6 | 9 | 1 |")
     assert peer.startswith("| snapkv | 2.7 (+0.2*) | 7 | 7 | 1 |")
+    for row, ratio in zip(loaded.timing["rows"], (1.0, 2.5, 2.004), strict=False):
+        row["times_dense"] = ratio
+    head, _, dense, first, second, peer = score_table(loaded).splitlines()
+    assert "| ms per token | times as fast as dense, in turns | ms, weights multiplied by torch |" in head
+    assert first.startswith("| fisher-best-16 | 2.51 (+0.01*) | 6 | 2.50 | 9 | 1 |")
+    assert peer.startswith("| snapkv | 2.7 (+0.2*) | 7 | 2.00 | 7 | 1 |")
 
 
 def test_the_committed_tables_are_those_of_the_committed_results() -> None:

@@ -124,7 +124,9 @@ def test_decode_scores_every_method_on_the_same_tokens(setting: Setting, tmp_pat
     assert found["dense"].timing["cache_bytes"] == bytes_of_cache
     assert all(each.timing["ms_per_token"] > 0 for each in found.values())
     assert found["few"].timing["ms_per_token_torch_products"] > 0
+    assert found["few"].timing["times_dense_torch_products"] > 0
     assert "ms_per_token_torch_products" not in found["dense"].timing
+    assert 0.2 < found["dense"].timing["times_dense"] < 5
 
 
 def test_contexts_beyond_the_model_are_refused(setting: Setting, tmp_path: Path) -> None:
