@@ -93,7 +93,9 @@ def test_nan_and_infinity_are_not_hidden(way):
 
 
 def test_what_stays_with_torch(way):
-    x, weight, _ = case(2, 16, 4, torch.float32)
+    x, weight, bias = case(2, 16, 4, torch.float32)
+    assert product(x, weight, bias.double()) is None
+    assert product(x, weight, bias.repeat(2)[::2]) is None
     assert product(torch.randn(MOST_ROWS + 1, 16), weight) is None
     assert product(x[:0], weight) is None
     assert product(x.double(), weight.double()) is None

@@ -44,10 +44,10 @@ def product(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None 
         found = call.product(rows, weight, bias, MOST_ROWS, torch.get_num_threads())
         if found is not None:
             return found
-    return _by_python(rows, weight, bias) if _serves(rows, weight) else None
+    return _by_python(rows, weight, bias) if _serves(rows, weight, bias) else None
 
 
-def _serves(rows: torch.Tensor, weight: torch.Tensor) -> bool:
+def _serves(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
     return (
         rows.dtype == weight.dtype
         and rows.dtype in DTYPES
@@ -55,6 +55,7 @@ def _serves(rows: torch.Tensor, weight: torch.Tensor) -> bool:
         and 0 < rows.numel() <= MOST_ROWS * weight.shape[1]
         and rows.shape[-1] == weight.shape[1]
         and weight.stride(1) == 1
+        and (bias is None or (bias.dtype == weight.dtype and bias.device.type == "cpu" and bias.is_contiguous()))
         and library() is not None
     )
 

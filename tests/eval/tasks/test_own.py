@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
-from itertools import islice
+from itertools import accumulate, cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -124,9 +124,19 @@ def test_decode_scores_every_method_on_the_same_tokens(setting: Setting, tmp_pat
     assert found["dense"].timing["cache_bytes"] == bytes_of_cache
     assert all(each.timing["ms_per_token"] > 0 for each in found.values())
     assert found["few"].timing["ms_per_token_torch_products"] > 0
-    assert found["few"].timing["times_dense_torch_products"] > 0
     assert "ms_per_token_torch_products" not in found["dense"].timing
-    assert 0.2 < found["dense"].timing["times_dense"] < 5
+
+
+def test_decode_is_timed_in_turns_with_dense(setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from eval.tasks import decode
+
+    clock = accumulate(cycle((0.5, 1.0, 3.0)))  # between steps, of the method's step, of the dense one
+    monkeypatch.setattr(decode, "_now", lambda device: next(clock))
+    settings = asked(tmp_path, "{task: decode, length: 200, scored: 40, timed: 3, samples: 1}")
+    timing = TASKS["decode"](settings, setting).score(0, Method("few", Plan.uniform(setting.model, 4))).timing
+    for which in ("", "_torch_products"):
+        assert timing[f"ms_per_token{which}"] == pytest.approx(1000)
+        assert timing[f"times_dense{which}"] == pytest.approx(3)
 
 
 def test_contexts_beyond_the_model_are_refused(setting: Setting, tmp_path: Path) -> None:
