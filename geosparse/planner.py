@@ -28,6 +28,8 @@ DEFAULT_POLICY = "fisher"
 DEFAULT_TAIL: PlanTail = "blend"
 # Policies that go by an error, which selectors can be compared in.
 PRICED = ("fisher", "alone", "output_error")
+MORE = 0.05
+"""How much larger the measured errors of 4-bit codes may be, for them to be the usual way to find tokens."""
 ROUNDS = 6
 TYPICAL_KEEP = 32
 """Tokens per head around which the law is fitted where the budget is in bytes."""
@@ -75,7 +77,8 @@ def make_plan(
         bytes_read: Instead of `mean_keep`: modelled bytes that a decode step reads of the cache (`planning.traffic`).
         length: Context to plan for, tokens; by default the longest of the profile.
         selector: How tokens are found: a word of `ops.SELECTORS` that the profile has measured, or "auto": for each
-            head the one that costs least. By default "auto" with `bytes_read`, else "topn".
+            head the one that costs least. By default "auto" with `bytes_read`; else "lowbit", which reads a fraction of
+            what "topn" reads, where its measured errors are not larger by more than `MORE`, else "topn".
         share_kv: The query heads of one KV group keep the same tokens.
 
     Raises:
@@ -93,11 +96,14 @@ def make_plan(
     request = _request(length, mean_keep, density, bytes_read)
     if request.kind == "bytes" and policy not in PRICED:
         raise GeosparseError(f"A budget in bytes goes with the policies {', '.join(PRICED)} only, found {policy!r}.")
-    if selector is None:
-        selector = AUTO if request.kind == "bytes" else ("topn" if "topn" in profile.selectors else AUTO)
-    near = min(profile.distinct_lengths, key=lambda known: abs(math.log(known / length)))
-    choices = Choices.of(profile.at(near), tail, selector, share_kv)
-    task = _Task(profile, choices, policy, seed, length)
+    near = profile.at(min(profile.distinct_lengths, key=lambda known: abs(math.log(known / length))))
+    measure = policy if policy in PRICED else "fisher"
+    if selector is None and request.kind == "bytes":
+        selector = AUTO
+    elif selector is None:
+        per_head = request.amount * near.length / length
+        selector = _usual_selector(near, tail, share_kv, measure, per_head)
+    task = _Task(profile, Choices.of(near, tail, selector, share_kv), policy, measure, seed, length)
     found = _by_bytes(task, request.amount) if request.kind == "bytes" else _by_tokens(task, request.amount)
     chosen = _choose(task, found)
     words = chosen.selectors.flatten()
@@ -120,19 +126,28 @@ def make_plan(
     )
 
 
+def _usual_selector(profile: Profile, tail: PlanTail, share_kv: bool, measure: str, per_head: float) -> str:
+    """ "lowbit" or "topn", by what they cost where every head keeps the same; "auto" where one was not measured."""
+    if not {"topn", "lowbit"} <= set(profile.selectors):
+        return "topn" if "topn" in profile.selectors else AUTO
+    place = min(max(round(per_head), 1), profile.length) - 1
+    exact, coded = (
+        float(Choices.of(profile, tail, word, share_kv).curves(measure)[..., place].sum())
+        for word in ("topn", "lowbit")
+    )
+    return "lowbit" if coded <= (1 + MORE) * exact else "topn"
+
+
 class _Task(NamedTuple):
-    """What a plan is made from: `choices` are those at the profiled length that is nearest to `length`."""
+    """What a plan is made from: `choices` are those at the profiled length that is nearest to `length`, `measure` the
+    error that heads and selectors are compared in."""
 
     profile: Profile
     choices: Choices
     policy: str
+    measure: str
     seed: int
     length: int
-
-    @property
-    def measure(self) -> str:
-        """The error that heads and selectors are compared in."""
-        return self.policy if self.policy in PRICED else "fisher"
 
     @property
     def near(self) -> int:

@@ -77,7 +77,7 @@ class ProfileConfig:
     seed: int = 0
     lengths: tuple[int, ...] = (1024,)
     geometry_queries: int = 12
-    selectors: tuple[str, ...] = ("topn",)
+    selectors: tuple[str, ...] = ("topn", "lowbit")
     second_pass: bool = True
 
     def __post_init__(self) -> None:
@@ -218,7 +218,8 @@ def _second_pass(
     length = max((length for length in profile.distinct_lengths if length <= SECOND_LENGTH), default=None)
     if length is None:
         return None
-    plan = make_plan(profile.at(length), max(1.0, length / SECOND_SHARE))
+    selector = "topn" if "topn" in profile.selectors else None
+    plan = make_plan(profile.at(length), max(1.0, length / SECOND_SHARE), selector=selector)
     rank, processes = process_rank() if parts is not None else (0, 1)
     places = [place for place, (_, window) in enumerate(windows) if len(window) == length]
     places = [places[part] for part in evenly(SECOND_WINDOWS, len(places))]

@@ -267,7 +267,7 @@ BAD = [
     ("plan p.safetensors --out {}/q --density 2", "above 0, up to 1, found 2"),
     ("plan p.safetensors --out {}/q --bytes 3", "No plan reads 3 bytes or less"),
     ("plan p.safetensors --out {}/q --mean-keep 4 --length 128", "says nothing about 128"),
-    ("plan p.safetensors --out {}/q --mean-keep 4 --selector lowbit", "has not measured the selector 'lowbit'"),
+    ("plan p.safetensors --out {}/q --mean-keep 4 --selector paged", "has not measured the selector 'paged'"),
     ("plan p.safetensors --out {}/q --mean-keep 4 --tolerance 0.1", "--tolerance finds the budget itself"),
     ("plan p.safetensors --out {}/q --tolerance 0.1 --text book.txt --verify-text book.txt", "are the same: verify on"),
     ("plan p.safetensors --out {}/q --mean-keep ten", "argument --mean-keep: invalid float value: 'ten'"),

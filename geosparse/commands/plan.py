@@ -26,7 +26,10 @@ TAIL_HELP = (
     "what stands for the rest: drop, renormalize, centroid, even, blend25, blend50, blend75, or the best per head: of "
     "all (blend, default) or of the first three (best)"
 )
-SELECTOR_HELP = "how tokens are found: topn (default), lowbit, paged, paged+lowbit, sink_recent, or auto (with --bytes)"
+SELECTOR_HELP = (
+    "how tokens are found: lowbit (default, where its measured errors are those of topn), topn, paged, paged+lowbit, "
+    "sink_recent, or auto (with --bytes)"
+)
 PLANNING = ("policy", "tail", "seed", "density", "length", "selector", "share_kv")
 """Options that `make_plan` takes under the same name, where given."""
 BESIDE_DIFF = {"command", "run", "rest", "json", "diff"}

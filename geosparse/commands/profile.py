@@ -19,7 +19,12 @@ def arguments(add: Add) -> None:
     add("--length", type=int, help="tokens per window (1024)")
     add("--lengths", type=whole_numbers, help="several lengths instead, shortest first, e.g. 512,1024,2048,4096")
     add("--windows", type=int, default=4, help="windows of the shortest length, evenly spaced over the text (4)")
-    add("--selectors", type=words, default=("topn",), help="selectors to measure: topn (default), lowbit, paged, ...")
+    add(
+        "--selectors",
+        type=words,
+        default=("topn", "lowbit"),
+        help="selectors to measure: topn,lowbit (default), paged, ...",
+    )
     add("--queries", type=int, default=64, help="query positions sampled per window (64)")
     add("--one-pass", action="store_true", help="leave out what heads' errors do to each other: faster, worse plans")
     add("--seed", type=int, default=0, help="seed of the sampling (0)")

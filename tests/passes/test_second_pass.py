@@ -44,7 +44,7 @@ def case(request):
 def plan_of(model, n):
     profile = profile_of(model)
     budgets = torch.full((profile.model.layers, profile.model.heads), n, dtype=torch.int64)
-    return replace(gs.make_plan(profile, LENGTH), n_keep=budgets)
+    return replace(gs.make_plan(profile, LENGTH, selector="topn"), n_keep=budgets)
 
 
 def test_a_plan_that_keeps_everything_leaves_the_prices_of_the_first_pass(case):
@@ -80,6 +80,14 @@ def test_the_sum_over_heads_of_the_pull_is_twice_the_divergence_where_errors_are
     divergence = divergence_and_slope(sparse[:-1], dense[:-1])[0] / len(everywhere)
     # The rest is of third order: relative to a divergence of second order, its root times what the model makes of it.
     assert float(now.sum()) == pytest.approx(2 * divergence, rel=12 * divergence**0.5)
+
+
+def test_the_plan_of_the_second_pass_selects_as_its_errors_are_measured():
+    """Exactly: what the pass measures does not depend on the other selectors of the profile."""
+    model = model_of("llama")
+    found = [profile_of(model, selectors=selectors).interplay for selectors in (("topn",), ("topn", "lowbit"))]
+    assert torch.equal(found[0].alone, found[1].alone)
+    assert torch.equal(found[0].among, found[1].among)
 
 
 def test_factors_are_bounded_and_neutral_without_interplay():

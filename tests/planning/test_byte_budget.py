@@ -7,6 +7,7 @@ import geosparse as gs
 from geosparse.ops import SELECTORS
 from geosparse.planning.byte_budget import Market
 from geosparse.planning.traffic import Rows, dense_bytes, layer_bytes, plan_bytes, shared_rows, split_bytes
+from geosparse.policies import SHAREABLE
 
 from ..synthetic import synthetic
 
@@ -65,6 +66,37 @@ def test_too_few_bytes_are_refused():
         gs.make_plan(profile(), bytes_read=10)
     with pytest.raises(gs.GeosparseError, match="goes with the policies fisher, alone, output_error only, found"):
         gs.make_plan(profile(), bytes_read=10_000, policy="mass")
+
+
+@pytest.mark.parametrize("share_kv", [False, True])
+def test_codes_are_the_usual_way_where_their_errors_are_those_of_exact_selection(share_kv):
+    source = profile(selectors=("topn", "lowbit"))
+    for name in ("fisher", "output_error"):
+        source.arrays[name][:, 1] = 1.04 * source.arrays[name][:, 0]
+    for policy in ("fisher", "output_error", "mass", "uniform", "permuted"):
+        plan = gs.make_plan(source, 6, policy, share_kv=share_kv and policy in SHAREABLE)
+        assert plan.selector == "lowbit"
+        assert plan.head_selectors is None
+    source.arrays["fisher"][:, 1] = 1.06 * source.arrays["fisher"][:, 0]
+    assert gs.make_plan(source, 6, share_kv=share_kv).selector == "topn"
+    assert gs.make_plan(source, 6, "output_error", share_kv=share_kv).selector == "lowbit"
+    assert gs.make_plan(source, 6, selector="lowbit", share_kv=share_kv).selector == "lowbit"
+
+
+def test_codes_are_the_usual_way_beside_windows():
+    source = profile(selectors=("topn", "lowbit"), limits=[16, 64])
+    for name in ("fisher", "output_error"):
+        source.arrays[name][:, 1] = source.arrays[name][:, 0]
+    plan = gs.make_plan(source, 6)
+    assert plan.selector_places[0].tolist() == [SELECTORS.index("topn")] * 4
+    assert plan.selector_places[1].tolist() == [SELECTORS.index("lowbit")] * 4
+    only_windows = profile(selectors=("topn", "lowbit"), limits=[16, 16])
+    assert gs.make_plan(only_windows, 6).selector == "topn"
+
+
+def test_where_one_was_not_measured_the_other_serves():
+    assert gs.make_plan(profile(selectors=("topn",)), 6).selector == "topn"
+    assert gs.make_plan(profile(selectors=("lowbit",)), 6).selector == "lowbit"
 
 
 def test_indexed_selectors_do_not_serve_in_windows():

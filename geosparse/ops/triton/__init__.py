@@ -55,15 +55,19 @@ def triton_attention(
 ) -> Attended:
     """`reference_attention` (same arguments, same meaning); `bias` must be None.
 
-    Several queries with another selector than top-N or in a sliding window, masks with holes and shared selections stay
-    with the torch path.
+    Several queries with other selectors than `topn` or `lowbit` for all heads, or in a sliding window, masks with holes
+    and shared selections stay with the torch path.
     """
     batch, heads, queries, _ = query.shape
     visibility = Span() if mask is None else mask
-    exact = set(per_head(selector, heads)) == {"topn"} and not share_kv
-    if queries > 1 and exact and isinstance(visibility, Span) and visibility.window is None:
+    if queries > 1 and not share_kv and isinstance(visibility, Span) and visibility.window is None:
+        words = set(per_head(selector, heads))
         terms: dict[str, Any] = {"tail": tail, "scaling": scaling, "softcap": softcap, "sink": sink}
-        return exact_prefill(query, key, value, n_keep, visibility.starts(batch), **terms)
+        if words == {"lowbit"}:
+            index = index_of(key, page_starts(visibility, batch))
+            terms["coded"] = index.decoded(key.shape[2], key.shape[3]).to(key.dtype)
+        if words in ({"topn"}, {"lowbit"}):
+            return exact_prefill(query, key, value, n_keep, visibility.starts(batch), **terms)
     if queries > 1 or share_kv or isinstance(visibility, torch.Tensor):
         return chunked_attention(
             query,

@@ -27,10 +27,11 @@ def exact_prefill(
     scaling: float,
     softcap: float | None = None,
     sink: torch.Tensor | None = None,
+    coded: torch.Tensor | None = None,
     room: int = ROOM,
     rows: int | None = None,
 ) -> Attended:
-    """`reference_attention` with the selector `topn`, under plain causality with left padding.
+    """`reference_attention` with the selector `topn` or `lowbit`, under plain causality with left padding.
 
     Args:
         query: `[B, Hq, T, D]`.
@@ -40,6 +41,7 @@ def exact_prefill(
         first: Of each row the first key that is not padding.
         tail: One for all heads, or one per head.
         scaling, softcap, sink: Of the logits.
+        coded: `[B, Hkv, S, D]` in the dtype of `key`, the keys as the index has them, for `lowbit`; None for `topn`.
         room: Scores that a program writes down for a query, a power of two; memory is `SCRATCH_BYTES` at most.
         rows: Queries of a program, a power of two from 16 on; None for ROWS or WIDE_ROWS.
 
@@ -65,16 +67,17 @@ def exact_prefill(
     each = batch * heads * rows * room * 4
     together = max(1, min(blocks, SCRATCH_BYTES // each))
     scratch = query.new_empty(together * each // 4, dtype=torch.float32)
+    codes = key if coded is None else coded
     for start in range(0, blocks, together):
         launch(
             attend_exactly, (min(together, blocks - start), batch * heads),
-            query, key, value, starts, budgets, tails, prefix, starts if sink is None else sink, scratch, output, kept,
-            start, queries, keys, scaling, softcap or 1.0,
-            *query.stride()[:3], *key.stride()[:3], *value.stride()[:3],
+            query, key, value, codes, starts, budgets, tails, prefix, starts if sink is None else sink, scratch, output,
+            kept, start, queries, keys, scaling, softcap or 1.0,
+            *query.stride()[:3], *key.stride()[:3], *value.stride()[:3], *codes.stride()[:3],
             blocks, prefix.shape[2] if prefix.dim() == 4 else 1, *budgets.stride(),
             KV=kv_heads, G=heads // kv_heads, D=dim, DV=value_dim, DP=width_of(dim), DVP=width_of(value_dim),
             ROWS=rows, TILE=TILE, ROOM=room, EVEN=any(SHARES.get(word, 1.0) < 1 for word in words),
-            CAPPED=softcap is not None, SUNK=sink is not None, PRECISION=precision(key.dtype),
+            CODED=coded is not None, CAPPED=softcap is not None, SUNK=sink is not None, PRECISION=precision(key.dtype),
         )  # fmt: skip
     return Attended(output, kept.sum((0, 2), dtype=torch.int64))
 

@@ -88,7 +88,8 @@ def main():
         prefill.block_prefill(prompt, *cache, [0], [1, 1], 64, scaling=0.1, softcap=softcap, sink=sink)
         for tail in TAILS:
             terms_of = {"tail": tail, "scaling": 0.1, "softcap": softcap, "sink": sink}
-            exact.exact_prefill(prompt, *cache, [9] * heads, [0], **terms_of)
+            for coded in (None, cache[0].contiguous()):
+                exact.exact_prefill(prompt, *cache, [9] * heads, [0], coded=coded, **terms_of)
 
 
 if __name__ == "__main__":

@@ -5,13 +5,16 @@ each, until no more than ROOM scores lie between two of them in any row; one mor
 highest is found among them. The first thresholds come from a normal law fitted to a sample of the scores, the next ones
 from where the N-th would lie if scores were spread evenly in between, later ones divide the floats themselves, so that
 the passes end for any scores. Loops are bounded `for`s: triton 3.7 fails to compile such `while`s for an H100.
+
+With coded keys, scores are those of the codes, and exact in what is no complete page for a query; the kept ones are
+weighed by their exact logits.
 """
 
 import triton
 import triton.language as tl
 
 from .blocks import queries_of
-from .common import NEGATIVE_INFINITY, RENORMALIZE, logit_of, order_of, parts_of, product
+from .common import NEGATIVE_INFINITY, PAGE, RENORMALIZE, logit_of, order_of, parts_of, product
 from .tuning import tuned
 
 LEAST = tl.constexpr(-3.4028234663852886e38)
@@ -51,6 +54,30 @@ def tile_logits(
 
 
 @triton.jit
+def tile_scores(
+    query, keys, codes, token, stop, limit, k_s, c_s, scaling, softcap,
+    D: tl.constexpr, DP: tl.constexpr, CODED: tl.constexpr, RECENT: tl.constexpr, CAPPED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """What queries select by: logits, or where CODED those of codes. RECENT says whether a token of the tile may be in
+    no complete page for a query, which then sees its key."""
+    if CODED:
+        scores = tile_logits(query, codes, token, stop, limit, c_s, scaling, softcap, D, DP, CAPPED, PRECISION)
+        if RECENT:
+            exact = tile_logits(query, keys, token, stop, limit, k_s, scaling, softcap, D, DP, CAPPED, PRECISION)
+            scores = by_pages(scores, exact, token, limit)
+    else:
+        scores = tile_logits(query, keys, token, stop, limit, k_s, scaling, softcap, D, DP, CAPPED, PRECISION)
+    return scores
+
+
+@triton.jit
+def by_pages(coded, exact, token, limit):
+    """Scores by codes in the pages that are complete for a query, exact ones behind."""
+    return tl.where(token[None, :] < ((limit + 1) // PAGE * PAGE)[:, None], coded, exact)
+
+
+@triton.jit
 def narrowed(low, above_low, high, above_high, threshold, count, wanted):
     """The bracket of the N-th highest score after `count` scores were found to reach `threshold`."""
     reaches = (count >= wanted) & (threshold > low)
@@ -80,20 +107,22 @@ def guessed(low, above_low, high, above_high, wanted, spread, step: tl.constexpr
     return tl.where(open_above, tl.where(open_below, 0.0, low + far), tl.where(open_below, high - far, inside))
 
 
-@tuned((1,), ("D", "DV", "EVEN"), warps=(4, 8))
+@tuned((1,), ("D", "DV", "EVEN", "CODED"), warps=(4, 8))
 @triton.jit
 def attend_exactly(
-    q, k, v, first, budgets, tails, prefix, sink, scratch, out, kept,
-    start_block, queries, keys, scaling, softcap, q_b, q_h, q_s, k_b, k_h, k_s, v_b, v_h, v_s,
+    q, k, v, codes, first, budgets, tails, prefix, sink, scratch, out, kept,
+    start_block, queries, keys, scaling, softcap, q_b, q_h, q_s, k_b, k_h, k_s, v_b, v_h, v_s, c_b, c_h, c_s,
     query_blocks, prefixes, n_b, n_h, n_s,
     KV: tl.constexpr, G: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, DP: tl.constexpr, DVP: tl.constexpr,
-    ROWS: tl.constexpr, TILE: tl.constexpr, ROOM: tl.constexpr, EVEN: tl.constexpr, CAPPED: tl.constexpr,
-    SUNK: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr,
+    ROWS: tl.constexpr, TILE: tl.constexpr, ROOM: tl.constexpr, EVEN: tl.constexpr, CODED: tl.constexpr,
+    CAPPED: tl.constexpr, SUNK: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One head's exact top-N attention of a block of ROWS queries; `kept` gets how many tokens they kept in all.
 
-    EVEN says whether any head's tail gives mass to its kept tokens in equal parts.
+    EVEN says whether any head's tail gives mass to its kept tokens in equal parts; where CODED, `codes` are the keys as
+    the index has them, else anything.
     """
+    PARTS: tl.constexpr = 2 if CODED else 1  # of a pass: with codes alone, and with keys
     block, head = start_block + tl.program_id(0), tl.program_id(1)
     b, h = head // (KV * G), head % (KV * G)
     hidden, offset = queries_of(first, b, queries, keys)
@@ -108,8 +137,11 @@ def attend_exactly(
         before = tl.load(first + b).to(tl.int64)
         own_keys = k + b.to(tl.int64) * k_b + (h // G).to(tl.int64) * k_h + before * k_s
         own_values = v + b.to(tl.int64) * v_b + (h // G).to(tl.int64) * v_h + before * v_s
+        own_codes = codes + b.to(tl.int64) * c_b + (h // G).to(tl.int64) * c_h + before * c_s
         limit = offset + row
         visible = limit + 1
+        # Tiles before `settled` hold no token that a query of this block sees in no complete page.
+        settled = (offset + block * ROWS + 1) // TILE * TILE
         stop = tl.minimum(offset + (block + 1) * ROWS, offset + queries - hidden)
         number = tl.load(budgets + b * n_b + h * n_h + (hidden + row) * n_s, mask=asked, other=1).to(tl.int32)
         wanted = tl.minimum(number, visible)
@@ -119,9 +151,9 @@ def attend_exactly(
         total = tl.zeros([ROWS], tl.float32)
         squares = tl.zeros([ROWS], tl.float32)
         for start in range(0, stop, SAMPLED * TILE):
-            scores = tile_logits(
-                query, own_keys, start + tl.arange(0, TILE), stop, limit, k_s, scaling, softcap, D, DP, CAPPED,
-                PRECISION,
+            scores = tile_scores(
+                query, own_keys, own_codes, start + tl.arange(0, TILE), stop, limit, k_s, c_s, scaling, softcap, D, DP,
+                CODED, True, CAPPED, PRECISION,
             )  # fmt: skip
             seen = scores > NEGATIVE_INFINITY
             count += tl.sum(seen.to(tl.float32), axis=1)
@@ -153,15 +185,16 @@ def attend_exactly(
                 reach_z = tl.zeros([ROWS], tl.int32)
                 reach_c = tl.zeros([ROWS], tl.int32)
                 reach_g = tl.zeros([ROWS], tl.int32)
-                for start in range(0, stop, TILE):
-                    scores = tile_logits(
-                        query, own_keys, start + tl.arange(0, TILE), stop, limit, k_s, scaling, softcap, D, DP, CAPPED,
-                        PRECISION,
-                    )  # fmt: skip
-                    reach_a += tl.sum((scores >= a[:, None]).to(tl.int32), axis=1)
-                    reach_z += tl.sum((scores >= z[:, None]).to(tl.int32), axis=1)
-                    reach_c += tl.sum((scores >= c[:, None]).to(tl.int32), axis=1)
-                    reach_g += tl.sum((scores >= g[:, None]).to(tl.int32), axis=1)
+                for part in tl.static_range(0, PARTS):
+                    for start in range(0 if part == 0 else settled, settled if part < PARTS - 1 else stop, TILE):
+                        scores = tile_scores(
+                            query, own_keys, own_codes, start + tl.arange(0, TILE), stop, limit, k_s, c_s, scaling,
+                            softcap, D, DP, CODED, part == PARTS - 1, CAPPED, PRECISION,
+                        )  # fmt: skip
+                        reach_a += tl.sum((scores >= a[:, None]).to(tl.int32), axis=1)
+                        reach_z += tl.sum((scores >= z[:, None]).to(tl.int32), axis=1)
+                        reach_c += tl.sum((scores >= c[:, None]).to(tl.int32), axis=1)
+                        reach_g += tl.sum((scores >= g[:, None]).to(tl.int32), axis=1)
                 low, above_low, high, above_high = narrowed(low, above_low, high, above_high, a, reach_a, wanted)
                 low, above_low, high, above_high = narrowed(low, above_low, high, above_high, z, reach_z, wanted)
                 low, above_low, high, above_high = narrowed(low, above_low, high, above_high, c, reach_c, wanted)
@@ -173,15 +206,16 @@ def attend_exactly(
         own = scratch + (tl.program_id(0) * tl.num_programs(1) + head).to(tl.int64) * ROWS * ROOM
         lines = own + tl.arange(0, ROWS)[:, None] * ROOM
         filled = tl.zeros([ROWS], tl.int32)
-        for start in range(0, stop, TILE):
-            scores = tile_logits(
-                query, own_keys, start + tl.arange(0, TILE), stop, limit, k_s, scaling, softcap, D, DP, CAPPED,
-                PRECISION,
-            )  # fmt: skip
-            between = listed[:, None] & (scores >= low[:, None]) & (scores < high[:, None])
-            slot = filled[:, None] + tl.cumsum(between.to(tl.int32), axis=1) - 1
-            tl.store(lines + slot, scores, mask=between & (slot < ROOM))
-            filled += tl.sum(between.to(tl.int32), axis=1)
+        for part in tl.static_range(0, PARTS):
+            for start in range(0 if part == 0 else settled, settled if part < PARTS - 1 else stop, TILE):
+                scores = tile_scores(
+                    query, own_keys, own_codes, start + tl.arange(0, TILE), stop, limit, k_s, c_s, scaling, softcap,
+                    D, DP, CODED, part == PARTS - 1, CAPPED, PRECISION,
+                )  # fmt: skip
+                between = listed[:, None] & (scores >= low[:, None]) & (scores < high[:, None])
+                slot = filled[:, None] + tl.cumsum(between.to(tl.int32), axis=1) - 1
+                tl.store(lines + slot, scores, mask=between & (slot < ROOM))
+                filled += tl.sum(between.to(tl.int32), axis=1)
         tl.debug_barrier()
         some = tl.load(lines + place[None, :], mask=place[None, :] < filled[:, None], other=NEGATIVE_INFINITY)
         orders = order_of(some)
@@ -216,7 +250,13 @@ def attend_exactly(
         seen_by_all = (offset + block * ROWS) // TILE * TILE
         for start in range(0, stop, TILE):
             token = start + tl.arange(0, TILE)
-            scores = tile_logits(query, own_keys, token, stop, limit, k_s, scaling, softcap, D, DP, CAPPED, PRECISION)
+            exact = tile_logits(query, own_keys, token, stop, limit, k_s, scaling, softcap, D, DP, CAPPED, PRECISION)
+            scores = exact
+            if CODED:
+                coded = tile_logits(
+                    query, own_codes, token, stop, limit, c_s, scaling, softcap, D, DP, CAPPED, PRECISION
+                )  # fmt: skip
+                scores = by_pages(coded, exact, token, limit)
             order = order_of(scores)
             tie = (order == threshold[:, None]) & (scores > NEGATIVE_INFINITY)
             keep = (order > threshold[:, None]) | tie
@@ -225,6 +265,7 @@ def attend_exactly(
                 keep = keep & ((order > threshold[:, None]) | (so_far <= spare[:, None]))
                 ties += tl.sum(tie.to(tl.int32), axis=1)
             keep = keep & (scores > NEGATIVE_INFINITY)
+            scores = tl.where(keep, exact, scores)
             value = tl.load(
                 own_values + token.to(tl.int64)[:, None] * v_s + e[None, :],
                 mask=(token < stop)[:, None] & (e < DV)[None, :],
