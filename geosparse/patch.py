@@ -58,6 +58,7 @@ def sparsify_(
             receipt says so); single queries always follow the plan.
         dense_below: Single queries that see fewer tokens are served densely (the receipt says so); "measured": where
             `geosparse doctor --calibrate` found that to be faster on this device.
+        own_products: On CPUs, linear modules and root mean square norms take a few rows to kernels of our own.
 
     Returns:
         The receipt, counting from here on.

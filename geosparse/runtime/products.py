@@ -1,6 +1,7 @@
-"""Products of a decode step's few rows with a model's weights, by the CPU kernel instead of torch.
+"""Products of a decode step's few rows with a model's weights, and its norms, by CPU kernels instead of torch.
 
-Once attention is sparse, most of a step on a CPU is these products, and torch is far from the speed of memory there.
+Once attention is sparse, most of a step on a CPU is these products, and torch is far from the speed of memory there;
+its norms are six operations each.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 
 from ..ops.cpu import library, product
+from .norms import install_norms, remove_norms
 
 
 class FewRowsLinear(torch.nn.Linear):
@@ -27,7 +29,7 @@ class FewRowsLinear(torch.nn.Linear):
 
 
 def install_products(model: torch.nn.Module) -> list[torch.nn.Module]:
-    """Let the plain linear modules of `model` multiply a few rows by the kernel, where there is one.
+    """Let the plain linear modules of `model` and its norms take a few rows to the kernels, where there are some.
 
     Modules of other classes, quantized weights and modules whose `forward` somebody else has taken stay as they are.
 
@@ -39,11 +41,13 @@ def install_products(model: torch.nn.Module) -> list[torch.nn.Module]:
     found = [module for module in model.modules() if _is_plain(module)]
     for module in found:
         module.__class__ = FewRowsLinear
-    return found
+    return found + install_norms(model)
 
 
 def remove_products(modules: Iterable[torch.nn.Module]) -> None:
     """Undo `install_products`."""
+    modules = list(modules)
+    remove_norms(modules)
     for module in modules:
         if type(module) is FewRowsLinear:
             module.__class__ = torch.nn.Linear  # type: ignore[assignment]

@@ -15,6 +15,7 @@ from ..span import Span, Visibility, page_starts
 from ..types import SELECTORS, TAILS, Attended, Keep, Selectors, Tails, keep_tensor, per_head
 from .decode import decode, remember_value_sum, value_sum_of
 from .library import DTYPES, ISAS, isa, library, load_error
+from .norm import rms_norm
 from .prefill import prefill
 from .product import product
 
@@ -126,6 +127,7 @@ __all__ = [
     "load_error",
     "product",
     "remember_value_sum",
+    "rms_norm",
     "supports",
     "value_sum_of",
 ]

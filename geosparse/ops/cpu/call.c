@@ -1,7 +1,7 @@
-/* The commonest calls of a decode step - attention of one row that sees every key, a few rows times weights - put together
- * without Python.
+/* The commonest calls of a decode step - attention of one row that sees every key, a few rows times weights, norms - put
+ * together without Python.
  *
- * A step makes one and seven such calls a layer. Reading addresses, shapes and strides of a dozen tensors takes Python as
+ * A step makes one, seven and two such calls a layer. Reading addresses, shapes and strides of a dozen tensors takes Python as
  * long as the attention of some hundred tokens. Torch offers what they are through DLPack's table of C functions
  * (`torch.Tensor.__dlpack_c_exchange_api__`, from torch 2.10 on): a stable interface, of which the parts that are used
  * here are declared below after dlpack.h 1.2 (https://dmlc.github.io/dlpack). direct.py says when this is not to be had.
@@ -33,15 +33,17 @@ typedef struct {
 static const Exchange* exchange;
 static int64_t (*run_decode)(const struct DecodeCall*);
 static int64_t (*run_product)(const struct ProductCall*);
+static int64_t (*run_norm)(const struct NormCall*);
 static PyObject *empty, *empty_like, *dtype_name, *dtype_keyword;
 static PyTypeObject* attended; /* a named tuple of output and kept */
 
-/* bind(exchange: the capsule, decode: address of gs_decode, product: of gs_product, empty, empty_like: torch's,
- * attended: types.Attended) -> whether this table can be used */
+/* bind(exchange: the capsule, decode, product, norm: addresses of gs_decode, gs_product and gs_norm, empty, empty_like:
+ * torch's, attended: types.Attended) -> whether this table can be used */
 static PyObject* bind(PyObject* self, PyObject* args) {
   PyObject *capsule, *make, *allocate, *result;
-  unsigned long long decode_address, product_address;
-  if (!PyArg_ParseTuple(args, "OKKOOO!", &capsule, &decode_address, &product_address, &make, &allocate, &PyType_Type, &result))
+  unsigned long long decode_address, product_address, norm_address;
+  if (!PyArg_ParseTuple(args, "OKKKOOO!", &capsule, &decode_address, &product_address, &norm_address, &make, &allocate,
+                        &PyType_Type, &result))
     return NULL;
   if (!PyType_IsSubtype((PyTypeObject*)result, &PyTuple_Type)) return PyErr_Format(PyExc_TypeError, "attended is a tuple");
   const Exchange* found = PyCapsule_GetPointer(capsule, "dlpack_exchange_api");
@@ -53,6 +55,7 @@ static PyObject* bind(PyObject* self, PyObject* args) {
   if (dtype_keyword == NULL) return NULL;
   run_decode = (int64_t(*)(const struct DecodeCall*))(uintptr_t)decode_address;
   run_product = (int64_t(*)(const struct ProductCall*))(uintptr_t)product_address;
+  run_norm = (int64_t(*)(const struct NormCall*))(uintptr_t)norm_address;
   Py_INCREF(make);
   Py_XSETREF(empty, make);
   Py_INCREF(allocate);
@@ -210,10 +213,35 @@ static PyObject* product(PyObject* self, PyObject* const* args, Py_ssize_t count
   Py_RETURN_NONE;
 }
 
+/* norm(rows, weight, eps, kind, most) -> Tensor, or None where the tensors are of another kind than this is for, or more
+ * than `most` numbers. Meaning as in norm.py. */
+static PyObject* norm(PyObject* self, PyObject* const* args, Py_ssize_t count) {
+  if (count != 5) return PyErr_Format(PyExc_TypeError, "norm takes 5 arguments");
+  struct NormCall call = {0};
+  Tensor x, weight, out;
+  call.eps = PyFloat_AsDouble(args[2]), call.kind = PyLong_AsLongLong(args[3]);
+  const int64_t most = PyLong_AsLongLong(args[4]);
+  if (PyErr_Occurred() || exchange->view(args[0], &x) || exchange->view(args[1], &weight)) return NULL;
+  call.dtype = place_of(&x);
+  if (call.dtype < 0 || place_of(&weight) != call.dtype || x.device.type != CPU || weight.device.type != CPU || x.ndim < 1 ||
+      weight.ndim != 1 || x.shape[x.ndim - 1] != weight.shape[0] || !contiguous(&x) || !contiguous(&weight))
+    Py_RETURN_NONE;
+  call.rows = 1, call.width = weight.shape[0];
+  for (int axis = 0; axis < x.ndim - 1; ++axis) call.rows *= x.shape[axis];
+  if (call.rows < 1 || call.width < 1 || call.rows * call.width > most) Py_RETURN_NONE;
+  PyObject* output = allocated(args[0], &out);
+  if (output == NULL) return NULL;
+  call.x = start_of(&x), call.weight = start_of(&weight), call.out = start_of(&out);
+  if (!run_norm(&call)) return output;
+  Py_DECREF(output);
+  Py_RETURN_NONE;
+}
+
 static PyMethodDef methods[] = {
     {"bind", bind, METH_VARARGS, NULL},
     {"decode", (PyCFunction)(void (*)(void))decode, METH_FASTCALL, NULL},
     {"product", (PyCFunction)(void (*)(void))product, METH_FASTCALL, NULL},
+    {"norm", (PyCFunction)(void (*)(void))norm, METH_FASTCALL, NULL},
     {NULL, NULL, 0, NULL},
 };
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_call", NULL, -1, methods, NULL, NULL, NULL, NULL};

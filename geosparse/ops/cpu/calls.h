@@ -29,3 +29,11 @@ struct ProductCall {
   void* out;                      // [rows, columns]
   int64_t rows, width, columns, weight_row, dtype, threads;
 };
+
+// `gs_norm`: a few rows, each divided by its root mean square and times weights.
+struct NormCall {
+  const void *x, *weight;  // [rows, width], [width]
+  void* out;               // [rows, width]
+  int64_t rows, width, kind, dtype;  // kind: of enum Norm
+  double eps;
+};

@@ -14,10 +14,11 @@ from .library import library
 
 
 class Direct(NamedTuple):
-    """Functions of call.c: what decode.py and product.py do, or None for tensors that they are not for."""
+    """Functions of call.c: what decode.py, product.py and norm.py do, or None for tensors that they are not for."""
 
     decode: Callable[..., Attended | None]
     product: Callable[..., torch.Tensor | None]
+    norm: Callable[..., torch.Tensor | None]
 
 
 @cache
@@ -34,6 +35,7 @@ def direct() -> Direct | None:
         from . import _call  # type: ignore[attr-defined]
     except ImportError:
         return None
-    kernels = (ctypes.cast(each, ctypes.c_void_p).value for each in (loaded.gs_decode, loaded.gs_product))
+    functions = loaded.gs_decode, loaded.gs_product, loaded.gs_norm
+    kernels = (ctypes.cast(each, ctypes.c_void_p).value for each in functions)
     bound = _call.bind(exchange, *kernels, torch.empty, torch.empty_like, Attended)
-    return Direct(_call.decode, _call.product) if bound else None
+    return Direct(_call.decode, _call.product, _call.norm) if bound else None

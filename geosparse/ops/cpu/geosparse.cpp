@@ -40,6 +40,8 @@ enum Tail { DROP = 0, RENORMALIZE = 1, CENTROID = 2, EVEN = 3, BLEND25 = 4, BLEN
 constexpr float MEAN_PART[] = {0.0f, 0.0f, 1.0f, 0.0f, 0.25f, 0.5f, 0.75f};
 constexpr float EVEN_PART[] = {0.0f, 0.0f, 0.0f, 1.0f, 0.75f, 0.5f, 0.25f};
 enum Selector { TOPN = 0, LOWBIT = 1, PAGED = 2, PAGED_LOWBIT = 3, SINK_RECENT = 4 };
+// Norms whose quotient is rounded before it is multiplied, that round once, and once with 1 added to the weights.
+enum Norm { NORM_TWICE = 0, NORM_ONCE = 1, NORM_SHIFTED = 2 };
 constexpr long SINKS = 4;       // ops/selectors/sink_recent.py
 constexpr long OVERSAMPLE = 4;  // ops/selectors/paged_lowbit.py
 
@@ -126,7 +128,7 @@ namespace avx512 {
 
 extern "C" {
 
-int64_t gs_abi() { return 10; }
+int64_t gs_abi() { return 11; }
 
 // As best_isa says it.
 int64_t gs_isa() { return chosen_isa; }
@@ -153,6 +155,15 @@ int64_t gs_product(const ProductCall* call) {
   if (chosen_isa == 1) return avx2::product(*call);
 #endif
   return plain::product(*call);
+}
+
+// Root mean square norms of a few rows. 0, or 1 for a dtype that this build does not know.
+int64_t gs_norm(const NormCall* call) {
+#ifdef GS_X86
+  if (chosen_isa >= 2) return avx512::norm(*call);
+  if (chosen_isa == 1) return avx2::norm(*call);
+#endif
+  return plain::norm(*call);
 }
 
 // Rows of a table, added up.

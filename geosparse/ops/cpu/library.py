@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-ABI = 10
+ABI = 11
 ISAS = ("plain", "avx2", "avx512", "avx512_bf16")
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
@@ -71,8 +71,10 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         loaded = ctypes.CDLL(str(found[0]))
         loaded.gs_abi.restype = loaded.gs_isa.restype = loaded.gs_set_isa.restype = ctypes.c_int64
         loaded.gs_set_isa.argtypes = [ctypes.c_int64]
-        loaded.gs_decode.restype = loaded.gs_product.restype = ctypes.c_int64
-        loaded.gs_decode.argtypes = loaded.gs_product.argtypes = loaded.gs_read_rows.argtypes = [ctypes.c_char_p]
+        loaded.gs_decode.restype = loaded.gs_product.restype = loaded.gs_norm.restype = ctypes.c_int64
+        loaded.gs_decode.argtypes = loaded.gs_product.argtypes = loaded.gs_norm.argtypes = (
+            loaded.gs_read_rows.argtypes
+        ) = [ctypes.c_char_p]
         loaded.gs_read_rows.restype = None
         loaded.gs_weigh.argtypes = loaded.gs_prefill.argtypes = loaded.gs_separate.argtypes = [ctypes.c_void_p]
         loaded.gs_weigh.restype = loaded.gs_prefill.restype = loaded.gs_separate.restype = None
