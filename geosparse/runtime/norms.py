@@ -49,8 +49,9 @@ def _few_rows(norm: type[torch.nn.Module]) -> type[torch.nn.Module]:
 
     class FewRows(norm):  # type: ignore[misc, valid-type]
         def forward(self, *args: Any, **kwargs: Any) -> Any:
-            if len(args) == 1 and not kwargs and not torch.compiler.is_compiling():
-                found = rms_norm(args[0], self.weight, *self.__dict__[TERMS])
+            weight = self._parameters.get("weight")
+            if weight is not None and len(args) == 1 and not kwargs and not torch.compiler.is_compiling():
+                found = rms_norm(args[0], weight, *self.__dict__[TERMS])
                 if found is not None:
                     return found
             return super().forward(*args, **kwargs)

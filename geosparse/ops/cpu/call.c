@@ -85,6 +85,13 @@ static int address_of(PyObject* object, const void** out) {
   return 0;
 }
 
+/* What `rows` and `weight` are; whether torch can say it, which it cannot of tensors without memory. */
+static int both(PyObject* rows, PyObject* weight, Tensor* x, Tensor* w) {
+  if (!exchange->view(rows, x) && !exchange->view(weight, w)) return 1;
+  PyErr_Clear();
+  return 0;
+}
+
 /* A new tensor like `like`, and its address. */
 static PyObject* allocated(PyObject* like, Tensor* out) {
   PyObject* made = PyObject_CallOneArg(empty_like, like);
@@ -188,7 +195,8 @@ static PyObject* product(PyObject* self, PyObject* const* args, Py_ssize_t count
   Tensor x, weight, bias, out;
   const int64_t most_rows = PyLong_AsLongLong(args[3]);
   call.threads = PyLong_AsLongLong(args[4]);
-  if (PyErr_Occurred() || exchange->view(args[0], &x) || exchange->view(args[1], &weight)) return NULL;
+  if (PyErr_Occurred()) return NULL;
+  if (!both(args[0], args[1], &x, &weight)) Py_RETURN_NONE;
   call.dtype = place_of(&x);
   if (call.dtype < 0 || place_of(&weight) != call.dtype || x.device.type != CPU || weight.device.type != CPU || x.ndim < 1 ||
       weight.ndim != 2 || weight.strides[1] != 1 || x.shape[x.ndim - 1] != weight.shape[1] || !contiguous(&x))
@@ -221,7 +229,8 @@ static PyObject* norm(PyObject* self, PyObject* const* args, Py_ssize_t count) {
   Tensor x, weight, out;
   call.eps = PyFloat_AsDouble(args[2]), call.kind = PyLong_AsLongLong(args[3]);
   const int64_t most = PyLong_AsLongLong(args[4]);
-  if (PyErr_Occurred() || exchange->view(args[0], &x) || exchange->view(args[1], &weight)) return NULL;
+  if (PyErr_Occurred()) return NULL;
+  if (!both(args[0], args[1], &x, &weight)) Py_RETURN_NONE;
   call.dtype = place_of(&x);
   if (call.dtype < 0 || place_of(&weight) != call.dtype || x.device.type != CPU || weight.device.type != CPU || x.ndim < 1 ||
       weight.ndim != 1 || x.shape[x.ndim - 1] != weight.shape[0] || !contiguous(&x) || !contiguous(&weight))
