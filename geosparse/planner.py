@@ -127,7 +127,7 @@ def make_plan(
 
 
 def _usual_selector(profile: Profile, tail: PlanTail, share_kv: bool, measure: str, per_head: float) -> str:
-    """ "lowbit" or "topn", by what they cost where every head keeps the same; "auto" where one was not measured."""
+    """The selector where none is asked for, by what codes and keys cost where every head keeps `per_head` tokens."""
     if not {"topn", "lowbit"} <= set(profile.selectors):
         return "topn" if "topn" in profile.selectors else AUTO
     place = min(max(round(per_head), 1), profile.length) - 1

@@ -93,7 +93,8 @@ def _terms_of(module: torch.nn.Module) -> tuple[float, str] | None:
             return None
         off = {kind: _largest_difference(rms_norm(rows, weight, eps, kind), expected) for kind in KINDS}
     kind = min(off, key=lambda each: off[each])
-    # Two roundings and a sum in another order, in units of the last place.
+    # In units of the last place: the root and its inverse, two products, and half of what the mean, summed in another
+    # order, and epsilon are off by; `expected` may be off by as much.
     return (eps, kind) if off[kind] <= 4 else None
 
 

@@ -58,6 +58,17 @@ class Centred(Llama):
         return super().forward(rows - rows.mean(-1, keepdim=True))
 
 
+class Elsewhere(Llama):
+    """Adds another epsilon than it says."""
+
+    def forward(self, rows):
+        said, self.variance_epsilon = self.variance_epsilon, 1e-4
+        try:
+            return super().forward(rows)
+        finally:
+            self.variance_epsilon = said
+
+
 class Gated(Llama):
     def forward(self, rows, gate):
         return super().forward(rows) * gate
@@ -85,10 +96,8 @@ def test_norms_are_recognised_by_what_they_compute(dtype):
 def test_other_modules_are_left_alone():
     taken, elsewhere = Llama(40), Llama(40).to("meta")
     taken.forward = lambda rows: rows
-    wrong = Llama(40)
-    wrong.eps, wrong.variance_epsilon = 1e-2, None
     others = [torch.nn.LayerNorm(40), torch.nn.LayerNorm(40, bias=False), torch.nn.Linear(40, 40)]
-    model = torch.nn.Sequential(Centred(40), Gated(40), Biased(40), taken, elsewhere, wrong, *others)
+    model = torch.nn.Sequential(Centred(40), Gated(40), Biased(40), taken, elsewhere, Elsewhere(40), *others)
     before = [type(part) for part in model]
     assert install_norms(model) == []
     assert [type(part) for part in model] == before

@@ -1,8 +1,8 @@
 /* The commonest calls of a decode step - attention of one row that sees every key, a few rows times weights, norms - put
  * together without Python.
  *
- * A step makes one, seven and two such calls a layer. Reading addresses, shapes and strides of a dozen tensors takes Python as
- * long as the attention of some hundred tokens. Torch offers what they are through DLPack's table of C functions
+ * A step makes one, seven and two such calls a layer. Reading addresses, shapes and strides of a dozen tensors takes
+ * Python as long as the attention of some hundred tokens. Torch offers what they are through DLPack's table of C functions
  * (`torch.Tensor.__dlpack_c_exchange_api__`, from torch 2.10 on): a stable interface, of which the parts that are used
  * here are declared below after dlpack.h 1.2 (https://dmlc.github.io/dlpack). direct.py says when this is not to be had.
  */
