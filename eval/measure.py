@@ -91,7 +91,7 @@ class Bench:
         found: Columns = {method.id: self.column(method) for method in self.methods}
         shared = [name for name in found[DENSE] if all(name in each for each in found.values())]
         self.task.metrics = {name: metric for name, metric in self.task.metrics.items() if name in shared}
-        return {variant: {name: _of(each, name) for name in shared} for variant, each in found.items()}
+        return {variant: {name: each[name] for name in shared} for variant, each in found.items()}
 
     def densities(self) -> dict[str, float | None]:
         """Kept over visible tokens, by method."""
@@ -111,7 +111,3 @@ class Bench:
             others = [name for name in records[0] if name != "seconds"]
             rows.append(row | {name: median(record[name] for record in records) for name in others})
         return rows
-
-
-def _of(columns: dict[str, Column], name: str) -> Column:
-    return columns[name]

@@ -47,7 +47,7 @@ def _complete_layer(curves: torch.Tensor, budgets: Sequence[int], limit: int, n:
     grid = torch.tensor(budgets[:measured], dtype=torch.float64)
     floor = curves.amax(-1, keepdim=True).clamp_min(1e-300) * 1e-12
     logs = curves[:, :measured].clamp_min(floor).cummin(-1).values.log()
-    right = torch.searchsorted(grid, n).clamp_max(measured - 1)
+    right = torch.searchsorted(grid, n.contiguous()).clamp_max(measured - 1)
     left = (right - 1).clamp_min(0)
     span = (grid[right].log() - grid[left].log()).clamp_min(1e-12)
     share = ((n.log() - grid[left].log()) / span).clamp(0.0, 1.0)
