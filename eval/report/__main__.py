@@ -1,7 +1,7 @@
-"""`python -m eval.report`: README tables, plots and pages from `results/` alone; the same results give the same bytes.
+"""`python -m eval.report`: tables, plots and pages from `results/` alone; the same results give the same bytes.
 
 Writes `results/README.md` and `results/report.html` (all results), `report.html` and `pareto.png` beside every result,
-and the tables between `<!-- eval: NAME -->` and `<!-- end -->` in `README.md`.
+and the tables between `<!-- eval: NAME -->` and `<!-- end -->` in `README.md` and `docs/quality.md`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from geosparse.artifact import write_atomic
@@ -20,6 +21,8 @@ from .page import write_page
 from .points import Loaded
 
 ROOT = Path(__file__).parents[2]
+# Where tables of results stand between other words.
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "quality.md")
 BLOCK = re.compile(r"(<!-- eval: (\S+) -->\n).*?(\n?<!-- end -->)", flags=re.DOTALL)
 
 
@@ -27,10 +30,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m eval.report", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder of results (results/)")
-    parser.add_argument("--readme", type=Path, default=ROOT / "README.md", help="file whose tables are renewed")
+    parser.add_argument(
+        "--documents", type=Path, nargs="*", default=DOCUMENTS, help="files whose tables are renewed (README and docs)"
+    )
     options = parser.parse_args(arguments)
     try:
-        for path in make(options.results, options.readme):
+        for path in make(options.results, options.documents):
             print(f"Wrote {path}.")
     except GeosparseError as error:
         print(f"eval.report: error: {error}", file=sys.stderr)
@@ -45,13 +50,16 @@ def find(results: Path) -> list[Loaded]:
     return [Loaded.of(path.parent) for path in sorted(shown)]
 
 
-def make(results: Path, readme: Path | None) -> list[Path]:
+def make(results: Path, documents: Sequence[Path] = ()) -> list[Path]:
     """Write everything; returns what was written.
 
     Raises:
-        GeosparseError: No result there, a damaged one, or a table in the README of a result that is not there.
+        GeosparseError: No result there, a damaged one, no such document, or in it the table of a result that is not
+            there.
     """
     found = find(results)
+    if missing := [str(document) for document in documents if not document.is_file()]:
+        raise GeosparseError(f"{missing[0]} is not there, so its tables cannot be renewed: name files that are.")
     if not found:
         raise GeosparseError(f"{results} holds no result of a recipe: run one first, e.g. python -m eval.run smoke.")
     written = []
@@ -63,12 +71,13 @@ def make(results: Path, readme: Path | None) -> list[Path]:
     write_page(results / "report.html", [loaded.folder for loaded in found])
     _write(results / "README.md", results_page(found, results))
     written += [results / "report.html", results / "README.md"]
-    if readme is not None and readme.exists():
-        old = readme.read_text(encoding="utf-8")
-        new = renew(old, {loaded.result.run.recipe: loaded for loaded in found})
+    by_name = {loaded.result.run.recipe: loaded for loaded in found}
+    for document in documents:
+        old = document.read_text(encoding="utf-8")
+        new = renew(old, by_name)
         if new != old:
-            _write(readme, new)
-            written.append(readme)
+            _write(document, new)
+            written.append(document)
     return written
 
 
@@ -78,7 +87,7 @@ def renew(text: str, found: dict[str, Loaded]) -> str:
     def table(match: re.Match[str]) -> str:
         name = match.group(2)
         if name not in found:
-            raise GeosparseError(f"The README shows a table of {name}, of which there is no result: run the recipe.")
+            raise GeosparseError(f"A document shows a table of {name}, of which there is no result: run the recipe.")
         return f"{match.group(1)}{score_table(found[name])}\n<!-- end -->"
 
     return BLOCK.sub(table, text)

@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed: pip install geosparse[plots]")
 
-from eval.report.__main__ import BLOCK, ROOT, find, main, make, renew
+from eval.report.__main__ import BLOCK, DOCUMENTS, find, main, make, renew
 from eval.report.chart import CSS, colours, scatter
 from eval.report.figure import HUES
 from eval.report.markdown import score_table
@@ -96,22 +96,23 @@ def test_a_result_survives_the_disk(results: Path) -> None:
 def test_the_same_results_give_the_same_bytes(results: Path, tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text("# X\n\n<!-- eval: a/<b> -->\nold\n<!-- end -->\nrest\n")
-    written = make(results, readme)
+    written = make(results, [readme])
     assert {path.name for path in written} == {"report.html", "pareto.png", "README.md"}
     first = {path: path.read_bytes() for path in written}
     for path in written:
         if path != readme:
             path.unlink()
-    make(results, readme)
+    make(results, [readme])
     assert {path: path.read_bytes() for path in written} == first
     assert "| fisher-best-16 | 2.51 (+0.01*) | 6 | 1 | 0.49 (-0.01*) | 0.985 | 0.980 |" in readme.read_text()
     assert readme.read_text().endswith("<!-- end -->\nrest\n")
     assert "_scratch" not in (results / "README.md").read_text()
-    assert main(["--results", str(results), "--readme", str(readme)]) == 0
+    assert main(["--results", str(results), "--documents", str(readme)]) == 0
+    assert main(["--results", str(results), "--documents", str(tmp_path / "none.md")]) == 2
 
 
 def test_the_page_stands_alone_and_is_well_formed(results: Path) -> None:
-    make(results, None)
+    make(results)
     text = (results / "report.html").read_text()
     assert "http://" not in text
     assert "https://" not in text
@@ -158,7 +159,7 @@ def test_a_table_of_no_result_is_an_error(results: Path, tmp_path: Path) -> None
         renew("<!-- eval: nothing -->\n<!-- end -->", {"a": Loaded.of(results / "a")})
     (tmp_path / "empty").mkdir()
     with pytest.raises(GeosparseError, match="run one first"):
-        make(tmp_path / "empty", None)
+        make(tmp_path / "empty")
 
 
 def test_eight_methods_have_eight_colours_and_dense_its_own() -> None:
@@ -209,7 +210,8 @@ def test_times_stand_beside_the_scores(results: Path) -> None:
 
 
 def test_the_committed_tables_are_those_of_the_committed_results() -> None:
-    found = {loaded.result.run.recipe: loaded for loaded in find(ROOT / "results")}
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert BLOCK.search(text)
-    assert renew(text, found) == text
+    found = {loaded.result.run.recipe: loaded for loaded in find(DOCUMENTS[0].parent / "results")}
+    for document in DOCUMENTS:
+        text = document.read_text(encoding="utf-8")
+        assert BLOCK.search(text)
+        assert renew(text, found) == text
