@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed: pip install geosparse[plots]")
 
-from eval.report.__main__ import BLOCK, DOCUMENTS, find, main, make, renew
+from eval.report.__main__ import BLOCK, DOCUMENTS, ROOT, find, main, make, renew
 from eval.report.chart import CSS, colours, scatter
 from eval.report.figure import HUES
 from eval.report.markdown import score_table
@@ -210,7 +210,7 @@ def test_times_stand_beside_the_scores(results: Path) -> None:
 
 
 def test_the_committed_tables_are_those_of_the_committed_results() -> None:
-    found = {loaded.result.run.recipe: loaded for loaded in find(DOCUMENTS[0].parent / "results")}
+    found = {loaded.result.run.recipe: loaded for loaded in find(ROOT / "results")}
     for document in DOCUMENTS:
         text = document.read_text(encoding="utf-8")
         assert BLOCK.search(text)
