@@ -13,7 +13,8 @@ from .bench import WARMUP, bench
 from .errors import GeosparseError
 from .models import load_model
 from .plan import Plan, PlanTail
-from .planner import DEFAULT_POLICY, DEFAULT_TAIL, make_plan
+from .planner import DEFAULT_TAIL, make_plan
+from .policies import DEFAULT_POLICY
 from .profile import Profile
 from .profiler import ProfileConfig, profile_model
 from .provenance import command_line, device_name, versions

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from .artifact import MAX_COUNT
-from .errors import GeosparseError, did_you_mean
+from .errors import GeosparseError
 from .ops import CHOICES, SELECTORS
 from .plan import Plan, PlanTail, check_tail
 from .planning.byte_budget import Market, Split, spend_bytes
@@ -16,18 +16,15 @@ from .planning.choices import AUTO, Choices, Chosen
 from .planning.curves import complete_at
 from .planning.growth import Growth, law_of
 from .planning.traffic import Rows, split_bytes
-from .policies import POLICIES, SHAREABLE
+from .policies import DEFAULT_POLICY, POLICIES, Policy
 from .policies.permuted import deal, undo_deal
 from .policies.scale import scale_to
 from .profile import Profile
 from .provenance import versions
 
-__all__ = ["DEFAULT_POLICY", "DEFAULT_TAIL", "POLICIES", "make_plan", "predicted_damage"]
+__all__ = ["DEFAULT_TAIL", "make_plan", "predicted_damage"]
 
-DEFAULT_POLICY = "fisher"
 DEFAULT_TAIL: PlanTail = "blend"
-# Policies that go by an error, which selectors can be compared in.
-PRICED = ("fisher", "alone", "output_error")
 MORE = 0.05
 """How much larger the measured errors of 4-bit codes may be, for them to be the usual way to find tokens."""
 ROUNDS = 6
@@ -66,8 +63,7 @@ def make_plan(
     Args:
         profile: Measurements of the model.
         mean_keep: Tokens kept per head, on average, at the length planned for; heads keep from 1 to that length.
-        policy: A name in `POLICIES`: "fisher" (default), "alone", "output_error", "mass", "separability", "entropy",
-            "regime", "uniform", or one of the controls "permuted" and "random".
+        policy: A name in `POLICIES`: a built-in one, or one that an installed package adds by an entry point.
         tail: What stands for the discarded tokens: one of `ops.TAILS` for all heads, or for each head the one of the
             least price at its N, in what the policy pays for: of all of them ("blend", default), or of "drop",
             "renormalize" and "centroid" ("best"); none that give mass to the mean of the visible values for heads of
@@ -85,25 +81,27 @@ def make_plan(
         GeosparseError: An unknown policy, tail or selector, a budget below one token, or not exactly one of
             `mean_keep`, `density` and `bytes_read`; a length that the profile says nothing about.
     """
-    if policy not in POLICIES:
-        raise GeosparseError(f"Unknown policy {policy!r}: {did_you_mean(policy, POLICIES)}")
+    POLICIES.check(policy)
+    rule = POLICIES[policy]
     check_tail(tail)
     if not 0 <= seed <= MAX_COUNT:
         raise GeosparseError(f"seed is a whole number from 0 to {MAX_COUNT}, found {seed}.")
-    if share_kv and policy not in SHAREABLE:
-        raise GeosparseError(f"share_kv goes with the policies {', '.join(SHAREABLE)} only, found {policy!r}.")
+    if share_kv and not rule.shareable:
+        able = ", ".join(name for name in POLICIES if POLICIES[name].shareable)
+        raise GeosparseError(f"share_kv goes with the policies {able} only, found {policy!r}.")
     length = _checked_length(profile, length)
     request = _request(length, mean_keep, density, bytes_read)
-    if request.kind == "bytes" and policy not in PRICED:
-        raise GeosparseError(f"A budget in bytes goes with the policies {', '.join(PRICED)} only, found {policy!r}.")
+    if request.kind == "bytes" and rule.measure is None:
+        able = ", ".join(name for name in POLICIES if POLICIES[name].measure is not None)
+        raise GeosparseError(f"A budget in bytes goes with the policies {able} only, found {policy!r}.")
     near = profile.at(min(profile.distinct_lengths, key=lambda known: abs(math.log(known / length))))
-    measure = policy if policy in PRICED else "fisher"
+    measure = rule.measure or "fisher"
     if selector is None and request.kind == "bytes":
         selector = AUTO
     elif selector is None:
         per_head = request.amount * near.length / length
         selector = _usual_selector(near, tail, share_kv, measure, per_head)
-    task = _Task(profile, Choices.of(near, tail, selector, share_kv), policy, measure, seed, length)
+    task = _Task(profile, Choices.of(near, tail, selector, share_kv), rule, measure, seed, length)
     found = _by_bytes(task, request.amount) if request.kind == "bytes" else _by_tokens(task, request.amount)
     chosen = _choose(task, found)
     words = chosen.selectors.flatten()
@@ -144,7 +142,7 @@ class _Task(NamedTuple):
 
     profile: Profile
     choices: Choices
-    policy: str
+    policy: Policy
     measure: str
     seed: int
     length: int
@@ -181,7 +179,10 @@ def _by_tokens(task: _Task, mean: float) -> _Found:
     total = min(round(mean * heads), task.length * heads)
 
     def policy(tokens: float) -> torch.Tensor:
-        return POLICIES[task.policy](choices, min(max(round(tokens), heads), task.near * heads), task.seed)
+        wanted = min(max(round(tokens), heads), task.near * heads)
+        budgets = task.policy(choices, wanted, task.seed)
+        _check_budgets(task, budgets, wanted)
+        return budgets
 
     start = total * (task.near / task.length) ** TYPICAL_GROWTH
     growth = _law(task, start)
@@ -196,6 +197,18 @@ def _by_tokens(task: _Task, mean: float) -> _Found:
     most = torch.full(wanted.shape, task.length, dtype=torch.int64)
     scaled = scale_to(lambda factor: wanted * factor, total // members, most)
     return _Found(scaled.repeat_interleave(members, dim=-1), growth)
+
+
+def _check_budgets(task: _Task, budgets: torch.Tensor, total: int) -> None:
+    """Raise GeosparseError unless a policy, which may be another package's, did what a policy has to do."""
+    model, members = task.profile.model, task.choices.members
+    shape, spent = (model.layers, model.heads), total // members * members
+    whole = isinstance(budgets, torch.Tensor) and budgets.dtype == torch.int64 and tuple(budgets.shape) == shape
+    if not whole or int(budgets.min()) < 1 or int(budgets.max()) > task.near or int(budgets.sum()) != spent:
+        raise GeosparseError(
+            f"The policy {task.policy.name!r} returned budgets that are not int64 {list(shape)} from 1 to {task.near} "
+            f"with the sum {spent}: mend it, or choose another policy."
+        )
 
 
 def _by_bytes(task: _Task, most: float) -> _Found:
@@ -226,9 +239,9 @@ def _by_bytes(task: _Task, most: float) -> _Found:
 def _law(task: _Task, tokens: float) -> Growth | None:
     """The law of the policy: its own exponents where it has any, else the typical one for every head that grows."""
     growth = law_of(task.profile, task.choices, task.measure, tokens)
-    if growth is None or task.policy in PRICED:
+    if growth is None or task.policy.measure is not None:
         return growth
-    if task.policy == "permuted":
+    if task.policy.deals:
         return growth._replace(exponents=deal(growth.exponents, task.seed))
     fixed = torch.tensor(task.profile.limits) <= task.profile.distinct_lengths[0]
     typical = torch.full_like(growth.exponents, growth.typical).masked_fill(fixed[:, None], 0.0)
@@ -241,7 +254,7 @@ def _choose(task: _Task, found: _Found) -> Chosen:
     The permuted control deals whole heads: each N takes along what it had in the plan before.
     """
     at_near = (found.budgets / task.stretch(found.growth)).round().long()
-    if task.policy != "permuted":
+    if not task.policy.deals:
         return task.choices.at(at_near, task.measure, found.selectors)
     before = task.choices.at(undo_deal(at_near, task.seed), "fisher")
     return Chosen(deal(before.selectors, task.seed), deal(before.tails, task.seed))

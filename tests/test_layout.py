@@ -17,7 +17,7 @@ STUDIES = ROOT / "eval"
 # Lower layers first; a module may import from its own layer and those before it.
 LAYERS = [
     {"errors"},
-    {"artifact", "provenance", "progress", "statistics", "threads"},
+    {"artifact", "provenance", "progress", "registry", "statistics", "threads"},
     {"ops"},
     {"geometry", "text", "weights"},
     {"assumptions", "interplay"},

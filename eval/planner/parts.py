@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from geosparse.plan import Plan
-from geosparse.planner import DEFAULT_TAIL, POLICIES, make_plan
+from geosparse.planner import DEFAULT_TAIL, make_plan
+from geosparse.policies import POLICIES
 from geosparse.profile import Profile
 from geosparse.profiler import ProfileConfig, profile_model
 from geosparse.scoring import excess, sparse_nll, summary, token_nll

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..artifact import check_writable
 from ..errors import GeosparseError
+from ..policies import DEFAULT_POLICY, POLICIES
 from .shared import DEFAULT_MODEL, MODEL_HELP, TEXT_HELP, Add, Options, show
 
 if TYPE_CHECKING:
@@ -18,9 +19,6 @@ WHAT = "choose how many tokens each head keeps"
 EXAMPLE = (
     "p.safetensors --mean-keep 32 --policy fisher --tail centroid --out plan.json\n"
     "  geosparse plan --diff plan.json other.json"
-)
-POLICY_HELP = (
-    "fisher (default), output_error, mass, separability, entropy, regime, uniform, or a control: permuted, random"
 )
 TAIL_HELP = (
     "what stands for the rest: drop, renormalize, centroid, even, blend25, blend50, blend75, or the best per head: of "
@@ -49,7 +47,7 @@ def arguments(add: Add) -> None:
     add("--length", type=int, help="context to plan for, tokens (the longest of the profile)")
     add("--selector", help=SELECTOR_HELP)
     add("--share-kv", action="store_true", default=None, help="the heads of one KV group keep the same tokens")
-    add("--policy", help=POLICY_HELP)
+    add("--policy", help=", ".join(f"{name} (default)" if name == DEFAULT_POLICY else name for name in POLICIES))
     add("--tail", help=TAIL_HELP)
     add("--seed", type=int, help="seed of the controls (0)")
     add("--out", type=Path, help="plan to write, .json")

@@ -6,8 +6,10 @@ import torch
 
 from ..planning.choices import Choices
 from .fisher import fisher
+from .policy import policy
 
 
+@policy("the budgets of fisher, dealt to random heads: a control", deals=True)
 def permuted(choices: Choices, total: int, seed: int) -> torch.Tensor:
     """The budgets of `fisher`, dealt to random heads of the model."""
     return deal(fisher(choices, total, seed), seed)

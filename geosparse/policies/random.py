@@ -7,9 +7,11 @@ import math
 import torch
 
 from ..planning.choices import Choices
+from .policy import policy
 from .scale import caps, scale_to
 
 
+@policy("log N uniform at random: a control")
 def random(choices: Choices, total: int, seed: int) -> torch.Tensor:
     """Random budgets: log N uniform between 0 and log of the top, N = top^u with u from the seed.
 

@@ -6,12 +6,14 @@ import torch
 
 from ..planning.choices import Choices
 from ..profile import Profile
+from .policy import policy
 from .scale import caps, scale_to
 
 # The smallest N whose F is not 1 by definition.
 FIRST = 2
 
 
+@policy("N in proportion to the N of largest F in excess of random")
 def separability(choices: Choices, total: int, seed: int) -> torch.Tensor:
     """Each head's N of largest F in excess of random, scaled to the budget (forward pass only; any tail alike).
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 
 from ..planning.choices import Choices
+from .policy import policy
 
 
+@policy("the same N for every head", shareable=True)
 def uniform(choices: Choices, total: int, seed: int) -> torch.Tensor:
     """The same N everywhere; what does not divide goes to the first heads."""
     model = choices.profile.model
