@@ -56,7 +56,9 @@ def decode(
             first, total = buffers.numbers(starts, torch.int64), value_sum_of(value, starts)
         low, high, codes, bits = NO_CODES if index is None else (index.low, index.high, index.codes, index.bits)
         settings = bits, torch.get_num_threads(), scaling, softcap or 0.0
-        found = call.decode(query, key, value, budgets, tails, selectors, first, total, sink, low, high, codes, *settings)
+        found = call.decode(
+            query, key, value, budgets, tails, selectors, first, total, sink, low, high, codes, *settings
+        )
         if found is not None:
             return found
     if not key.shape[2] or not query.shape[0]:

@@ -143,7 +143,9 @@ def _check(
     """Raise GeosparseError unless the call can be made of these, key and value in fp32."""
     (batch, heads, queries, dim), (_, kv_heads, keys, value_dim) = query.shape, value.shape
     if type(query) not in buffers.PLAIN or query.device != buffers.CPU or not buffers.has_memory(query):
-        raise GeosparseError(f"Expected queries in memory of the CPU, found a {type(query).__name__} on {query.device}.")
+        raise GeosparseError(
+            f"Expected queries in memory of the CPU, found a {type(query).__name__} on {query.device}."
+        )
     buffers.check("the keys", key, torch.float32, (batch, kv_heads, keys, dim), strided=True)
     buffers.check("the values", value, torch.float32, (batch, kv_heads, keys, value_dim), strided=True)
     if heads % kv_heads:
@@ -200,7 +202,9 @@ def _weigh(
     buffers.check("the budgets", budgets, torch.int64, tuple(budgets.shape), strided=True)
     budgets = budgets.expand(batch, heads, queries)
     rows = output if value is None else value
-    kv_heads = source.shape[1] if packed else next((part.shape[1] for part in (exact, value) if part is not None), heads)
+    kv_heads = (
+        source.shape[1] if packed else next((part.shape[1] for part in (exact, value) if part is not None), heads)
+    )
     _check_call(source, keys, query, exact, value, output, kv_heads, seen)
     call = WeighCall(
         packed=source.data_ptr() if packed else None,
