@@ -20,7 +20,7 @@ from .interplay import Interplay
 from .ops import check_selector
 from .passes.capture import LayerRows, Rows, forward_backward, walk_layers
 from .passes.measures import KvHead, joined, kv_heads, measure
-from .passes.parts import Parts, Window, process_rank, wait_for_all
+from .passes.parts import Parts, Window, process_group, process_rank, wait_for_all
 from .passes.second_pass import interplay_of_window, mean_interplay
 from .planner import make_plan
 from .profile import ARRAYS, Profile
@@ -157,11 +157,12 @@ def profile_to_file(
     """
     path = check_writable(path)
     parts = path.with_name(f"{path.name}.parts")
-    profile = _profile(model, tokenizer, texts, config or ProfileConfig(), parts, show_progress)
-    if process_rank()[0] == 0:
-        profile.save(path)
-        shutil.rmtree(parts, ignore_errors=True)
-    wait_for_all()
+    with process_group():
+        profile = _profile(model, tokenizer, texts, config or ProfileConfig(), parts, show_progress)
+        if process_rank()[0] == 0:
+            profile.save(path)
+            shutil.rmtree(parts, ignore_errors=True)
+        wait_for_all()
     return profile
 
 

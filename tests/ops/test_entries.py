@@ -66,7 +66,10 @@ def test_no_kernel_is_called_past_the_checks():
     for path in SOURCES.glob("*.py"):
         names = {node.attr for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Attribute)}
         reached = {name for name in names if name.startswith("gs_")}
-        allowed = {"library.py": {"gs_abi", "gs_isa", "gs_set_isa"}, "direct.py": {"gs_decode", "gs_product", "gs_norm"}}
+        allowed = {
+            "library.py": {"gs_abi", "gs_isa", "gs_set_isa"},
+            "direct.py": {"gs_decode", "gs_product", "gs_norm"},
+        }
         assert reached <= allowed.get(path.name, set()), path.name
 
 
