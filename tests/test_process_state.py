@@ -76,7 +76,7 @@ def test_the_process_is_left_alone(path):
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_tensors_name_their_dtype_and_device(path):
-    """torch's defaults are another's: `from_pretrained` sets the dtype for the whole process while it builds a model."""
+    """torch's defaults are another's: `from_pretrained` sets the whole process's dtype while it builds a model."""
     if path.is_relative_to(KERNELS):
         return
     bare = []

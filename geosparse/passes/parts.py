@@ -140,13 +140,14 @@ def process_group() -> Iterator[None]:
     """The launcher's processes as a group of torch, for the length of a block: the caller's, if there is one, else one
     that is destroyed at the end, whatever happens."""
     from torch import distributed
+    from torch.distributed.distributed_c10d import PrefixStore
 
     rank, processes = process_rank()
     if processes == 1 or distributed.is_initialized():
         yield
         return
     # Of every use its own: what an earlier group left behind would be taken for this one's.
-    store = distributed.PrefixStore(f"geosparse-{next(_GROUPS)}", _store(rank, processes))
+    store = PrefixStore(f"geosparse-{next(_GROUPS)}", _store(rank, processes))
     distributed.init_process_group("gloo", store=store, rank=rank, world_size=processes, timeout=LONGEST_WAIT)
     try:
         yield
@@ -157,6 +158,6 @@ def process_group() -> Iterator[None]:
 @cache
 def _store(rank: int, processes: int) -> Any:
     """Where the processes meet; kept, as another one might still be asking the first for the end of a group."""
-    from torch import distributed
+    from torch.distributed.rendezvous import rendezvous
 
-    return next(iter(distributed.rendezvous("env://", rank, processes, timeout=LONGEST_WAIT)))[0]
+    return next(iter(rendezvous("env://", rank, processes, timeout=LONGEST_WAIT)))[0]

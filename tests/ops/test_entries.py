@@ -1,4 +1,4 @@
-"""Kernels give the same numbers whatever torch's defaults are: another dtype, another device, another thread's doing."""
+"""Kernels give the same numbers whatever torch's defaults are: another dtype or device, another thread's doing."""
 
 import ast
 import os

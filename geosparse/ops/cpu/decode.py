@@ -12,7 +12,7 @@ from ..types import Attended
 from .direct import direct
 from .library import DECODE_CALL, DTYPES, run
 
-NO_INDEX = (0, 0, 0), (0, 0, 0, 0, 0, 0)
+NO_INDEX: tuple[tuple[int, ...], tuple[int, ...]] = (0, 0, 0), (0, 0, 0, 0, 0, 0)
 NO_CODES = None, None, None, 0
 MAX_DIM = 512  # of a key: kernels.inc
 

@@ -156,6 +156,7 @@ def _check(
             f"Expected budgets [1 or {batch}, {heads}, 1 or {queries}] (batch, heads, queries), found "
             f"{list(budgets.shape)}."
         )
+    buffers.check("the budgets", budgets, torch.int64, tuple(budgets.shape))
     if isinstance(mask, torch.Tensor):
         check_mask(mask, batch, queries, keys)
         return
