@@ -48,8 +48,8 @@ def raggedness(shape_name: str, context: int, dtype_name: str, plan: Plan, selec
         "context": context,
         "dtype": dtype_name,
         "selector": selector,
-        "us_per_layer": float(torch.tensor(totals).median()) / len(ragged) * 1e6,
-        "ragged_over_even": float(torch.tensor(ratios).median()),
+        "us_per_layer": float(torch.tensor(totals, dtype=torch.float32, device="cpu").median()) / len(ragged) * 1e6,
+        "ragged_over_even": float(torch.tensor(ratios, dtype=torch.float32, device="cpu").median()),
     }
 
 
@@ -58,7 +58,9 @@ def prefill_time(shape_name: str, context: int, dtype_name: str, n_keep: int) ->
     heads, kv_heads, dim = SHAPES[shape_name]
     generator = torch.Generator().manual_seed(0)
     query, key, value = (
-        torch.randn(1, count, context, dim, generator=generator).to(DTYPES[dtype_name])
+        torch.randn(1, count, context, dim, generator=generator, dtype=torch.float32, device="cpu").to(
+            DTYPES[dtype_name]
+        )
         for count in (heads, kv_heads, kv_heads)
     )
     layer = Layer(2 * query, key, value)
@@ -70,7 +72,9 @@ def prefill_time(shape_name: str, context: int, dtype_name: str, n_keep: int) ->
     for _ in range(5):
         for name, run in runs.items():
             times[name].append(seconds(run))
-    dense, exact = (float(torch.tensor(times[name]).median()) for name in ("sdpa", "exact"))
+    dense, exact = (
+        float(torch.tensor(times[name], dtype=torch.float32, device="cpu").median()) for name in ("sdpa", "exact")
+    )
     sizes = {"shape": shape_name, "context": context, "dtype": dtype_name, "n_keep": n_keep}
     return {**sizes, "sdpa_s": dense, "exact_s": exact, "exact_over_sdpa": exact / dense}
 
@@ -89,9 +93,12 @@ def overhead() -> tuple[dict[str, float], dict[str, float]]:
         empty = _microseconds(loaded.gs_isa)
         calls: dict[str, float] = {}
         outside: dict[str, float] = {}
-        budgets, tails = torch.full((1, 9), 64), torch.full((9,), TAILS.index("centroid"))
+        budgets, tails = (
+            torch.full((1, 9), 64, dtype=torch.int64, device="cpu"),
+            torch.full((9,), TAILS.index("centroid"), dtype=torch.int64, device="cpu"),
+        )
         for selector in CALLED:
-            selectors = torch.full((9,), SELECTORS.index(selector))
+            selectors = torch.full((9,), SELECTORS.index(selector), dtype=torch.int64, device="cpu")
             index = index_of(layer.key, (0,)) if selector in INDEXED else None
             packed, *held = pack(*layer, budgets, tails, selectors, 0.125, Span(), None, None, index)
             kernel = _microseconds(partial(loaded.gs_decode, packed)) - empty
@@ -104,4 +111,4 @@ def overhead() -> tuple[dict[str, float], dict[str, float]]:
 
 
 def _microseconds(run: Callable[[], object]) -> float:
-    return float(torch.tensor([seconds(run) for _ in range(1000)]).median()) * 1e6
+    return float(torch.tensor([seconds(run) for _ in range(1000)], dtype=torch.float32, device="cpu").median()) * 1e6

@@ -33,11 +33,11 @@ def layers_of(shape: tuple[int, int, int], context: int, dtype: torch.dtype) -> 
     each = 2 * kv_heads * context * dim * dtype.itemsize
     layers = []
     for _ in range(max(3, BYTES_IN_TURN // each)):
-        query = (2 * torch.randn(1, heads, 1, dim, generator=generator)).to(dtype)
+        query = (2 * torch.randn(1, heads, 1, dim, generator=generator, dtype=torch.float32, device="cpu")).to(dtype)
         # With room to spare, as in a cache that grows: no head starts at a power of two.
         key, value = (memory.empty((1, kv_heads, context + SPARE, dim), dtype)[:, :, :context] for _ in range(2))
         for states in (key, value):
-            states.copy_(torch.randn(states.shape, generator=generator))
+            states.copy_(torch.randn(states.shape, generator=generator, dtype=torch.float32, device="cpu"))
         remember_index(key, IndexSlot())
         index_of(key, (0,))
         remember_value_sum(value, value.sum(-2, dtype=torch.float64))

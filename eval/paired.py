@@ -58,7 +58,9 @@ def interval(differences: Sequence[float]) -> tuple[float, float] | None:
     """The 95 % interval of the mean of paired differences; None for fewer than two."""
     if len(differences) < FEWEST:
         return mean_interval(differences)
-    bounds = bootstrap_interval(torch.tensor(differences, dtype=torch.float64)[:, None], resamples=RESAMPLES)
+    bounds = bootstrap_interval(
+        torch.tensor(differences, dtype=torch.float64, device="cpu")[:, None], resamples=RESAMPLES
+    )
     return None if bounds is None else (float(bounds[0]), float(bounds[1]))
 
 

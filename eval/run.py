@@ -26,6 +26,7 @@ DIFFERS = 1
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     options = _parser().parse_args(arguments)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # as lm-eval does: its bootstrap forks
     if options.data is not None:
         _look_below(options.data)
     try:

@@ -123,7 +123,7 @@ def gate(layer: Layer, variant: Variant, scaling: float) -> float:
 
 def bandwidth() -> float:
     """Bytes per second that a sum over a large buffer reads, best of several."""
-    buffer = torch.ones(64 << 20)
+    buffer = torch.ones(64 << 20, dtype=torch.float32, device="cpu")
     best = min(seconds(buffer.sum) for _ in range(8))
     return buffer.numel() * 4 / best
 
@@ -132,7 +132,10 @@ def random_bandwidth(run_bytes: int) -> float:
     """Bytes per second of rows of `run_bytes` read in random order from memory, best of several."""
     table = memory.empty((BYTES_IN_TURN // run_bytes, run_bytes // 4), torch.float32).fill_(1.0)
     generator = torch.Generator().manual_seed(0)
-    orders = [torch.randint(len(table), (READ // run_bytes,), generator=generator) for _ in range(8)]
+    orders = [
+        torch.randint(len(table), (READ // run_bytes,), generator=generator, dtype=torch.int64, device="cpu")
+        for _ in range(8)
+    ]
     best = min(seconds(partial(read_rows, table, order)) for order in orders)
     return len(orders[0]) * run_bytes / best
 
@@ -162,7 +165,11 @@ def measure(
     sdpa, own = (median(times[name]) for name in ("sdpa", "own dense"))
     rows = []
     for name, variant in variants.items():
-        p20, p50, p80 = torch.tensor(times[name]).quantile(torch.tensor([0.2, 0.5, 0.8])).tolist()
+        p20, p50, p80 = (
+            torch.tensor(times[name], dtype=torch.float32, device="cpu")
+            .quantile(torch.tensor([0.2, 0.5, 0.8], dtype=torch.float32, device="cpu"))
+            .tolist()
+        )
         first = median(firsts[name])
         rows.append(
             {

@@ -45,9 +45,11 @@ def bootstrap(
     if clusters < 3:
         return None
     generator = torch.Generator().manual_seed(seed)
-    places = torch.randint(clusters, (RESAMPLES, clusters), generator=generator)
-    found = torch.tensor([statistic(row) for row in places], dtype=torch.float64)
+    places = torch.randint(clusters, (RESAMPLES, clusters), generator=generator, dtype=torch.int64, device="cpu")
+    found = torch.tensor([statistic(row) for row in places], dtype=torch.float64, device="cpu")
     if torch.isnan(found).double().mean() > 0.1:
         return None
-    edges = torch.nanquantile(found, torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64))
+    edges = torch.nanquantile(
+        found, torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64, device="cpu")
+    )
     return float(edges[0]), float(edges[1])

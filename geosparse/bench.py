@@ -217,7 +217,7 @@ def _add_bandwidth(model: Any, context: int, variant: dict[str, Any], plan: Plan
         if plan is None:
             total += dense_bytes(layer.kv_heads, [seen], rows)
         else:
-            n_keep = plan.budgets.of(index).at(torch.tensor(seen))
+            n_keep = plan.budgets.of(index).at(torch.tensor(seen, dtype=torch.int64, device="cpu"))
             total += layer_bytes(n_keep, plan.selectors_of(index), layer.kv_heads, seen, rows)
     variant["bytes_per_token"] = total
     variant["gb_per_second"] = total / variant["ms_per_token"] / 1e6

@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     # OpenMP threads that spin for long stall every other process of a small machine, threads that sleep at once wake
     # too late for a kernel of 100 us; a few microseconds of spinning do neither. Must precede the import of torch.
-    if "OMP_WAIT_POLICY" not in os.environ:
+    if "OMP_WAIT_POLICY" not in os.environ and "torch" not in sys.modules:
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     try:
         with _cleaned_up():

@@ -28,7 +28,7 @@ class _Finite:
 
     def stop(self, input_ids: torch.Tensor, scores: torch.Tensor, **rest: object) -> torch.Tensor:
         """Which sequences end here."""
-        return torch.full((len(input_ids),), self.broken is not None, device=input_ids.device)
+        return torch.full((len(input_ids),), self.broken is not None, device=input_ids.device, dtype=torch.bool)
 
 
 def generate(

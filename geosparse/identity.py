@@ -62,7 +62,9 @@ def weight_fingerprint(model: Any) -> str:
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         flat = _at_hand(model, name, parameter).detach().reshape(-1)
-        picks = torch.linspace(0, flat.numel() - 1, min(SAMPLES_PER_TENSOR, flat.numel()), dtype=torch.float64).long()
+        picks = torch.linspace(
+            0, flat.numel() - 1, min(SAMPLES_PER_TENSOR, flat.numel()), dtype=torch.float64, device="cpu"
+        ).long()
         sample = flat[picks.to(flat.device)].float().cpu()
         sample = torch.where(sample.abs() < SMALLEST, 0.0, sample).bfloat16()
         digest.update(f"{name}{tuple(parameter.shape)}".encode())

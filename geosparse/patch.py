@@ -167,9 +167,9 @@ def _check_dense_budget(model: Any) -> None:
     if model in _trusted:
         return
     embedding = model.get_input_embeddings().weight
-    tokens = torch.arange(PROBE_TOKENS, device=input_device(model))[None] % embedding.shape[0]
+    tokens = torch.arange(PROBE_TOKENS, device=input_device(model), dtype=torch.int64)[None] % embedding.shape[0]
     layers = attention_layers(model)
-    unlimited = Budgets(torch.full((len(layers), layers[0].heads), PROBE_TOKENS, dtype=torch.int64))
+    unlimited = Budgets(torch.full((len(layers), layers[0].heads), PROBE_TOKENS, dtype=torch.int64, device="cpu"))
     receipt = Receipt(unlimited, [layer.name for layer in layers])
     handlers: dict[torch.nn.Module, Handler] = {
         layer.module: SparseAttention(index, LayerRules(unlimited.of(index), "drop"), receipt)

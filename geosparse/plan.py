@@ -151,7 +151,7 @@ class Plan:
             raise GeosparseError(f"n_keep is a whole number of tokens >= 1, found {n_keep}.")
         identity = identify(model)
         longest = getattr(model.config.get_text_config(), "max_position_embeddings", None) or n_keep
-        budgets = torch.full((identity.layers, identity.heads), int(n_keep), dtype=torch.int64)
+        budgets = torch.full((identity.layers, identity.heads), int(n_keep), dtype=torch.int64, device="cpu")
         return cls(
             budgets,
             tail,
@@ -181,7 +181,7 @@ class Plan:
 
     def at(self, length: int) -> torch.Tensor:
         """Tokens kept `[layers, Hq]` int64 by a query that sees `length` tokens."""
-        return self.budgets.at(torch.tensor(length)).clamp_max(length)
+        return self.budgets.at(torch.tensor(length, dtype=torch.int64, device="cpu")).clamp_max(length)
 
     @property
     def mean_keep(self) -> float:
@@ -282,7 +282,7 @@ def _is_table(rows: Any, identity: ModelIdentity) -> bool:
 def _parse_words(rows: Any, identity: ModelIdentity, words: Sequence[str], key: str) -> torch.Tensor:
     require(_is_table(rows, identity), f"{key} is misshapen.")
     require(all(word in words for row in rows for word in row), f"{key} holds an unknown word.")
-    return torch.tensor([[words.index(word) for word in row] for row in rows], dtype=torch.int64)
+    return torch.tensor([[words.index(word) for word in row] for row in rows], dtype=torch.int64, device="cpu")
 
 
 def _parse_growth(rows: Any, identity: ModelIdentity) -> torch.Tensor:
@@ -291,10 +291,10 @@ def _parse_growth(rows: Any, identity: ModelIdentity) -> torch.Tensor:
     require(numbers, "growth holds something that is not a number.")
     sound = all(0 <= power <= MAX_GROWTH for row in rows for power in row)
     require(sound, f"growth holds one exponent from 0 to {MAX_GROWTH:g} per head.")
-    return torch.tensor(rows, dtype=torch.float64)
+    return torch.tensor(rows, dtype=torch.float64, device="cpu")
 
 
 def _parse_budgets(rows: Any, identity: ModelIdentity) -> torch.Tensor:
     require(_is_table(rows, identity), "n_keep is misshapen.")
     require(all(is_count(n) for row in rows for n in row), "n_keep holds something that is not a whole number >= 1.")
-    return torch.tensor(rows, dtype=torch.int64)
+    return torch.tensor(rows, dtype=torch.int64, device="cpu")

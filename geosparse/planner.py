@@ -156,7 +156,7 @@ class _Task(NamedTuple):
         """N at `length` over N at `near`, `[layers, Hq]`."""
         model = self.profile.model
         if growth is None:
-            return torch.ones(model.layers, model.heads, dtype=torch.float64)
+            return torch.ones(model.layers, model.heads, dtype=torch.float64, device="cpu")
         return (self.length / self.near) ** growth.exponents
 
     def limits(self) -> list[int]:
@@ -194,7 +194,7 @@ def _by_tokens(task: _Task, mean: float) -> _Found:
         start *= total / float((budgets * stretch).sum())
         budgets = policy(start)
     wanted = (budgets * stretch)[:, ::members]
-    most = torch.full(wanted.shape, task.length, dtype=torch.int64)
+    most = torch.full(wanted.shape, task.length, dtype=torch.int64, device="cpu")
     scaled = scale_to(lambda factor: wanted * factor, total // members, most)
     return _Found(scaled.repeat_interleave(members, dim=-1), growth)
 
@@ -220,7 +220,7 @@ def _by_bytes(task: _Task, most: float) -> _Found:
         {word: choices.pooled(choices.curve(task.measure, word)) for word in choices.allowed},
         1 if choices.share_kv else model.heads // model.kv_heads,
         rows,
-        torch.tensor(limits),
+        torch.tensor(limits, dtype=torch.int64, device="cpu"),
         stretch[:, :: choices.members],
     )
 
@@ -243,7 +243,7 @@ def _law(task: _Task, tokens: float) -> Growth | None:
         return growth
     if task.policy.deals:
         return growth._replace(exponents=deal(growth.exponents, task.seed))
-    fixed = torch.tensor(task.profile.limits) <= task.profile.distinct_lengths[0]
+    fixed = torch.tensor(task.profile.limits, dtype=torch.int64, device="cpu") <= task.profile.distinct_lengths[0]
     typical = torch.full_like(growth.exponents, growth.typical).masked_fill(fixed[:, None], 0.0)
     return growth._replace(exponents=typical)
 

@@ -20,7 +20,7 @@ from .interplay import Interplay
 from .ops import check_selector
 from .passes.capture import LayerRows, Rows, forward_backward, walk_layers
 from .passes.measures import KvHead, joined, kv_heads, measure
-from .passes.parts import Parts, Window, process_rank, wait_for_all
+from .passes.parts import Parts, Window, process_group, process_rank, wait_for_all
 from .passes.second_pass import interplay_of_window, mean_interplay
 from .planner import make_plan
 from .profile import ARRAYS, Profile
@@ -157,11 +157,12 @@ def profile_to_file(
     """
     path = check_writable(path)
     parts = path.with_name(f"{path.name}.parts")
-    profile = _profile(model, tokenizer, texts, config or ProfileConfig(), parts, show_progress)
-    if process_rank()[0] == 0:
-        profile.save(path)
-        shutil.rmtree(parts, ignore_errors=True)
-    wait_for_all()
+    with process_group():
+        profile = _profile(model, tokenizer, texts, config or ProfileConfig(), parts, show_progress)
+        if process_rank()[0] == 0:
+            profile.save(path)
+            shutil.rmtree(parts, ignore_errors=True)
+        wait_for_all()
     return profile
 
 
@@ -293,8 +294,8 @@ def window_generator(seed: int, length: int, index: int) -> torch.Generator:
 def sample_positions(length: int, count: int, generator: torch.Generator) -> torch.Tensor:
     """`count` ascending query positions, one drawn from each of equal parts of the window; never the last position,
     whose output predicts nothing."""
-    edges = torch.linspace(0, length - 1, min(count, length - 1) + 1, dtype=torch.float64)
-    draw = torch.rand(len(edges) - 1, generator=generator, dtype=torch.float64)
+    edges = torch.linspace(0, length - 1, min(count, length - 1) + 1, dtype=torch.float64, device="cpu")
+    draw = torch.rand(len(edges) - 1, generator=generator, dtype=torch.float64, device="cpu")
     positions: torch.Tensor = torch.unique((edges[:-1] + draw * edges.diff()).long().clamp_max(length - 2))
     return positions
 
@@ -318,7 +319,7 @@ def _window_arrays(
     length = len(window)
     generator = window_generator(config.seed, length, index)
     positions = sample_positions(length, config.queries, generator)
-    queries = torch.cat([positions, torch.tensor([length - 1])])
+    queries = torch.cat([positions, torch.tensor([length - 1], dtype=torch.int64, device="cpu")])
     loss, calls, gradients = forward_backward(model, layers, window, queries, positions)
     advance(length * PASS_STEPS)
     chosen = [*evenly(config.geometry_queries, len(positions)), len(positions)]
@@ -326,7 +327,9 @@ def _window_arrays(
 
     def heads() -> Iterator[KvHead]:
         for call, gradient, gram in zip(calls, gradients, grams, strict=True):
-            noise = torch.rand(config.random_sets, len(queries), length, generator=generator)
+            noise = torch.rand(
+                config.random_sets, len(queries), length, generator=generator, dtype=torch.float32, device="cpu"
+            )
             yield from kv_heads(call, gradient, gram, chosen, noise[:, chosen])
 
     parts = mapped(

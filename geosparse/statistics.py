@@ -63,12 +63,12 @@ def bootstrap_interval(
     if len(values) < 2:
         return None
     generator = torch.Generator().manual_seed(seed)
-    picks = torch.randint(len(values), (resamples, len(values)), generator=generator)
-    counts = torch.zeros(resamples, len(values), dtype=torch.float64)
+    picks = torch.randint(len(values), (resamples, len(values)), generator=generator, dtype=torch.int64, device="cpu")
+    counts = torch.zeros(resamples, len(values), dtype=torch.float64, device="cpu")
     counts.scatter_add_(1, picks, torch.ones_like(picks).double())
     flat = values.double().flatten(1)
     known = torch.isfinite(flat)
     means = (counts @ flat.masked_fill(~known, 0.0)) / (counts @ known.double())
-    edges = torch.tensor([0.5 - level / 2, 0.5 + level / 2], dtype=torch.float64)
+    edges = torch.tensor([0.5 - level / 2, 0.5 + level / 2], dtype=torch.float64, device="cpu")
     low, high = means.nanquantile(edges, dim=0)
     return low.view(values.shape[1:]), high.view(values.shape[1:])

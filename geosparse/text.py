@@ -89,9 +89,9 @@ def token_windows(
             f"The text has {len(ids)} tokens, a window needs {step}; give longer text or a smaller length."
         )
     taken = available if count is None else min(count, available)
-    windows = torch.tensor(ids[: available * step], dtype=torch.int64).view(available, step)
+    windows = torch.tensor(ids[: available * step], dtype=torch.int64, device="cpu").view(available, step)
     windows = windows[[index * available // taken for index in range(taken)]]
-    return torch.cat([torch.tensor(first, dtype=torch.int64).expand(taken, -1), windows], dim=1)
+    return torch.cat([torch.tensor(first, dtype=torch.int64, device="cpu").expand(taken, -1), windows], dim=1)
 
 
 def _joined(texts: str | Iterable[str]) -> str:

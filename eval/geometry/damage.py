@@ -45,7 +45,7 @@ def measured(
         loss, found = one_head_losses(model, window, trials, tail)
         rows.append([found[trial] - loss for trial in trials])
         dense.append(loss)
-    table = torch.tensor(rows, dtype=torch.float64).view(len(windows), len(heads), len(budgets))
+    table = torch.tensor(rows, dtype=torch.float64, device="cpu").view(len(windows), len(heads), len(budgets))
     return table, sum(dense) / len(dense)
 
 
@@ -80,7 +80,9 @@ def each_budget(metrics: dict[str, torch.Tensor], damage: torch.Tensor) -> dict[
 
 def along_n(metric: torch.Tensor, damage: torch.Tensor) -> dict[str, Any]:
     """The mean over heads of Spearman along N, of `[H, budgets]` both, with a bootstrap interval over heads."""
-    each = torch.tensor([spearman(*pair) for pair in zip(metric, damage, strict=True)], dtype=torch.float64)
+    each = torch.tensor(
+        [spearman(*pair) for pair in zip(metric, damage, strict=True)], dtype=torch.float64, device="cpu"
+    )
     interval = bootstrap(lambda rows: float(each[rows].nanmean()), len(each), seed=0)
     known = int(torch.isfinite(each).sum())
     return {"spearman": float(each.nanmean()), "interval": interval and list(interval), "heads": known}
@@ -121,7 +123,13 @@ def study(model: Any, tokenizer: Any, texts: dict[str, Text], options: argparse.
 
 def sample_heads(layers: int, heads: int, count: int, seed: int) -> torch.Tensor:
     """`count` different heads (or all) as rows of layer and head, in order."""
-    picks = torch.randperm(layers * heads, generator=torch.Generator().manual_seed(seed))[:count].sort().values
+    picks = (
+        torch.randperm(layers * heads, generator=torch.Generator().manual_seed(seed), dtype=torch.int64, device="cpu")[
+            :count
+        ]
+        .sort()
+        .values
+    )
     return torch.stack([picks // heads, picks % heads], 1)
 
 

@@ -61,7 +61,9 @@ class Coverage:
     """Counts per kind of envelope, `[layers, Hq, G, 3]`: outcomes within, outcomes, summed width."""
 
     def __init__(self, shape: tuple[int, int]) -> None:
-        self.counts = {kind: torch.zeros(3, *shape, len(BUDGETS), 3, dtype=torch.float64) for kind in KINDS}
+        self.counts = {
+            kind: torch.zeros(3, *shape, len(BUDGETS), 3, dtype=torch.float64, device="cpu") for kind in KINDS
+        }
 
     def add(self, kind: str, place: tuple[int, int], envelope: Envelope, outcome: torch.Tensor) -> None:
         """Count `outcome` `[..., G, 3]` against an envelope of the same shape; NaN outcomes do not count."""
@@ -96,7 +98,7 @@ def measure_coverage(model: Any, windows: torch.Tensor, fits: Fits, options: arg
         def visit(layer: int, alpha: torch.Tensor, value: torch.Tensor, seen: torch.Tensor) -> None:
             group = alpha.shape[0] // value.shape[0]
             sinks = find_sinks(alpha, value, seen)
-            rows = torch.linspace(len(seen) // 2, len(seen) - 1, ROWS).long()
+            rows = torch.linspace(len(seen) // 2, len(seen) - 1, ROWS, dtype=torch.float32, device="cpu").long()
             for head in range(alpha.shape[0]):
                 place = (layer, head)
                 part = (alpha[head, rows], value[head // group], seen[rows], sinks[head // group])
@@ -181,7 +183,7 @@ def _parts(fits: Fits) -> dict[str, Any]:
 
 def _quantiles(part: Any) -> dict[str, Any]:
     """10 %, 50 % and 90 % over heads of every field."""
-    levels = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+    levels = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64, device="cpu")
     flat = {name: field.double().flatten(0, 1) for name, field in part._asdict().items()}
     return {name: torch.nanquantile(field, levels, dim=0).movedim(0, -1) for name, field in flat.items()}
 

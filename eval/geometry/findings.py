@@ -49,7 +49,9 @@ def separation_of(model: Any, windows: torch.Tensor, budgets: list[int], options
         positions = sample_positions(length, options.queries, generator)
         layers = []
         for item in walk_layers(model, window, positions):
-            noise = torch.rand(options.random_sets, len(positions), length, generator=generator)
+            noise = torch.rand(
+                options.random_sets, len(positions), length, generator=generator, dtype=torch.float32, device="cpu"
+            )
             heads = []
             for rows in item.groups():
                 keys = slice(rows.start, rows.start + rows.alpha.shape[-1])
@@ -92,7 +94,7 @@ def operating_regime(f1: torch.Tensor, budgets: list[int]) -> dict[str, Any]:
     for name, most in (("all", max(budgets)), ("small", max(budgets) // SMALL)):
         columns = [column for column, budget in enumerate(budgets) if 2 <= budget <= most]
         best = excess[:, columns].nan_to_num(nan=-math.inf).argmax(-1)
-        chosen = torch.tensor([budgets[column] for column in columns], dtype=torch.float64)[best]
+        chosen = torch.tensor([budgets[column] for column in columns], dtype=torch.float64, device="cpu")[best]
         quartiles = [float(torch.quantile(chosen, q, interpolation="nearest")) for q in (0.25, 0.5, 0.75)]
         counts = {str(budgets[column]): int((best == place).sum()) for place, column in enumerate(columns)}
         result[name] = {"quartiles": quartiles, "heads": counts}
@@ -127,9 +129,9 @@ def loss_study(model: Any, windows: torch.Tensor, tail: Tail) -> dict[str, Any]:
     """The damage curve at one length and N* at each tolerance with its bootstrap interval over windows."""
     length = windows.shape[1]
     curve = loss_curve(model, windows, tail)
-    table = torch.tensor(list(curve.values()), dtype=torch.float64)
+    table = torch.tensor(list(curve.values()), dtype=torch.float64, device="cpu")
     generator = torch.Generator().manual_seed(0)
-    picks = torch.randint(table.shape[1], (500, table.shape[1]), generator=generator)
+    picks = torch.randint(table.shape[1], (500, table.shape[1]), generator=generator, dtype=torch.int64, device="cpu")
     stars = {}
     for tolerance in TOLERANCES:
 
@@ -137,9 +139,9 @@ def loss_study(model: Any, windows: torch.Tensor, tail: Tail) -> dict[str, Any]:
             damage = table[:, rows].mean(1).tolist()
             return effective_n(dict(zip(curve, damage, strict=True)), tolerance, length)
 
-        several = torch.tensor([star(rows) for rows in picks], dtype=torch.float64)
-        ends = torch.quantile(several, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-        found = star(torch.arange(table.shape[1]))
+        several = torch.tensor([star(rows) for rows in picks], dtype=torch.float64, device="cpu")
+        ends = torch.quantile(several, torch.tensor([0.025, 0.975], dtype=torch.float64, device="cpu")).tolist()
+        found = star(torch.arange(table.shape[1], dtype=torch.int64, device="cpu"))
         stars[f"{tolerance:g}"] = {
             "n_star": found,
             "interval": ends if table.shape[1] > 1 else None,
@@ -179,7 +181,7 @@ def _along(f1: torch.Tensor, damage: dict[str, float]) -> dict[str, float]:
     budgets = [int(budget) for budget in damage]
     columns = [int(math.log2(budget)) - 1 for budget in budgets]
     means = f1.nanmean((1, 2, 3))[:, columns]
-    loss = torch.tensor(list(damage.values()), dtype=torch.float64)
+    loss = torch.tensor(list(damage.values()), dtype=torch.float64, device="cpu")
     return {
         "f1": spearman(means[0], loss),
         "excess": spearman(means[0] - means[1], loss),

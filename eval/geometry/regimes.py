@@ -128,7 +128,7 @@ def _shares(label: torch.Tensor) -> dict[str, Any]:
 
 def _with_depth(share: torch.Tensor) -> dict[str, Any]:
     """Rank correlation of a share `[layers]` with the layer's place, bootstrapped over layers."""
-    depth = torch.arange(len(share), dtype=torch.float64)
+    depth = torch.arange(len(share), dtype=torch.float64, device="cpu")
     interval = bootstrap(lambda rows: spearman(depth[rows], share[rows]), len(share), seed=0)
     return {"rho": spearman(depth, share), "interval": interval}
 

@@ -52,15 +52,15 @@ def synthetic_coverage(seed: int, dimensions: tuple[int, ...] = (64, 256), trial
 
 def _trial(case: str, dimension: int, generator: torch.Generator) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """One law, one row, one set of envelopes: coverage and width `[G, 3]` of each kind."""
-    draw = torch.rand(5, generator=generator).tolist()
+    draw = torch.rand(5, generator=generator, dtype=torch.float32, device="cpu").tolist()
     floor = 0.4 * draw[0]
     sink = 0.5 * floor**0.5 * (2 * draw[1] - 1)
     law = Law(1.0, 0.2, floor, 0.5 * draw[2], 1 + 7 * draw[3], sink, dimension)
-    sinks = torch.arange(LENGTH) == 0
+    sinks = torch.arange(LENGTH, dtype=torch.int64, device="cpu") == 0
     spread = 0.5 + 2.5 * draw[4]
     alpha, given = _row(spread, generator), _row(spread, generator)
     given = given if case == "A3 broken" else alpha
-    seen = torch.ones(1, LENGTH, dtype=torch.bool)
+    seen = torch.ones(1, LENGTH, dtype=torch.bool, device="cpu")
     value = _break(case, sample_values(law, sinks, FRESH, generator), sinks, generator)
     order = selection_order(alpha, seen[0]).expand(FRESH, 1, LENGTH)
     found = separation(alpha.float().expand(FRESH, 1, LENGTH), value, order, seen.expand(FRESH, 1, LENGTH), BUDGETS)
@@ -78,19 +78,29 @@ def _trial(case: str, dimension: int, generator: torch.Generator) -> dict[str, t
 
 def _row(spread: float, generator: torch.Generator) -> torch.Tensor:
     """A sink of 0.3, a plateau, and two more nats over the last 16 tokens, `[L]` fp64."""
-    lag = torch.arange(LENGTH - 1, -1, -1)
-    logits = 2.0 * (lag < 16) + spread * torch.randn(LENGTH, generator=generator, dtype=torch.float64)
-    free = logits.masked_fill(torch.arange(LENGTH) == 0, -torch.inf).softmax(-1)
-    return 0.7 * free + 0.3 * (torch.arange(LENGTH) == 0)
+    lag = torch.arange(LENGTH - 1, -1, -1, dtype=torch.int64, device="cpu")
+    logits = 2.0 * (lag < 16) + spread * torch.randn(LENGTH, generator=generator, dtype=torch.float64, device="cpu")
+    free = logits.masked_fill(torch.arange(LENGTH, dtype=torch.int64, device="cpu") == 0, -torch.inf).softmax(-1)
+    return 0.7 * free + 0.3 * (torch.arange(LENGTH, dtype=torch.int64, device="cpu") == 0)
 
 
 def _break(case: str, value: torch.Tensor, sinks: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     draws, length, dimension = value.shape
     if case == "A1 broken":
-        return value * (NORM_SPREAD * torch.randn(draws, length, 1, generator=generator)).exp()
+        return (
+            value
+            * (
+                NORM_SPREAD * torch.randn(draws, length, 1, generator=generator, dtype=torch.float32, device="cpu")
+            ).exp()
+        )
     if case == "A2 broken":
-        topics = torch.randn(draws, TOPICS, dimension, generator=generator) / dimension**0.5
-        place = torch.randint(TOPICS, (draws, length, 1), generator=generator).expand(-1, -1, dimension)
+        topics = (
+            torch.randn(draws, TOPICS, dimension, generator=generator, dtype=torch.float32, device="cpu")
+            / dimension**0.5
+        )
+        place = torch.randint(TOPICS, (draws, length, 1), generator=generator, dtype=torch.int64, device="cpu").expand(
+            -1, -1, dimension
+        )
         return torch.where(sinks[:, None], value, topics.gather(1, place))
     return value
 

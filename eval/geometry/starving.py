@@ -73,6 +73,6 @@ class _Silencer:
 def some_of(heads: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
     """`count` random ones of the `heads` `[layers, Hq]` bool, as such a mask."""
     places = heads.flatten().nonzero().flatten()
-    chosen = torch.zeros(heads.numel(), dtype=torch.bool)
-    chosen[places[torch.randperm(len(places), generator=generator)[:count]]] = True
+    chosen = torch.zeros(heads.numel(), dtype=torch.bool, device="cpu")
+    chosen[places[torch.randperm(len(places), generator=generator, dtype=torch.int64, device="cpu")[:count]]] = True
     return chosen.view(heads.shape)

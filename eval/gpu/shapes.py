@@ -34,7 +34,9 @@ ALIKE = 0.9
 
 def budgets_of(heads: int, context: int, density: float, seed: int = 0) -> torch.Tensor:
     """int32 `[1, Hq]` on the CPU: log-normal over heads with SPREAD, as plans are, and a mean of `density` tokens."""
-    drawn = (SPREAD * torch.randn(heads, generator=torch.Generator().manual_seed(seed))).exp()
+    drawn = (
+        SPREAD * torch.randn(heads, generator=torch.Generator().manual_seed(seed), dtype=torch.float32, device="cpu")
+    ).exp()
     return (drawn / drawn.mean() * density * context).round().clamp(1, context).to(torch.int32)[None]
 
 
@@ -42,8 +44,8 @@ def queries_of(shape: Shape, batch: int, device: torch.device, seed: int = 0) ->
     """`[B, Hq, D]`: heads of a KV group share ALIKE of their variance, so that their selections overlap."""
     generator = torch.Generator(device).manual_seed(seed)
     groups = shape.heads // shape.kv_heads
-    common = torch.randn(batch, shape.kv_heads, 1, shape.dim, generator=generator, device=device)
-    own = torch.randn(batch, shape.kv_heads, groups, shape.dim, generator=generator, device=device)
+    common = torch.randn(batch, shape.kv_heads, 1, shape.dim, generator=generator, device=device, dtype=torch.float32)
+    own = torch.randn(batch, shape.kv_heads, groups, shape.dim, generator=generator, device=device, dtype=torch.float32)
     mixed: torch.Tensor = ALIKE**0.5 * common + (1 - ALIKE) ** 0.5 * own
     return (2 * mixed).flatten(1, 2).to(DTYPE)
 

@@ -56,11 +56,15 @@ def microseconds(calls: Sequence[Callable[[], Any]], graphed: bool = True) -> di
         stop.record()
         stop.synchronize()
         times.append(1e3 * start.elapsed_time(stop) / len(calls))
-    quantiles = torch.tensor(times).quantile(torch.tensor([0.2, 0.5, 0.8])).tolist()
+    quantiles = (
+        torch.tensor(times, dtype=torch.float32, device="cpu")
+        .quantile(torch.tensor([0.2, 0.5, 0.8], dtype=torch.float32, device="cpu"))
+        .tolist()
+    )
     return dict(zip(("p20", "p50", "p80"), quantiles, strict=True))
 
 
 def read_bandwidth(device: torch.device) -> float:
     """Bytes per second that a sum over a gigabyte reads."""
-    buffer = torch.ones(1 << 28, device=device)
+    buffer = torch.ones(1 << 28, device=device, dtype=torch.float32)
     return buffer.numel() * 4 / (microseconds([buffer.sum])["p50"] * 1e-6)

@@ -199,8 +199,8 @@ def calibration(study: Study) -> Rows:
         plan = make_plan(study.profile, mean)
         nll = sparse_nll(study.model, plan, windows, f"calibrate {mean:g}", True)[0]
         rows.append({"mean_keep": mean, "predicted": plan.predicted["damage"]} | excess(dense, nll))
-    x = torch.tensor([row["predicted"] for row in rows], dtype=torch.float64)
-    y = torch.tensor([row["excess_nll"] for row in rows], dtype=torch.float64)
+    x = torch.tensor([row["predicted"] for row in rows], dtype=torch.float64, device="cpu")
+    y = torch.tensor([row["excess_nll"] for row in rows], dtype=torch.float64, device="cpu")
     good = (x > 0) & (y > 0)
     pair = torch.stack([x[good].log(), y[good].log()])
     slope = float(torch.cov(pair)[0, 1] / torch.cov(pair)[0, 0])

@@ -61,7 +61,7 @@ def observed(model: Any, plans: dict[str, gs.Plan]) -> Iterator[dict[str, torch.
     """The model stays dense; the relative output error of each plan, `[layers, Hq]`, at the last queries of a pass."""
     layers = attention_layers(model)
     shape = next(iter(plans.values())).n_keep.shape
-    errors = {name: torch.zeros(shape, dtype=torch.float64) for name in plans}
+    errors = {name: torch.zeros(shape, dtype=torch.float64, device="cpu") for name in plans}
 
     def handler(place: int) -> Callable[..., torch.Tensor]:
         window = layers[place].window

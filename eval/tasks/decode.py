@@ -119,7 +119,10 @@ class Decode(Task):
         times: list[tuple[float, float]] = []
         with decoding, torch.no_grad():
             for step in range(min(self.asked.timed + WARMUP, rest.shape[1])):
-                token, where = rest[:, step : step + 1].to(device), torch.tensor([[start + step]], device=device)
+                token, where = (
+                    rest[:, step : step + 1].to(device),
+                    torch.tensor([[start + step]], device=device, dtype=torch.int64),
+                )
                 marks = [_now(device)]
                 for model, each in zip((self.setting.model, self._dense), caches, strict=True):
                     model(token, past_key_values=each, use_cache=True, position_ids=where)

@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -21,6 +20,7 @@ from geosparse.errors import GeosparseError
 
 from ..methods import Method
 from .base import Column, Metric, Outcome, Setting, Task
+from .local_data import data_below
 from .shared_prefix import shared_prefix_class
 
 SEED = 1234
@@ -66,7 +66,6 @@ class Harness(Task):
 
         super().__init__(asked, setting)
         require_lm_eval()
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         with _quietly(setting), as_sentence(f"Cannot load the lm-eval task {asked.name}"):
             self._loaded, self.task = self._load()
             self.task.build_all_requests(limit=asked.samples, rank=0, world_size=1)
@@ -239,14 +238,12 @@ def _quietly(setting: Setting) -> Iterator[None]:
     """lm-eval's chatter off the terminal; its data sets are looked for below `--data` first."""
     from geosparse.integrations.lm_eval.console import logging_at
 
-    here = os.getcwd()
-    hub = None if setting.data is None else setting.data / "hub"
     logging.getLogger("datasets").setLevel(logging.ERROR)
-    try:
-        if hub is not None and hub.is_dir():
-            os.chdir(hub)
-        # Progress bars go nowhere; errors are logged to the standard error of before.
-        with logging_at(logging.ERROR), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-            yield
-    finally:
-        os.chdir(here)
+    # Progress bars go nowhere; errors are logged to the standard error of before.
+    with (
+        data_below(None if setting.data is None else setting.data / "hub"),
+        logging_at(logging.ERROR),
+        redirect_stdout(StringIO()),
+        redirect_stderr(StringIO()),
+    ):
+        yield

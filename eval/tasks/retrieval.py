@@ -80,7 +80,7 @@ class Retrieval(Task):
         answer = self.tokens(question.answer)
         if len(prompt) + len(answer) > self.asked.length:
             raise GeosparseError(f"{self.id}: a prompt has {len(prompt)} tokens, too many; report this tokenizer.")
-        return torch.tensor([prompt + answer]), len(answer)
+        return torch.tensor([prompt + answer], dtype=torch.int64, device="cpu"), len(answer)
 
     def about(self) -> dict[str, Any]:
         """With the number of samples, which decides the depths."""

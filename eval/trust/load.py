@@ -33,7 +33,7 @@ def varied_plan(model: Any, seed: int = 0) -> gs.Plan:
     generator = torch.Generator().manual_seed(seed)
 
     def draw(low: int, high: int) -> torch.Tensor:
-        return torch.randint(low, high, plan.n_keep.shape, generator=generator)
+        return torch.randint(low, high, plan.n_keep.shape, generator=generator, dtype=torch.int64, device="cpu")
 
     return replace(plan, n_keep=draw(1, 25), tail="best", head_tails=draw(0, 3), head_selectors=draw(0, 2))
 
@@ -41,8 +41,11 @@ def varied_plan(model: Any, seed: int = 0) -> gs.Plan:
 def prompts_of(vocabulary: int, count: int, seed: int = 0) -> list[torch.Tensor]:
     """Random prompts `[1, T]`, T from 5 to 60."""
     generator = torch.Generator().manual_seed(seed)
-    lengths = torch.randint(5, 61, (count,), generator=generator).tolist()
-    return [torch.randint(3, vocabulary, (1, length), generator=generator) for length in lengths]
+    lengths = torch.randint(5, 61, (count,), generator=generator, dtype=torch.int64, device="cpu").tolist()
+    return [
+        torch.randint(3, vocabulary, (1, length), generator=generator, dtype=torch.int64, device="cpu")
+        for length in lengths
+    ]
 
 
 def continued(model: Any, prompt: torch.Tensor, new_tokens: int) -> list[int]:
@@ -108,7 +111,7 @@ def _tensors() -> int:
 def decode_steps(model: Any, plan: gs.Plan, steps: int) -> dict[str, Any]:
     """Decode `steps` tokens one by one: resident memory less the cache's own bytes, a quarter in and at the end."""
     marks: dict[int, int] = {}
-    token = torch.tensor([[3]])
+    token = torch.tensor([[3]], dtype=torch.int64, device="cpu")
     start = time.perf_counter()
     with gs.sparsified(model, plan) as receipt, torch.no_grad():
         output = model(token, use_cache=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from ..artifact import check_writable, write_json
@@ -24,6 +25,7 @@ def run(options: Options) -> None:
     from ..integrations.lm_eval import run as evaluate
     from ..integrations.lm_eval import table
 
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # as lm-eval does: its bootstrap forks
     if options.out is not None:
         check_writable(options.out)
     result = evaluate(

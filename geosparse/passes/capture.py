@@ -174,7 +174,7 @@ def walk_layers(model: Any, window: torch.Tensor, positions: torch.Tensor | Sequ
     Yields:
         Per layer the rows of all heads at `positions`, scored when they are asked for, forgotten when the next are.
     """
-    positions = torch.as_tensor(positions, dtype=torch.int64)
+    positions = torch.as_tensor(positions, dtype=torch.int64, device="cpu")
     layers = attention_layers(model)
     recorder = Recorder(positions)
     ids = window[None].to(input_device(model))

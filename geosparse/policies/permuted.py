@@ -28,4 +28,4 @@ def undo_deal(table: torch.Tensor, seed: int) -> torch.Tensor:
 
 
 def _order(table: torch.Tensor, seed: int) -> torch.Tensor:
-    return torch.randperm(table.numel(), generator=torch.Generator().manual_seed(seed))
+    return torch.randperm(table.numel(), generator=torch.Generator().manual_seed(seed), dtype=torch.int64, device="cpu")

@@ -18,5 +18,5 @@ def random(choices: Choices, total: int, seed: int) -> torch.Tensor:
     The top is the number at which the budgets, cut to what a head can keep and rounded, sum to `total`.
     """
     most = caps(choices.profile, total)
-    share = torch.rand(most.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    share = torch.rand(most.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed), device="cpu")
     return scale_to(lambda top: (share * math.log(top)).exp(), total, most)

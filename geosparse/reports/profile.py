@@ -81,7 +81,7 @@ def _maps(profile: Profile, n_keep: list[list[int]], keep: int) -> str:
     column = min(range(len(profile.budgets)), key=lambda place: abs(profile.budgets[place] - keep))
     error = profile.relative_output_error("blend")[..., column]
     excess = profile.excess_f1().nanmean(0)[..., column]
-    n = torch.tensor(n_keep, dtype=torch.float64)
+    n = torch.tensor(n_keep, dtype=torch.float64, device="cpu")
     swatch = '<svg class="r-{}" width="11" height="11"><rect width="11" height="11" rx="2"/></svg>'
     shares = " ".join(f"{swatch.format(name)} {name} {percent(counts[name] / total)}" for name in REGIMES)
     budget = profile.budgets[column]

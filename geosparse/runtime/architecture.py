@@ -252,7 +252,10 @@ def _discover(model: Any) -> tuple[AttentionLayer, ...]:
     try:
         with intercepted(model, handlers), torch.no_grad():
             model.eval()
-            model(torch.arange(PROBE_TOKENS, device=device)[None] % model.get_input_embeddings().weight.shape[0])
+            model(
+                torch.arange(PROBE_TOKENS, device=device, dtype=torch.int64)[None]
+                % model.get_input_embeddings().weight.shape[0]
+            )
     finally:
         model.train(training)
         for hook in hooks:

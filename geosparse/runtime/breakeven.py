@@ -107,9 +107,13 @@ def _times(shape: Shape, context: int, selector: Selector) -> tuple[float, float
     generator = torch.Generator().manual_seed(0)
     calls = []
     for _ in range(LAYERS):
-        query = torch.randn(1, shape.heads, 1, shape.dim, generator=generator).to(shape.device, shape.dtype)
+        query = torch.randn(1, shape.heads, 1, shape.dim, generator=generator, dtype=torch.float32, device="cpu").to(
+            shape.device, shape.dtype
+        )
         key, value = (
-            torch.randn(1, shape.kv_heads, context, shape.dim, generator=generator).to(shape.device, shape.dtype)
+            torch.randn(
+                1, shape.kv_heads, context, shape.dim, generator=generator, dtype=torch.float32, device="cpu"
+            ).to(shape.device, shape.dtype)
             for _ in range(2)
         )
         remember_index(key, IndexSlot())

@@ -82,8 +82,8 @@ def _terms_of(module: torch.nn.Module) -> tuple[float, str] | None:
         return None
     generator = torch.Generator().manual_seed(0)
     # Rows of very different size show where epsilon is added, and whether anything is subtracted.
-    rows = torch.randn(PROBES, len(weight), generator=generator) + 0.5
-    rows = (rows * torch.logspace(-3, 1, PROBES)[:, None]).to(weight.dtype)
+    rows = torch.randn(PROBES, len(weight), generator=generator, dtype=torch.float32, device="cpu") + 0.5
+    rows = (rows * torch.logspace(-3, 1, PROBES, dtype=torch.float32, device="cpu")[:, None]).to(weight.dtype)
     with torch.no_grad():
         try:
             expected = module(rows)

@@ -41,7 +41,7 @@ class Receipt:
         with self._lock:
             self._pending: list[_Count] = []
             self._pending_rows = 0
-            self._totals = torch.zeros(4, *self._budgets.n_keep.shape, dtype=torch.int64)
+            self._totals = torch.zeros(4, *self._budgets.n_keep.shape, dtype=torch.int64, device="cpu")
 
     def count(self, layer: int, visible_rows: torch.Tensor, kept: torch.Tensor) -> None:
         """Add one attention call; nothing is read back from the device before somebody looks.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import os
 import random
 import sys
 import tempfile
@@ -43,7 +42,6 @@ def evaluate_both(
     if plan is None and not dense:
         raise GeosparseError("There is nothing to evaluate: neither the dense model nor a plan was asked for.")
     asked = settings(config)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # as lm-eval does: its bootstrap forks
     with (
         tempfile.TemporaryDirectory(prefix="geosparse-") as folder,
         redirect_stdout(sys.stderr),
