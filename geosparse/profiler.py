@@ -26,6 +26,7 @@ from .planner import make_plan
 from .profile import ARRAYS, Profile
 from .progress import steps, track
 from .provenance import versions
+from .runtime.adapters import inner_model
 from .runtime.architecture import AttentionLayer, attention_layers, check_context
 from .text import text_sha256, token_windows
 from .threads import mapped
@@ -174,6 +175,7 @@ def _profile(
     show_progress: bool,
 ) -> Profile:
     """`profile_model`; with a folder for the finished windows, resumed and shared between processes."""
+    model = inner_model(model)
     layers = attention_layers(model)
     check_context(model, config.longest, "give a smaller --length")
     texts = [texts] if isinstance(texts, str) else list(texts)

@@ -13,6 +13,7 @@ from .errors import GeosparseError
 from .patch import sparsified
 from .plan import Plan
 from .progress import track
+from .runtime.adapters import inner_model
 from .runtime.architecture import check_context, input_device
 from .runtime.faults import ADVICE, first_fault
 from .runtime.interception import installed
@@ -36,6 +37,7 @@ def token_nll(model: Any, windows: torch.Tensor, what: str = "score", show_progr
     Raises:
         GeosparseError: The loss is not finite.
     """
+    model = inner_model(model)
     check_context(model, windows.shape[1], "give a smaller --length")
     device = input_device(model)
     losses = []
