@@ -83,7 +83,7 @@ def weight_fingerprint(model: Any) -> str:
 def _sample(name: str, tensor: torch.Tensor) -> bytes:
     """The bytes of evenly spaced elements; floating ones as bf16."""
     if tensor.is_meta:
-        raise GeosparseError(f"The weights {name} are on the meta device, without values: load the model with its weights.")
+        raise GeosparseError(f"The weights {name} are on the meta device, which holds no values: load the model again.")
     flat = tensor.reshape(-1)
     picks = torch.linspace(0, flat.numel() - 1, min(SAMPLES_PER_TENSOR, flat.numel()), dtype=torch.float64).long()
     if tensor.dtype not in FLOATS:

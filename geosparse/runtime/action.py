@@ -55,6 +55,19 @@ def action_of(module: torch.nn.Module, width: int, taken: Taken) -> torch.Tensor
     return matrix
 
 
+def nonlinearity(module: torch.nn.Module, width: int, taken: Taken) -> float:
+    """The largest of `f(x + y) - f(x) - f(y) + f(0)` for random rows of the size taken, over the largest `f`; 0 for
+    modules with plain weights."""
+    if all(map(is_plain, module.modules())):
+        return 0.0
+    device = device_of_module(module, taken.device)
+    rows = torch.randn(2, 4, width, generator=torch.Generator().manual_seed(0)) * (taken.size / 4)
+    rows = torch.cat([rows, rows.sum(0, keepdim=True), torch.zeros(1, 4, width)]).to(device, dtype_of(module, taken))
+    with torch.no_grad(), evaluating(module):
+        one, other, both, bias = (module(row[None]).float() for row in rows)
+    return float((both - one - other + bias).abs().max() / both.abs().max().clamp_min(torch.finfo(torch.float32).tiny))
+
+
 def dtype_of(module: torch.nn.Module, taken: Taken) -> torch.dtype:
     """The dtype of what a module takes: that of its weights where they are floating, for they may have been converted
     since the model ran, or what it took then."""

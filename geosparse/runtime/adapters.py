@@ -32,7 +32,7 @@ def inner_model(model: Any) -> Any:
     kinds = tuple(getattr(peft, name) for name in ("PeftModel", "PeftMixedModel") if hasattr(peft, name))
     if not isinstance(model, kinds):
         return model
-    config = getattr(model, "active_peft_config", None)
+    config: Any = getattr(model, "active_peft_config", None)
     if getattr(config, "is_prompt_learning", False):
         raise GeosparseError(
             f"{type(model).__name__} is not supported with {config.peft_type.value}: its virtual tokens are no part of "
@@ -64,7 +64,7 @@ def parts_of(module: Any) -> Serving:
     if module.merged_adapters:
         return Serving(original, [])
     if "modules_to_save" in module._modules:
-        saved = module._modules["modules_to_save"]
+        saved: Any = module._modules["modules_to_save"]
         replacing = [saved[name] for name in module.active_adapters if name in saved]
         return Serving(replacing[0] if replacing else original, [])
     extra = []
@@ -77,7 +77,6 @@ def parts_of(module: Any) -> Serving:
 
 
 def _has(held: Any, name: str) -> bool:
-    """Whether `held` is a container by adapter that has something for this one."""
-    return (isinstance(held, dict) or (isinstance(held, torch.nn.Module) and hasattr(held, "__contains__"))) and (
-        name in held
-    )
+    """Whether `held` is a container by adapter, a dict or one of torch's or peft's modules, with something for `name`."""
+    by_name = isinstance(held, dict | torch.nn.Module) and hasattr(held, "__contains__")
+    return by_name and name in held

@@ -6,6 +6,7 @@ result: that is each layer's output projection. A model that never calls is refu
 
 from __future__ import annotations
 
+import math
 import weakref
 from dataclasses import dataclass
 from functools import cache
@@ -16,7 +17,7 @@ import torch
 from ..errors import GeosparseError
 from ..ops import Span, Visibility
 from ..ops.span import chunk_of
-from .action import Taken, action_of, device_of_module, dtype_of, takes_rows
+from .action import Taken, action_of, device_of_module, dtype_of, nonlinearity, takes_rows
 from .adapters import inner_model
 from .dense import chunked_dense, decode_dense
 from .interception import Handler, intercepted
@@ -54,6 +55,10 @@ class AttentionLayer:
     def output_matrix(self) -> torch.Tensor:
         """The output projection `[hidden, Hq * Dv]` in fp32, whatever class it is: its action on the unit vectors."""
         return action_of(self.projection, self.heads * self.value_dim, self.taken)
+
+    def rounding(self) -> float:
+        """How far the output projection is from linear, over its largest output: what quantized activations cost."""
+        return nonlinearity(self.projection, self.heads * self.value_dim, self.taken)
 
 
 @dataclass(frozen=True)
@@ -199,7 +204,9 @@ class _Probe:
         rows = inputs[0]
         if rows.shape[-1] == self.waiting["heads"] * self.waiting["value_dim"] and takes_rows(module):
             self.waiting["projection"] = module
-            self.waiting["taken"] = Taken(rows.dtype, rows.device, float(rows.abs().max()))
+            self.waiting["taken"] = Taken(
+                rows.dtype, rows.device, math.inf if rows.is_meta else float(rows.abs().max())
+            )
             self.waiting = None
 
 

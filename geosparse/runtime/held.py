@@ -1,4 +1,4 @@
-"""The tensors that decide what a model computes, whatever classes hold them: quantized, adapted, parametrized or plain."""
+"""The tensors that decide what a model computes, whatever holds them: quantized, adapted, parametrized or plain."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Held = tuple[str, torch.Tensor | float]
 
 
 def is_plain(module: torch.nn.Module) -> bool:
-    """Whether floating parameters of torch's own class are all that `module` itself keeps, and it saves them as usual."""
+    """Whether `module` itself keeps nothing but floating parameters of torch's own class, and saves them as usual."""
     kind = type(module)
     as_usual = (
         kind.state_dict is torch.nn.Module.state_dict
@@ -49,9 +49,7 @@ def held(model: torch.nn.Module) -> Iterator[Held]:
         yield name, value if owner is None else _at_hand(owner, name.rpartition(".")[2], value)
 
 
-def _walk(
-    module: torch.nn.Module, path: str, visited: set[int]
-) -> Iterator[tuple[str, Any, torch.nn.Module | None]]:
+def _walk(module: torch.nn.Module, path: str, visited: set[int]) -> Iterator[tuple[str, Any, torch.nn.Module | None]]:
     """Names, values, and the module that has a parameter, which is only fetched when its turn comes."""
     if id(module) in visited:
         return
@@ -148,16 +146,19 @@ def _without_class(name: str, tensor: torch.Tensor) -> torch.Tensor:
                 return memory
         except (RuntimeError, NotImplementedError, TypeError):
             pass
+    values: Any = None
     try:
-        values = tensor.dequantize()  # type: ignore[no-untyped-call]
+        values = tensor.dequantize()
     except (RuntimeError, NotImplementedError, TypeError, AttributeError):
-        values = None
-    if type(values) in PLAIN:
-        return values.detach()
-    raise GeosparseError(
-        f"The weights {name} cannot be read: their class {type(tensor).__module__}.{type(tensor).__name__} gives neither "
-        "its parts (__tensor_flatten__) nor its values (dequantize); use a model with other weights."
-    )
+        pass
+    if type(values) not in PLAIN:
+        kind = f"{type(tensor).__module__}.{type(tensor).__name__}"
+        raise GeosparseError(
+            f"The weights {name} cannot be read: their class {kind} gives neither its parts (__tensor_flatten__) nor its "
+            "values (dequantize); use a model with other weights."
+        )
+    plain: torch.Tensor = values.detach()
+    return plain
 
 
 def _is_usual(tensor: torch.Tensor) -> bool:
