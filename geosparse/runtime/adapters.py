@@ -64,7 +64,7 @@ def parts_of(module: Any) -> Serving:
     if module.merged_adapters:
         return Serving(original, [])
     if "modules_to_save" in module._modules:
-        saved: Any = module._modules["modules_to_save"]
+        saved: Any = module.modules_to_save
         replacing = [saved[name] for name in module.active_adapters if name in saved]
         return Serving(replacing[0] if replacing else original, [])
     extra = []
@@ -77,6 +77,6 @@ def parts_of(module: Any) -> Serving:
 
 
 def _has(held: Any, name: str) -> bool:
-    """Whether `held` is a container by adapter, a dict or one of torch's or peft's modules, with something for `name`."""
+    """Whether `held` is a container by adapter, a dict or a module like one, that has something for `name`."""
     by_name = isinstance(held, dict | torch.nn.Module) and hasattr(held, "__contains__")
     return by_name and name in held

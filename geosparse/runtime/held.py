@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -139,23 +139,18 @@ def _plain_parts(name: str, tensor: Any) -> Iterator[Held]:
 
 def _without_class(name: str, tensor: torch.Tensor) -> torch.Tensor:
     """The memory of a tensor of a subclass; where it has none of its own, its values as the class gives them."""
-    with torch._C.DisableTorchFunctionSubclass():
-        try:
-            memory = torch.Tensor.as_subclass(tensor, torch.Tensor).detach()
-            if memory.is_meta or memory.untyped_storage().data_ptr() or not memory.numel():
-                return memory
-        except (RuntimeError, NotImplementedError, TypeError):
-            pass
+    with torch._C.DisableTorchFunctionSubclass(), suppress(RuntimeError, NotImplementedError, TypeError):
+        memory = torch.Tensor.as_subclass(tensor, torch.Tensor).detach()
+        if memory.is_meta or memory.untyped_storage().data_ptr() or not memory.numel():
+            return memory
     values: Any = None
-    try:
+    with suppress(RuntimeError, NotImplementedError, TypeError, AttributeError):
         values = tensor.dequantize()
-    except (RuntimeError, NotImplementedError, TypeError, AttributeError):
-        pass
     if type(values) not in PLAIN:
         kind = f"{type(tensor).__module__}.{type(tensor).__name__}"
         raise GeosparseError(
-            f"The weights {name} cannot be read: their class {kind} gives neither its parts (__tensor_flatten__) nor its "
-            "values (dequantize); use a model with other weights."
+            f"The weights {name} cannot be read: their class {kind} gives neither its parts (__tensor_flatten__) nor "
+            "its values (dequantize); use a model with other weights."
         )
     plain: torch.Tensor = values.detach()
     return plain
@@ -169,16 +164,18 @@ def _packed(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """Codes that a module keeps as a saved buffer, or in an attribute that torch knows nothing of."""
     saved = {name: each for name, each in module._buffers.items() if name not in module._non_persistent_buffers_set}
     for name, value in saved.items():
-        if isinstance(value, torch.Tensor) and value.dim() and not _is_number(value.dtype):
+        if value is not None and _is_code(value, 1):
             yield name, value
     for name, value in module.__dict__.items():
-        if isinstance(value, torch.Tensor) and value.dim() > 1 and not _is_number(value.dtype):
+        if isinstance(value, torch.Tensor) and _is_code(value, 2):
             yield name, value
 
 
-def _is_number(dtype: torch.dtype) -> bool:
-    """Whether a tensor of this dtype may be what plain modules keep besides weights: positions, masks, statistics."""
-    return dtype in (*FLOATS, torch.int64, torch.bool, torch.complex64, torch.complex128)
+def _is_code(tensor: torch.Tensor, least: int) -> bool:
+    """Whether a tensor with `least` axes or more is what plain modules do not keep besides weights, which is positions,
+    masks and statistics."""
+    beside = (*FLOATS, torch.int64, torch.bool, torch.complex64, torch.complex128)
+    return type(tensor) not in PLAIN or (tensor.dim() >= least and tensor.dtype not in beside)
 
 
 def _pruned(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
