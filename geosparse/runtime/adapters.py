@@ -69,7 +69,7 @@ def parts_of(module: Any) -> Serving:
         return Serving(replacing[0] if replacing else original, [])
     extra = []
     for attribute in (*module.adapter_layer_names, *module.other_param_names):
-        held = getattr(module, attribute, None)
+        held: Any = getattr(module, attribute, None)
         served = [name for name in module.active_adapters if _has(held, name)]
         # By place: the name of an adapter changes nothing.
         extra += [(f"{attribute}.{place}", held[name]) for place, name in enumerate(served)]
