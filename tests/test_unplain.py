@@ -13,7 +13,20 @@ from geosparse.runtime.architecture import attention_layers
 from geosparse.scoring import score
 
 from .tiny import tiny_tokenizer, tokens
-from .unplain import KINDS, NF4, ROUNDING, Packed, adapted, bitsandbytes, fill, library, plain, quanto, replaced, torchao
+from .unplain import (
+    KINDS,
+    NF4,
+    ROUNDING,
+    Packed,
+    adapted,
+    bitsandbytes,
+    fill,
+    library,
+    plain,
+    quanto,
+    replaced,
+    torchao,
+)
 
 # What the libraries and torch's own quantization say about themselves.
 pytestmark = [
@@ -190,7 +203,9 @@ def test_parametrized_and_pruned_weights_count_as_what_they_are(folder):
     assert weight_fingerprint(model) == weight_fingerprint(KINDS["pruned"](0, folder))
 
 
-@pytest.mark.parametrize("kind", ["bitsandbytes-int8", "bitsandbytes-nf4", "bitsandbytes-nf4-nested", "bitsandbytes-fp4"])
+@pytest.mark.parametrize(
+    "kind", ["bitsandbytes-int8", "bitsandbytes-nf4", "bitsandbytes-nf4-nested", "bitsandbytes-fp4"]
+)
 def test_saved_and_loaded_by_transformers_bitsandbytes_is_the_same_model(kind, folder, tmp_path):
     model = KINDS[kind](0, folder)
     expected = weight_fingerprint(model)

@@ -161,10 +161,10 @@ def _is_usual(tensor: torch.Tensor) -> bool:
 
 
 def _packed(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Codes that a module keeps as a saved buffer, or in an attribute that torch knows nothing of."""
+    """Codes, or weights, that a module keeps as a saved buffer, or in an attribute that torch knows nothing of."""
     saved = {name: each for name, each in module._buffers.items() if name not in module._non_persistent_buffers_set}
     for name, value in saved.items():
-        if value is not None and _is_code(value, 1):
+        if value is not None and (_is_code(value, 1) or (name == "weight" and value.dim() > 1)):
             yield name, value
     for name, value in module.__dict__.items():
         if isinstance(value, torch.Tensor) and _is_code(value, 2):
@@ -197,7 +197,7 @@ def _at_hand(module: torch.nn.Module, name: str, parameter: torch.Tensor) -> tor
 
 def _fetched(module: torch.nn.Module) -> AbstractContextManager[Any]:
     tensors = (*module._parameters.values(), *module._buffers.values())
-    if not any(each is not None and each.is_meta for each in tensors):
+    if not hasattr(module, "_hf_hook") or not any(each is not None and each.is_meta for each in tensors):
         return nullcontext()
     from accelerate.utils import align_module_device
 
