@@ -1,4 +1,4 @@
-"""Tiny models whose weights are not plain tensors: quantized by each library, adapted, parametrized; built in memory."""
+"""Tiny models whose weights are not plain tensors: quantized by each library, adapted or parametrized."""
 
 from __future__ import annotations
 
