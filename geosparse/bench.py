@@ -25,7 +25,9 @@ from .plan import Plan
 from .planning.traffic import Rows, dense_bytes, layer_bytes
 from .progress import track
 from .provenance import device_name
-from .runtime.architecture import attention_layers, check_context
+from .runtime.adapters import inner_model
+from .runtime.architecture import attention_layers, check_context, input_device
+from .runtime.held import held
 from .runtime.products import products
 from .scoring import density
 
@@ -55,8 +57,9 @@ def bench(
     """
     if new_tokens < 1:
         raise GeosparseError(f"Time at least 1 new token, found {new_tokens}.")
+    model = inner_model(model)
     check_context(model, len(prompt) + new_tokens + WARMUP, "give a smaller --context or --new-tokens")
-    device = model.get_input_embeddings().weight.device
+    device = input_device(model)
     ids = prompt[None].to(device)
     gate = _gate(model, ids)
     dense, cache, token = _prefill(model, ids)
@@ -210,7 +213,7 @@ def _now(device: torch.device) -> float:
 
 def _add_bandwidth(model: Any, context: int, variant: dict[str, Any], plan: Plan | None) -> None:
     """Modelled bytes per decoded token: the weights, and what `traffic` says of the cache."""
-    total: float = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    total: float = sum(part.nbytes for _, part in held(model) if isinstance(part, torch.Tensor))
     for index, layer in enumerate(attention_layers(model)):
         seen = min(context, layer.window or context)
         rows = Rows(layer.key_dim, layer.value_dim, model.dtype.itemsize)

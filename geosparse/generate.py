@@ -10,7 +10,8 @@ import torch
 from .errors import GeosparseError
 from .patch import sparsified
 from .plan import Plan
-from .runtime.architecture import check_context
+from .runtime.adapters import inner_model
+from .runtime.architecture import check_context, input_device
 from .runtime.faults import ADVICE, first_fault
 from .scoring import density
 
@@ -75,8 +76,9 @@ def generate(
     length = ids["input_ids"].shape[1]
     if not length:
         raise GeosparseError("The prompt holds no token that this tokenizer knows: give other text.")
+    model = inner_model(model)
     check_context(model, length + max_new_tokens, "give a shorter prompt or a smaller --max-new-tokens")
-    ids = ids.to(model.get_input_embeddings().weight.device)
+    ids = ids.to(input_device(model))
     from transformers import TextStreamer
 
     guard = _Finite()

@@ -26,7 +26,9 @@ from .planner import make_plan
 from .profile import ARRAYS, Profile
 from .progress import steps, track
 from .provenance import versions
+from .runtime.adapters import inner_model
 from .runtime.architecture import AttentionLayer, attention_layers, check_context
+from .runtime.modes import evaluating
 from .text import text_sha256, token_windows
 from .threads import mapped
 
@@ -125,7 +127,8 @@ def profile_model(
     """Measure every head of `model` on calibration text.
 
     Args:
-        model: A transformers causal language model; it is not changed.
+        model: A transformers causal language model, or a PeftModel around one; it is not changed, and measured in
+            evaluation mode.
         tokenizer: Its tokenizer.
         texts: A text, or documents that are joined.
         config: How to profile.
@@ -134,7 +137,9 @@ def profile_model(
     Raises:
         GeosparseError: The text is too short, the architecture is not supported, or the loss is not finite.
     """
-    return _profile(model, tokenizer, texts, config or ProfileConfig(), None, show_progress)
+    model = inner_model(model)
+    with evaluating(model):
+        return _profile(model, tokenizer, texts, config or ProfileConfig(), None, show_progress)
 
 
 def profile_to_file(
@@ -157,7 +162,8 @@ def profile_to_file(
     """
     path = check_writable(path)
     parts = path.with_name(f"{path.name}.parts")
-    with process_group():
+    model = inner_model(model)
+    with process_group(), evaluating(model):
         profile = _profile(model, tokenizer, texts, config or ProfileConfig(), parts, show_progress)
         if process_rank()[0] == 0:
             profile.save(path)

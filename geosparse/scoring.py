@@ -13,10 +13,12 @@ from .errors import GeosparseError
 from .patch import sparsified
 from .plan import Plan
 from .progress import track
+from .runtime.adapters import inner_model
 from .runtime.architecture import check_context, input_device
 from .runtime.faults import ADVICE, first_fault
 from .runtime.interception import installed
 from .runtime.logits import last_states, targets_of
+from .runtime.modes import evaluating
 from .runtime.receipt import Receipt
 from .statistics import mean_interval
 
@@ -36,10 +38,11 @@ def token_nll(model: Any, windows: torch.Tensor, what: str = "score", show_progr
     Raises:
         GeosparseError: The loss is not finite.
     """
+    model = inner_model(model)
     check_context(model, windows.shape[1], "give a smaller --length")
     device = input_device(model)
     losses = []
-    with torch.no_grad():
+    with torch.no_grad(), evaluating(model):
         for window in track(windows, what, show_progress):
             states = last_states(model, window.to(device))
             parts = (_losses(states.logits(rows), targets_of(window, rows)) for rows in states.predicting())
