@@ -230,9 +230,9 @@ def _flush_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def dump_json(data: object) -> str:
+def dump_json(data: object, ascii_only: bool = False) -> str:
     """Stable, readable JSON: same data, same bytes; NaN and infinity are refused."""
-    return json.dumps(data, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
+    return json.dumps(data, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=ascii_only) + "\n"
 
 
 def parse_json(text: str) -> Any:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from .bounds import check_whole
 from .errors import GeosparseError
 from .ops import best_path, cpu
 from .ops.types import per_head
@@ -53,8 +54,7 @@ def bench(
     Raises:
         GeosparseError: Sparse attention with every token kept does not reproduce the dense logits here.
     """
-    if new_tokens < 1:
-        raise GeosparseError(f"Time at least 1 new token, found {new_tokens}.")
+    new_tokens = check_whole("new_tokens", new_tokens, 1)
     check_context(model, len(prompt) + new_tokens + WARMUP, "give a smaller --context or --new-tokens")
     device = model.get_input_embeddings().weight.device
     ids = prompt[None].to(device)

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from .attention import LayerRules, SparseAttention
+from .bounds import check_whole
 from .errors import GeosparseError, did_you_mean
 from .ops import Budgets, Selector
 from .ops.types import per_head
@@ -71,6 +72,8 @@ def sparsify_(
         raise GeosparseError("The model is already sparsified: call geosparse.restore_(model) first.")
     if prefill not in PREFILLS:
         raise GeosparseError(f"Unknown prefill mode {prefill!r}: {did_you_mean(prefill, PREFILLS)}")
+    if dense_below != "measured":
+        dense_below = check_whole("dense_below", dense_below, 0)
     plan.check(model)
     layers = attention_layers(model)
     _check_dense_budget(model)

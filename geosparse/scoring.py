@@ -36,6 +36,7 @@ def token_nll(model: Any, windows: torch.Tensor, what: str = "score", show_progr
     Raises:
         GeosparseError: The loss is not finite.
     """
+    _check_tokens(windows)
     check_context(model, windows.shape[1], "give a smaller --length")
     device = input_device(model)
     losses = []
@@ -54,6 +55,17 @@ def token_nll(model: Any, windows: torch.Tensor, what: str = "score", show_progr
             f"{where}; {ADVICE}."
         )
     return nll
+
+
+def _check_tokens(windows: torch.Tensor) -> None:
+    """Refuse what are no windows of token ids, or windows in which nothing is predicted."""
+    if not isinstance(windows, torch.Tensor) or windows.dim() != 2 or windows.dtype not in (torch.int64, torch.int32):
+        found = (
+            f"{windows.dtype} {list(windows.shape)}" if isinstance(windows, torch.Tensor) else type(windows).__name__
+        )
+        raise GeosparseError(f"Windows are whole token ids [windows, length], found {found}: see token_windows.")
+    if windows.shape[0] < 1 or windows.shape[1] < 2:
+        raise GeosparseError(f"Give 1 window or more of 2 tokens or more, found {list(windows.shape)}.")
 
 
 def _losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

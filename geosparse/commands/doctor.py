@@ -21,7 +21,7 @@ def run(options: Options) -> None:
     from ..doctor import examine
 
     data, text = examine()
-    if options.model:
+    if options.model is not None:
         from ..patch import shape_of
         from ..runtime.architecture import attention_layers
         from ..runtime.breakeven import NEVER, calibrate
