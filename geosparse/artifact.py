@@ -220,6 +220,34 @@ def _pass_on(target: Path, temporary: Path) -> None:
     temporary.chmod(stat.S_IMODE(old.st_mode))
 
 
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Inside, no other process or thread that asks for it changes the file `path`: what one adds, no other takes away.
+
+    The lock is on a file beside it, which stays. Where the system has no such locks (Windows), nothing is locked.
+
+    Raises:
+        GeosparseError: The folder is not writable.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with os_errors_as("write", path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError:
+            os.close(handle)
+            raise
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
 def _flush_folder(folder: Path) -> None:
     """Make a rename in `folder` outlive a loss of power, where the system can."""
     if os.name == "posix":

@@ -28,7 +28,7 @@ from .progress import track
 from .provenance import device_name
 from .runtime.architecture import attention_layers, check_context
 from .runtime.products import products
-from .scoring import density
+from .scoring import density, served
 
 WARMUP = 2
 
@@ -92,7 +92,7 @@ def bench(
         "products_ratio": steps[0]["ms_per_token"] / steps[2]["ms_per_token"],
         "gate": gate,
         "note": f"single queries through {_path(model)}",
-    }
+    } | served(model, plan)
     if plan is None:
         return result
     planned = {"policy": plan.policy, "tail": plan.tail, "mean_keep": plan.mean_keep}

@@ -19,7 +19,7 @@ from .profiler import ProfileConfig, profile_model
 from .provenance import command_line, device_name, versions
 from .reports.demo import require_plots, save_frontier_png, terminal_table, write_report
 from .runtime.architecture import context_limit
-from .scoring import density, excess, policy_label, sparse_nll, summary, token_nll
+from .scoring import density, excess, policy_label, served, sparse_nll, summary, token_nll
 from .text import load_texts, text_sha256, token_windows
 
 SCHEMA = "geosparse.result/1"
@@ -99,6 +99,7 @@ def run_demo(
             "calibration_windows": profile.windows,
         },
         "dense": summary(dense),
+        **served(model, plan),
         "rows": rows,
         "speed": bench(model, plan, prompt, SPEED_TOKENS, show_progress),
         "provenance": versions()

@@ -13,7 +13,7 @@ from .patch import sparsified
 from .plan import Plan
 from .runtime.architecture import check_context
 from .runtime.faults import ADVICE, first_fault
-from .scoring import density
+from .scoring import density, served
 from .text import check_text
 
 
@@ -108,4 +108,4 @@ def generate(
         "text": tokenizer.decode(new, skip_special_tokens=True),
         "prompt_tokens": length,
         "new_tokens": len(new),
-    } | ({} if receipt is None else density(receipt) | {"notes": receipt.notes})
+    } | served(model, plan) | ({} if receipt is None else density(receipt) | {"notes": receipt.notes})

@@ -15,6 +15,7 @@ from .attention import LayerRules, SparseAttention
 from .bounds import check_whole
 from .errors import GeosparseError, did_you_mean
 from .ops import Budgets, Selector
+from .ops.serving import missing_kernels, serving, warn_once
 from .ops.types import per_head
 from .plan import Plan
 from .runtime.architecture import PROBE_TOKENS, AttentionLayer, attention_layers, input_device
@@ -78,6 +79,9 @@ def sparsify_(
     layers = attention_layers(model)
     _check_dense_budget(model)
     receipt = Receipt(plan.budgets, [layer.name for layer in layers])
+    weight = model.get_input_embeddings().weight
+    receipt.served_by(serving(weight.device, weight.dtype), missing_kernels(weight.device))
+    warn_once(weight.device)
     handlers: dict[torch.nn.Module, Handler] = {
         layer.module: SparseAttention(
             index,

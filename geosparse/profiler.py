@@ -19,6 +19,7 @@ from .errors import GeosparseError
 from .identity import identify
 from .interplay import Interplay
 from .ops import check_selector
+from .ops.serving import warn_once
 from .passes.capture import LayerRows, Rows, forward_backward, walk_layers
 from .passes.measures import KvHead, joined, kv_heads, measure
 from .passes.parts import Parts, Window, process_rank, wait_for_all
@@ -182,6 +183,7 @@ def _profile(
 ) -> Profile:
     """`profile_model`; with a folder for the finished windows, resumed and shared between processes."""
     layers = attention_layers(model)
+    warn_once(model.get_input_embeddings().weight.device)
     check_context(model, config.longest, "give a smaller --length")
     texts = [texts] if isinstance(texts, str) else list(texts)
     windows = [

@@ -10,6 +10,7 @@ import torch
 
 from .artifact import finite_or_none
 from .errors import GeosparseError
+from .ops.serving import serving
 from .patch import sparsified
 from .plan import Plan
 from .progress import track
@@ -113,7 +114,7 @@ def score(model: Any, plan: Plan | None, windows: torch.Tensor, show_progress: b
         "length": windows.shape[1],
         "tokens": dense.numel(),
         "dense": summary(dense),
-    }
+    } | served(model, plan)
     if plan is not None:
         nll, receipt = sparse_nll(model, plan, windows, "sparse", show_progress)
         result["sparse"] = summary(nll) | excess(dense, nll) | density(receipt)
@@ -123,6 +124,15 @@ def score(model: Any, plan: Plan | None, windows: torch.Tensor, show_progress: b
 def density(receipt: Receipt) -> dict[str, float | None]:
     """What a receipt says of the work: kept over visible tokens, and tokens kept per query and head."""
     return {"density": finite_or_none(receipt.density), "mean_kept": finite_or_none(receipt.mean_kept)}
+
+
+def served(model: Any, plan: Plan | None) -> dict[str, str]:
+    """What serves the attention of `model` under a plan, or without one, and why; for results."""
+    if plan is None:
+        return {"path": f"transformers ({model.config._attn_implementation})", "path_reason": "there is no plan"}
+    weight = model.get_input_embeddings().weight
+    path, why = serving(weight.device, weight.dtype)
+    return {"path": path, "path_reason": why}
 
 
 def policy_label(plan: Plan) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..console import whole
-from .shared import DEFAULT_MODEL, MODEL_HELP, TEXT_HELP, Add, Options, show
+from .shared import DEFAULT_MODEL, MODEL_HELP, TEXT_HELP, Add, Options, mention_missing_kernels, show
 
 WHAT = "the whole chain on a small real model, with a report"
 EXAMPLE = "--out demo"
@@ -26,6 +26,7 @@ def run(options: Options) -> None:
     from ..demo import demo_text, run_demo
     from ..profiler import ProfileConfig
 
+    mention_missing_kernels("cpu")
     result = run_demo(
         options.out,
         options.model,

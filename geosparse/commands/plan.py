@@ -9,7 +9,7 @@ from ..artifact import check_writable
 from ..bounds import MAX_BYTES, MAX_TOLERANCE
 from ..console import number, say, whole
 from ..errors import GeosparseError
-from .shared import DEFAULT_MODEL, MODEL_HELP, TEXT_HELP, Add, Options, show
+from .shared import DEFAULT_MODEL, MODEL_HELP, TEXT_HELP, Add, Options, mention_missing_kernels, show
 
 if TYPE_CHECKING:
     from ..plan import Plan
@@ -110,6 +110,7 @@ def _within_tolerance(options: Options, profile: Profile, chosen: dict[str, Any]
     if search == verify:
         raise GeosparseError("--text and --verify-text are the same: verify on text that was not searched on.")
     model, tokenizer = load_model(asked["model"])
+    mention_missing_kernels("cpu")
     profile.check(model)
     length, count = asked["length"], asked["windows"]
     return plan_within(

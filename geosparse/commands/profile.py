@@ -59,4 +59,8 @@ def run(options: Options) -> None:
         return
     data, text = describe_profile(profile)
     shared = f", {processes} processes sharing the windows" if processes > 1 else ""
+    from ..ops.serving import serving
+
+    path, why = serving(model.get_input_embeddings().weight.device)
+    data |= {"path": path, "path_reason": why}
     show(options, data | {"out": str(options.out), "processes": processes}, f"{text}\nWrote {options.out}{shared}.")

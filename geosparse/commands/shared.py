@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..console import json_text, printable
+from ..console import json_text, printable, say
 
 if TYPE_CHECKING:
     from ..plan import Plan
@@ -32,7 +32,17 @@ def load(options: Options) -> tuple[Any, Any]:
     """The model and tokenizer that `add_model` let the user name."""
     from ..models import load_model
 
-    return load_model(options.model, dtype=options.dtype, device=options.device)
+    model, tokenizer = load_model(options.model, dtype=options.dtype, device=options.device)
+    mention_missing_kernels(model.get_input_embeddings().weight.device)
+    return model, tokenizer
+
+
+def mention_missing_kernels(device: Any) -> None:
+    """Say, once, on standard error that the kernels for a device are missing, and how to get them."""
+    from ..ops.serving import first_mention
+
+    if sentence := first_mention(device):
+        say(f"geosparse: warning: {sentence}")
 
 
 def load_plan(path: Path | None) -> Plan | None:
