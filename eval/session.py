@@ -18,7 +18,7 @@ from geosparse.errors import GeosparseError, did_you_mean
 from geosparse.identity import identify
 from geosparse.models import load_model
 from geosparse.profile import Profile
-from geosparse.profiler import ProfileConfig, profile_to_file
+from geosparse.profiler import ProfileConfig, config_json, profile_to_file
 from geosparse.provenance import device_name, processor, versions
 from geosparse.text import load_texts, text_sha256
 
@@ -171,7 +171,7 @@ class Session:
         asked = self.recipe.profile
         texts = load_texts(setting.text(asked.text))
         config = ProfileConfig(lengths=asked.lengths, windows=asked.windows, selectors=asked.selectors)
-        what = {"model": identify(model).to_json(), "text": text_sha256(texts), "config": config.to_json()}
+        what = {"model": identify(model).to_json(), "text": text_sha256(texts), "config": config_json(config)}
         key = hashlib.sha256(dump_json(what | {"dtype": self.recipe.dtype}).encode()).hexdigest()[:16]
         path = self.options.results / "_scratch" / "profiles" / f"{key}.safetensors"
         if path.exists():

@@ -15,7 +15,7 @@ from .models import load_model
 from .plan import Plan, PlanTail
 from .planner import DEFAULT_POLICY, DEFAULT_TAIL, make_plan
 from .profile import Profile
-from .profiler import ProfileConfig, profile_model
+from .profiler import ProfileConfig, config_json, profile_model
 from .provenance import command_line, device_name, versions
 from .reports.demo import require_plots, save_frontier_png, terminal_table, write_report
 from .runtime.architecture import context_limit
@@ -133,7 +133,7 @@ def _profile(
             old is not None
             and old.model.difference(identify(model)) is None
             and old.calibration.get("sha256") == text_sha256(texts)
-            and old.config == {key: list(v) if isinstance(v, tuple) else v for key, v in config.to_json().items()}
+            and old.config == {key: list(v) if isinstance(v, tuple) else v for key, v in config_json(config).items()}
             and old.provenance == versions()
         ):
             return old

@@ -104,8 +104,12 @@ def generate(
             f"{model.dtype}, overflow on this prompt, first at {where}; {ADVICE}."
         )
     new = output[0, length:]
-    return {
-        "text": tokenizer.decode(new, skip_special_tokens=True),
-        "prompt_tokens": length,
-        "new_tokens": len(new),
-    } | served(model, plan) | ({} if receipt is None else density(receipt) | {"notes": receipt.notes})
+    return (
+        {
+            "text": tokenizer.decode(new, skip_special_tokens=True),
+            "prompt_tokens": length,
+            "new_tokens": len(new),
+        }
+        | served(model, plan)
+        | ({} if receipt is None else density(receipt) | {"notes": receipt.notes})
+    )

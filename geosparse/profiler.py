@@ -108,10 +108,6 @@ class ProfileConfig:
         for selector in self.selectors:
             check_selector(selector)
 
-    def to_json(self) -> dict[str, Any]:
-        """As a profile holds it: one length is in `lengths` alone, however it was given."""
-        return asdict(self) | {"length": None}
-
     @property
     def longest(self) -> int:
         """Tokens of the longest windows."""
@@ -120,6 +116,11 @@ class ProfileConfig:
     def windows_of(self, length: int) -> int:
         """How many windows of `length` tokens to take."""
         return max(min(FEWEST_WINDOWS, self.windows), round(self.windows * self.lengths[0] / length))
+
+
+def config_json(config: ProfileConfig) -> dict[str, Any]:
+    """A configuration as a profile holds it: one length is in `lengths` alone, however it was given."""
+    return asdict(config) | {"length": None}
 
 
 def profile_model(
@@ -194,7 +195,7 @@ def _profile(
     about: dict[str, Any] = {
         "model": identify(model).to_json(),
         "calibration": {"sha256": text_sha256(texts), "windows": len(windows), "lengths": list(config.lengths)},
-        "config": config.to_json(),
+        "config": config_json(config),
         "provenance": versions(),
     }
     parts = None if folder is None else Parts(folder, about | {"dtype": str(model.dtype)})
