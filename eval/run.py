@@ -11,46 +11,41 @@ from __future__ import annotations
 import argparse
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-from geosparse.errors import GeosparseError
+from geosparse.console import Parser, run_command, say, whole
 
 ROOT = Path(__file__).parents[1]
 DECIDES = ("geosparse", "eval", "recipes")
-STOPPED = 130
 DIFFERS = 1
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
-    options = _parser().parse_args(arguments)
+    stopped = "stopped; the same command goes on from here."
+    return run_command("eval.run", lambda: _run(_parser().parse_args(arguments)), stopped)
+
+
+def _run(options: argparse.Namespace) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # as lm-eval does: its bootstrap forks
     if options.data is not None:
         _look_below(options.data)
-    try:
-        from .session import Session
+    from .session import Session
 
-        session = Session(options)
-        if session.elsewhere:
-            return session.run_elsewhere()
-        if options.check is not None:
-            text, same = session.check()
-            print(text)
-            return 0 if same else DIFFERS
-        print(session.run())
-    except GeosparseError as error:
-        print(f"eval.run: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("eval.run: stopped; the same command goes on from here.", file=sys.stderr)
-        return STOPPED
+    session = Session(options)
+    if session.elsewhere:
+        return session.run_elsewhere()
+    if options.check is not None:
+        text, same = session.check()
+        print(text)
+        return 0 if same else DIFFERS
+    print(session.run())
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m eval.run",
         description=(__doc__ or "").splitlines()[0],
         epilog="example: python -m eval.run smoke",
@@ -59,13 +54,13 @@ def _parser() -> argparse.ArgumentParser:
     add("recipe", help="a file, or its name below recipes/ without the ending")
     add("--data", type=Path, help="folder of texts named data:FILE; data sets of lm-eval are looked for in its hub/")
     add("--results", type=Path, default=ROOT / "results", help="where results go (results/)")
-    add("--limit", type=int, help="at most so many samples per task; the result goes to results/_scratch/")
+    add("--limit", type=whole(1), help="at most so many samples per task; the result goes to results/_scratch/")
     add("--only", help="score samples of these tasks only, by id, comma-separated; no result until all are there")
     add("--variants", help="the same for variants")
     what = "score nothing: put plans and samples into results/NAME/unfinished/, from where another machine goes on"
     add("--park", action="store_true", help=what)
     what = "score the first so many samples of each task anew, by the committed plans, and compare: 1 where they differ"
-    add("--check", type=int, metavar="SAMPLES", help=what)
+    add("--check", type=whole(1), metavar="SAMPLES", help=what)
     add("--model", help="another model than the recipe's: a folder, alias or hub id (results/_scratch/)")
     add("--json", action="store_true", help="print the result as JSON")
     return parser
@@ -98,7 +93,7 @@ def _git(*arguments: str) -> str:
 
 def show(data: Any) -> None:
     """Progress, on standard error."""
-    print(data, file=sys.stderr, flush=True)
+    say(str(data))
 
 
 if __name__ == "__main__":

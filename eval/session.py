@@ -18,7 +18,7 @@ from geosparse.errors import GeosparseError, did_you_mean
 from geosparse.identity import identify
 from geosparse.models import load_model
 from geosparse.profile import Profile
-from geosparse.profiler import ProfileConfig, profile_to_file
+from geosparse.profiler import ProfileConfig, config_json, profile_to_file
 from geosparse.provenance import device_name, processor, versions
 from geosparse.text import load_texts, text_sha256
 
@@ -52,7 +52,7 @@ class Session:
         for flag, number in {"--limit": options.limit, "--check": options.check}.items():
             if number is not None and number < 1:
                 raise GeosparseError(f"{flag} is a number of samples from 1, found {number}.")
-        if options.check is not None and (options.limit or options.model or options.park):
+        if options.check is not None and (options.limit is not None or options.model is not None or options.park):
             raise GeosparseError("--check repeats a result as it is: leave out --limit, --model and --park.")
         self.options = options
         recipe = load_recipe(options.recipe)
@@ -144,7 +144,7 @@ class Session:
             methods = [Method(), *(planner.method(variant, asked.length) for variant in recipe.variants)]
             if task.applies:  # methods that shrink the cache act after the prompt: only tasks that decode show them
                 methods = [method for method in methods if not method.shrinks]
-            samples = min(task.effective, limit or task.effective)
+            samples = task.effective if limit is None else min(task.effective, limit)
             task.effective = samples
             parts = {method.id: self._part(task, method, about) for method in methods}
             benches.append(Bench(task, methods, parts, samples))
@@ -171,7 +171,7 @@ class Session:
         asked = self.recipe.profile
         texts = load_texts(setting.text(asked.text))
         config = ProfileConfig(lengths=asked.lengths, windows=asked.windows, selectors=asked.selectors)
-        what = {"model": identify(model).to_json(), "text": text_sha256(texts), "config": dataclasses.asdict(config)}
+        what = {"model": identify(model).to_json(), "text": text_sha256(texts), "config": config_json(config)}
         key = hashlib.sha256(dump_json(what | {"dtype": self.recipe.dtype}).encode()).hexdigest()[:16]
         path = self.options.results / "_scratch" / "profiles" / f"{key}.safetensors"
         if path.exists():

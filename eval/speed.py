@@ -10,7 +10,6 @@ variant has put to sleep, is told apart. Ratios are within one run; medians with
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -21,7 +20,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from geosparse.artifact import dump_json, write_json
+from geosparse.artifact import write_json
+from geosparse.console import Parser, json_text, run_command, whole
 from geosparse.errors import GeosparseError
 from geosparse.ops import Selector, Tail, cpu, memory, reference_attention
 from geosparse.ops.cpu.read import read_rows
@@ -111,7 +111,8 @@ def variants_of(
 def gate(layer: Layer, variant: Variant, scaling: float) -> float:
     """Largest difference from the fp64 reference; raises GeosparseError where rounding cannot explain it."""
     heads, context = layer.query.shape[1], layer.key.shape[2]
-    n, selector = variant.n_keep or context, variant.selector or "topn"
+    n = context if variant.n_keep is None else variant.n_keep
+    selector = "topn" if variant.selector is None else variant.selector
     tail: Tail = "centroid" if selector == "lowbit" or (selector == "topn" and n < context) else "renormalize"
     true = reference_attention(*layer, [n] * heads, tail=tail, scaling=scaling, selector=selector).output
     error = float((variant.run(layer).double() - true).abs().max())
@@ -147,7 +148,7 @@ def memory_speed(shapes: Sequence[str], dtypes: Sequence[str]) -> Memory:
 
 
 def measure(
-    shape_name: str, context: int, dtype_name: str, keeps: Sequence[int], speed: Memory, repeats: int = 0
+    shape_name: str, context: int, dtype_name: str, keeps: Sequence[int], speed: Memory, repeats: int | None = None
 ) -> dict[str, Any]:
     """Times of all variants on one shape, in turns, beside what their bytes take at the speed of memory."""
     shape, dtype = SHAPES[shape_name], DTYPES[dtype_name]
@@ -157,7 +158,7 @@ def measure(
     times: dict[str, list[float]] = {name: [] for name in variants}
     firsts: dict[str, list[float]] = {name: [] for name in variants}
     turns = cycle(layers)
-    for _ in range(repeats or REPEATS):
+    for _ in range(REPEATS if repeats is None else repeats):
         for name, variant in variants.items():
             first, *others = (seconds(partial(variant.run, next(turns))) for _ in range(ROW))
             firsts[name].append(first)
@@ -192,18 +193,22 @@ def measure(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print a table, write JSON."""
+    return run_command("eval.speed", lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:2] == ["--device", "cuda"]:
         from .gpu.__main__ import main as main_on_gpu
 
         return main_on_gpu(["--stages", "correctness", "kernels", "models", "prefill", *given[2:]])
-    parser = argparse.ArgumentParser(prog="python -m eval.speed", description=__doc__)
+    parser = Parser(prog="python -m eval.speed", description=__doc__)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["smollm2"])
-    parser.add_argument("--contexts", nargs="+", type=int, default=[8192])
+    parser.add_argument("--contexts", nargs="+", type=whole(1), default=[8192])
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["fp32", "bf16"])
-    parser.add_argument("--keep", nargs="+", type=int, default=[64, 256])
-    parser.add_argument("--repeats", type=int, default=0, help=f"of every variant, default {REPEATS}")
-    parser.add_argument("--prefill", type=int, metavar="N", help="also time exact prefill keeping N tokens")
+    parser.add_argument("--keep", nargs="+", type=whole(1), default=[64, 256])
+    parser.add_argument("--repeats", type=whole(1), help=f"of every variant, default {REPEATS}")
+    parser.add_argument("--prefill", type=whole(1), metavar="N", help="also time exact prefill keeping N tokens")
     parser.add_argument("--plan", type=Path, help="also time this plan's budgets against even ones")
     parser.add_argument("--out", type=Path, help="write JSON here")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -220,18 +225,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             measure(*case, options.keep, speed, options.repeats) for case in track(cases, "speed", not options.json)
         ],
     }
-    if options.plan:
+    if options.plan is not None:
         plan = Plan.load(options.plan)
         result["ragged"] = [raggedness(*case, plan, "lowbit") for case in cases]
-    if options.prefill:
+    if options.prefill is not None:
         result["prefill"] = [prefill_time(*case, options.prefill) for case in cases]
     result["overhead_us"], result["outside_kernel_us"] = (
         overhead()
     )  # last: libgomp puts its threads to sleep sooner once their number has changed
-    if options.out:
+    if options.out is not None:
         write_json(options.out, result)
     if options.json:
-        print(dump_json(result), end="")
+        print(json_text(result), end="")
         return 0
     rows = ", ".join(f"{size} bytes {found:.1f}" for size, found in result["random_gb_per_second"].items())
     print(f"{result['device']}; a sum reads {result['read_gb_per_second']:.1f} GB/s, random rows of {rows}")

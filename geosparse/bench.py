@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from .bounds import check_whole
 from .errors import GeosparseError
 from .ops import best_path, cpu
 from .ops.types import per_head
@@ -29,7 +30,7 @@ from .runtime.adapters import inner_model
 from .runtime.architecture import attention_layers, check_context, input_device
 from .runtime.held import held
 from .runtime.products import products
-from .scoring import density
+from .scoring import density, served
 
 WARMUP = 2
 
@@ -55,8 +56,7 @@ def bench(
     Raises:
         GeosparseError: Sparse attention with every token kept does not reproduce the dense logits here.
     """
-    if new_tokens < 1:
-        raise GeosparseError(f"Time at least 1 new token, found {new_tokens}.")
+    new_tokens = check_whole("new_tokens", new_tokens, 1)
     model = inner_model(model)
     check_context(model, len(prompt) + new_tokens + WARMUP, "give a smaller --context or --new-tokens")
     device = input_device(model)
@@ -95,7 +95,7 @@ def bench(
         "products_ratio": steps[0]["ms_per_token"] / steps[2]["ms_per_token"],
         "gate": gate,
         "note": f"single queries through {_path(model)}",
-    }
+    } | served(model, plan)
     if plan is None:
         return result
     planned = {"policy": plan.policy, "tail": plan.tail, "mean_keep": plan.mean_keep}

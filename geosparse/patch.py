@@ -12,8 +12,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from .attention import LayerRules, SparseAttention
+from .bounds import check_whole
 from .errors import GeosparseError, did_you_mean
 from .ops import Budgets, Selector
+from .ops.serving import missing_kernels, serving, warn_once
 from .ops.types import per_head
 from .plan import Plan
 from .runtime.action import device_of_module
@@ -75,10 +77,15 @@ def sparsify_(
         raise GeosparseError("The model is already sparsified: call geosparse.restore_(model) first.")
     if prefill not in PREFILLS:
         raise GeosparseError(f"Unknown prefill mode {prefill!r}: {did_you_mean(prefill, PREFILLS)}")
+    if dense_below != "measured":
+        dense_below = check_whole("dense_below", dense_below, 0)
     plan.check(model)
     layers = attention_layers(model)
     _check_dense_budget(model)
     receipt = Receipt(plan.budgets, [layer.name for layer in layers])
+    weight = model.get_input_embeddings().weight
+    receipt.served_by(serving(weight.device, weight.dtype), missing_kernels(weight.device))
+    warn_once(weight.device)
     handlers: dict[torch.nn.Module, Handler] = {
         layer.module: SparseAttention(
             index,

@@ -10,6 +10,7 @@ from typing import Any, Literal, cast
 import torch
 
 from .artifact import MAX_COUNT, damaged, is_count, is_number, read_json, require, write_json
+from .bounds import as_whole, check_whole
 from .errors import GeosparseError, did_you_mean
 from .identity import ModelIdentity, identify, parse_identity
 from .ops import CHOICES, SELECTORS, TAILS, Budgets, Selector, Selectors, Tail, Tails, check_selector
@@ -81,8 +82,7 @@ class Plan:
         if int(self.n_keep.min()) < 1 or int(self.n_keep.max()) > MAX_COUNT:
             found = f"{int(self.n_keep.min())} to {int(self.n_keep.max())}"
             raise GeosparseError(f"Every head keeps from 1 to {MAX_COUNT} tokens, found budgets of {found}.")
-        if self.reference_length < 1:
-            raise GeosparseError(f"The reference length is at least 1 token, found {self.reference_length}.")
+        check_whole("reference_length", self.reference_length, 1)
         if self.growth is not None:
             sound = tuple(self.growth.shape) == shape and self.growth.dtype == torch.float64
             sound = sound and bool(((self.growth >= 0) & (self.growth <= MAX_GROWTH)).all())
@@ -147,15 +147,19 @@ class Plan:
             reference_length: Recorded only; by default the longest context of the model.
             selector: How the tokens are found.
         """
-        if isinstance(n_keep, bool) or not 1 <= n_keep <= MAX_COUNT or not float(n_keep).is_integer():
+        if not is_count(as_whole(n_keep)):
             raise GeosparseError(f"n_keep is a whole number of tokens >= 1, found {n_keep}.")
+        n_keep = int(n_keep)
         identity = identify(model)
-        longest = getattr(model.config.get_text_config(), "max_position_embeddings", None) or n_keep
-        budgets = torch.full((identity.layers, identity.heads), int(n_keep), dtype=torch.int64, device="cpu")
+        longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        if reference_length is None:
+            reference_length = longest if is_count(longest) else n_keep
+        reference_length = check_whole("reference_length", reference_length, 1)
+        budgets = torch.full((identity.layers, identity.heads), n_keep, dtype=torch.int64, device="cpu")
         return cls(
             budgets,
             tail,
-            int(reference_length or longest),
+            reference_length,
             "uniform",
             {"mean_keep": float(n_keep)},
             identity,

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import torch
 
-from .artifact import MAX_COUNT
+from .artifact import MAX_COUNT, is_count
+from .bounds import as_number, as_whole
 from .errors import GeosparseError
 from .ops import CHOICES, SELECTORS
 from .plan import Plan, PlanTail, check_tail
@@ -84,7 +85,7 @@ def make_plan(
     POLICIES.check(policy)
     rule = POLICIES[policy]
     check_tail(tail)
-    if not 0 <= seed <= MAX_COUNT:
+    if (whole := as_whole(seed)) is None or not 0 <= whole <= MAX_COUNT:
         raise GeosparseError(f"seed is a whole number from 0 to {MAX_COUNT}, found {seed}.")
     if share_kv and not rule.shareable:
         able = ", ".join(name for name in POLICIES if POLICIES[name].shareable)
@@ -280,7 +281,7 @@ def _predicted(task: _Task, found: _Found, chosen: Chosen) -> dict[str, float]:
 def _checked_length(profile: Profile, length: int | None) -> int:
     if length is None or length == profile.length:
         return profile.length
-    if length < 1 or length > MAX_COUNT:
+    if not is_count(as_whole(length)):
         raise GeosparseError(f"The length to plan for is a whole number of tokens from 1, found {length}.")
     if len(profile.distinct_lengths) == 1:
         raise GeosparseError(
@@ -292,7 +293,7 @@ def _checked_length(profile: Profile, length: int | None) -> int:
 
 def _request(length: int, mean_keep: float | None, density: float | None, bytes_read: float | None) -> Request:
     given = {"mean_keep": mean_keep, "density": density, "bytes": bytes_read}
-    asked = {kind: float(amount) for kind, amount in given.items() if amount is not None}
+    asked = {kind: as_number(kind, amount) for kind, amount in given.items() if amount is not None}
     if len(asked) != 1:
         found = " and ".join(asked) or "none"
         raise GeosparseError(f"The budget is one of mean_keep, density and bytes, found {found}: give one of them.")

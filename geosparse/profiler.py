@@ -12,12 +12,14 @@ from typing import Any
 
 import torch
 
-from .artifact import MAX_COUNT, check_writable
+from .artifact import check_writable
 from .assumptions.moments import Moments
+from .bounds import check_whole
 from .errors import GeosparseError
 from .identity import identify
 from .interplay import Interplay
 from .ops import check_selector
+from .ops.serving import warn_once
 from .passes.capture import LayerRows, Rows, forward_backward, walk_layers
 from .passes.measures import KvHead, joined, kv_heads, measure
 from .passes.parts import Parts, Window, process_group, process_rank, wait_for_all
@@ -51,12 +53,16 @@ SECOND_WINDOWS, SECOND_QUERIES, SECOND_SHARE, SECOND_LENGTH = 4, 128, 32, 4096
 PASS_STEPS = 30
 
 
+class _Only(int):
+    """The one of `lengths`, as a configuration says it of itself: `dataclasses.replace` hands it back unasked."""
+
+
 @dataclass(frozen=True)
 class ProfileConfig:
     """How to profile.
 
     Attributes:
-        length: Short form of `lengths` with one entry, which it replaces where it is given.
+        length: The one entry of `lengths`, None of several; where it is given, `lengths` becomes it alone.
         windows: Windows of the shortest length, evenly spaced over the text; of a longer one as many as hold about as
             many tokens, but at least 2 (or `windows`, where that is less).
         queries: Query positions sampled per window, stratified over the window.
@@ -84,19 +90,17 @@ class ProfileConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be profiled."""
-        if self.length is not None:
+        if self.length is not None and not (isinstance(self.length, _Only) and self.lengths != (self.length,)):
             object.__setattr__(self, "lengths", (self.length,))
-            object.__setattr__(self, "length", None)
-        lengths = list(self.lengths)
-        if not lengths or lengths != sorted(set(lengths)):
-            raise GeosparseError(f"lengths must ascend, found {lengths}.")
+        lengths = tuple(check_whole("length", length, 8) for length in self.lengths)
+        if not lengths or list(lengths) != sorted(set(lengths)):
+            raise GeosparseError(f"lengths must ascend, found {list(lengths)}.")
+        object.__setattr__(self, "lengths", lengths)
+        object.__setattr__(self, "length", _Only(lengths[0]) if len(lengths) == 1 else None)
         least = {"windows": 1, "queries": 1, "random_sets": 1, "seed": 0, "geometry_queries": 1}
-        values = {"length": lengths[0]} | {name: getattr(self, name) for name in least}
-        for name, bound in ({"length": 8} | least).items():
-            if values[name] < bound:
-                raise GeosparseError(f"{name} must be at least {bound}, found {values[name]}.")
-        if self.seed > MAX_COUNT:
-            raise GeosparseError(f"seed must be at most {MAX_COUNT}, found {self.seed}.")
+        for name, bound in least.items():
+            object.__setattr__(self, name, check_whole(name, getattr(self, name), bound))
+        object.__setattr__(self, "budgets", tuple(check_whole("budgets", budget) for budget in self.budgets))
         if not self.budgets or min(self.budgets) < 1 or list(self.budgets) != sorted(set(self.budgets)):
             raise GeosparseError(f"budgets must ascend from at least 1, found {list(self.budgets)}.")
         if self.budgets[0] >= lengths[0]:
@@ -114,6 +118,11 @@ class ProfileConfig:
     def windows_of(self, length: int) -> int:
         """How many windows of `length` tokens to take."""
         return max(min(FEWEST_WINDOWS, self.windows), round(self.windows * self.lengths[0] / length))
+
+
+def config_json(config: ProfileConfig) -> dict[str, Any]:
+    """A configuration as a profile holds it: one length is in `lengths` alone, however it was given."""
+    return asdict(config) | {"length": None}
 
 
 def profile_model(
@@ -139,7 +148,7 @@ def profile_model(
     """
     model = inner_model(model)
     with evaluating(model):
-        return _profile(model, tokenizer, texts, config or ProfileConfig(), None, show_progress)
+        return _profile(model, tokenizer, texts, ProfileConfig() if config is None else config, None, show_progress)
 
 
 def profile_to_file(
@@ -164,7 +173,7 @@ def profile_to_file(
     parts = path.with_name(f"{path.name}.parts")
     model = inner_model(model)
     with process_group(), evaluating(model):
-        profile = _profile(model, tokenizer, texts, config or ProfileConfig(), parts, show_progress)
+        profile = _profile(model, tokenizer, texts, ProfileConfig() if config is None else config, parts, show_progress)
         if process_rank()[0] == 0:
             profile.save(path)
             shutil.rmtree(parts, ignore_errors=True)
@@ -182,6 +191,7 @@ def _profile(
 ) -> Profile:
     """`profile_model`; with a folder for the finished windows, resumed and shared between processes."""
     layers = attention_layers(model)
+    warn_once(model.get_input_embeddings().weight.device)
     check_context(model, config.longest, "give a smaller --length")
     texts = [texts] if isinstance(texts, str) else list(texts)
     windows = [
@@ -192,7 +202,7 @@ def _profile(
     about: dict[str, Any] = {
         "model": identify(model).to_json(),
         "calibration": {"sha256": text_sha256(texts), "windows": len(windows), "lengths": list(config.lengths)},
-        "config": asdict(config),
+        "config": config_json(config),
         "provenance": versions(),
     }
     parts = None if folder is None else Parts(folder, about | {"dtype": str(model.dtype)})

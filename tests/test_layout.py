@@ -18,6 +18,8 @@ STUDIES = ROOT / "eval"
 LAYERS = [
     {"errors"},
     {"artifact", "provenance", "progress", "registry", "statistics", "threads"},
+    {"bounds"},
+    {"console"},
     {"ops"},
     {"geometry", "text", "weights"},
     {"assumptions", "interplay"},

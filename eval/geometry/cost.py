@@ -18,7 +18,8 @@ from statistics import median
 from typing import Any
 
 from geosparse import GeosparseError
-from geosparse.artifact import dump_json, write_json
+from geosparse.artifact import write_json
+from geosparse.console import Parser, json_text, run_command, whole
 
 SCHEMA = "geosparse.geometry.cost/1"
 TIME_RATIO = 2.0
@@ -119,20 +120,21 @@ def describe(result: dict[str, Any]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print, write."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    parser = argparse.ArgumentParser(prog="python -m eval.geometry.cost", description=__doc__.splitlines()[0])
+    parser = Parser(prog="python -m eval.geometry.cost", description=__doc__.splitlines()[0])
     parser.add_argument("model", help="as for `geosparse profile`")
     parser.add_argument("--text", default="pydoc:calibration", help="text of the window")
-    parser.add_argument("--length", type=int, default=4096, help="tokens (4096)")
-    parser.add_argument("--threads", type=int, default=2, help="threads of torch (2)")
-    parser.add_argument("--repeats", type=int, default=1, help="runs of each, in turn (1)")
+    parser.add_argument("--length", type=whole(8), default=4096, help="tokens (4096)")
+    parser.add_argument("--threads", type=whole(1, 4096), default=2, help="threads of torch (2)")
+    parser.add_argument("--repeats", type=whole(1), default=1, help="runs of each, in turn (1)")
     parser.add_argument("--out", type=Path, help="folder for cost.json, or for cost-LENGTH.json at another length")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--only", choices=KINDS, help=argparse.SUPPRESS)
-    options = parser.parse_args(given)
-    try:
-        if options.only:
+
+    def command() -> None:
+        options = parser.parse_args(given)
+        if options.only is not None:
             print(json.dumps(measure(options.only, options)))
-            return 0
+            return
         runs: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
         for _ in range(options.repeats):
             for kind, found in runs.items():
@@ -141,11 +143,9 @@ def main(arguments: list[str] | None = None) -> int:
         if options.out is not None:
             name = "cost.json" if options.length == 4096 else f"cost-{options.length}.json"
             write_json(options.out / name, result)
-        print(dump_json(result) if options.json else describe(result))
-    except GeosparseError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        print(json_text(result) if options.json else describe(result))
+
+    return run_command("eval.geometry.cost", command)
 
 
 def about(options: argparse.Namespace) -> dict[str, Any]:

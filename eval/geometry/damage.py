@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from geosparse.console import whole, wholes
 from geosparse.ops import TAILS, Tail
 from geosparse.profile import Profile
 from geosparse.profiler import ProfileConfig, profile_model
@@ -19,7 +20,6 @@ from geosparse.progress import track
 from geosparse.runtime.architecture import attention_layers
 
 from ..statistics import bootstrap, spearman
-from .findings import whole_numbers
 from .one_head import Trial, one_head_losses
 from .study import Text, main, parser, rounded, windows_of
 
@@ -172,8 +172,8 @@ def run(arguments: list[str] | None = None) -> int:
     """The command; returns the exit code."""
     given = parser("damage", __doc__.splitlines()[0])
     given.set_defaults(length=512, windows=4)
-    given.add_argument("--heads", type=int, default=64, help="heads to sample, spread over the model (64)")
-    given.add_argument("--budgets", type=whole_numbers, default=[2, 8, 32, 128], help="the N (2,8,32,128)")
+    given.add_argument("--heads", type=whole(1), default=64, help="heads to sample, spread over the model (64)")
+    given.add_argument("--budgets", type=wholes(1), default=(2, 8, 32, 128), help="the N (2,8,32,128)")
     given.add_argument("--tails", type=words, default=["renormalize"], help="drop, renormalize, centroid (renormalize)")
     given.add_argument("--roles", type=words, default=["text"], help="where damage is measured: text, other (text)")
     return main("damage", given.parse_args(arguments), study, describe)

@@ -26,6 +26,7 @@ from geosparse.assumptions.fits import Fits, fit, holds, met
 from geosparse.assumptions.law import Law, sample_rows, simulate
 from geosparse.assumptions.moments import Moments, total, window_moments
 from geosparse.assumptions.sinks import find_sinks, own_position
+from geosparse.console import whole
 from geosparse.geometry import selection_order, separation
 
 from . import simulation, sink_similarity
@@ -221,7 +222,7 @@ def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command's arguments."""
     options = parser("envelopes", "assumption fits, coverage of the envelopes, sink similarity against recall")
     options.add_argument(
-        "--coverage", type=int, default=2, help="windows of --other on which envelopes are checked (2)"
+        "--coverage", type=whole(1), default=2, help="windows of --other on which envelopes are checked (2)"
     )
     return options.parse_args(arguments)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from geosparse.console import whole, wholes
 from geosparse.ops import Tail
 from geosparse.passes.measures import metrics
 from geosparse.plan import Plan
@@ -211,19 +212,16 @@ def describe(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def whole_numbers(text: str) -> list[int]:
-    """Comma-separated whole numbers."""
-    return [int(word) for word in text.split(",") if word]
-
-
 def run(arguments: list[str] | None = None) -> int:
     """The command; returns the exit code."""
     given = parser("findings", __doc__.splitlines()[0])
     given.set_defaults(queries=8)
-    given.add_argument("--lengths", type=whole_numbers, default=[256, 512, 1024, 2048], help="lengths of the losses")
-    given.add_argument("--regime-lengths", type=whole_numbers, default=[], help="further lengths of the regime")
-    given.add_argument("--tokens", type=int, default=4096, help="tokens per length, as windows of that length (4096)")
-    given.add_argument("--random-sets", type=int, default=8, help="random rankings per query (8)")
+    given.add_argument("--lengths", type=wholes(8), default=(256, 512, 1024, 2048), help="lengths of the losses")
+    given.add_argument("--regime-lengths", type=wholes(8), default=(), help="further lengths of the regime")
+    given.add_argument(
+        "--tokens", type=whole(8), default=4096, help="tokens per length, in windows of that length (4096)"
+    )
+    given.add_argument("--random-sets", type=whole(1), default=8, help="random rankings per query (8)")
     return main("findings", given.parse_args(arguments), study, describe)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from geosparse.console import whole
 from geosparse.progress import track
 from geosparse.regimes import REGIMES, SIGNATURES, Regimes, classify, cohen_kappa, shares_by_layer, signatures, typical
 from geosparse.scoring import token_nll
@@ -78,7 +79,7 @@ def study(model: Any, tokenizer: Any, texts: dict[str, Text], options: argparse.
         "heads": _heads(medians["text"], regimes["text"]),
         "other_labels": {name: _letters(regimes[name].label) for name in names},
     }
-    if options.draws:
+    if options.draws > 0:
         result["worth"] = worth(
             model, windows_of(tokenizer, texts["other"], options.short, options.worth), label, options
         )
@@ -176,12 +177,12 @@ def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command's arguments."""
     options = parser("regimes", "stability, place and worth of head regimes")
     options.add_argument(
-        "--short", type=int, default=512, help="another length, and that of the windows of --worth (512)"
+        "--short", type=whole(8), default=512, help="another length, and that of the windows of --worth (512)"
     )
     options.add_argument(
-        "--draws", type=int, default=4, help="random sets of heads to starve and silence; 0 skips it (4)"
+        "--draws", type=whole(0), default=4, help="random sets of heads to starve and silence; 0 skips it (4)"
     )
-    options.add_argument("--worth", type=int, default=6, help="windows on which sets of heads are starved (6)")
+    options.add_argument("--worth", type=whole(1), default=6, help="windows on which sets of heads are starved (6)")
     return options.parse_args(arguments)
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from geosparse.artifact import check_writable, dump_json, write_json
+from geosparse.artifact import check_writable, write_json
+from geosparse.console import Parser, json_text, run_command, whole
 from geosparse.errors import GeosparseError
 from geosparse.identity import identify
 from geosparse.models import load_model
@@ -30,17 +30,17 @@ class Text(NamedTuple):
     texts: list[str]
 
 
-def parser(name: str, what: str) -> argparse.ArgumentParser:
+def parser(name: str, what: str) -> Parser:
     """The arguments that every study takes."""
-    parser = argparse.ArgumentParser(prog=f"python -m eval.geometry.{name}", description=what)
+    parser = Parser(prog=f"python -m eval.geometry.{name}", description=what)
     add = parser.add_argument
     add("model", help="folder, hub id, or alias: smollm2-135m, gemma3-270m")
     add("--text", default="pydoc:calibration", help=".txt or .jsonl file, hf:owner/name, or pydoc:part")
     add("--other", default="pydoc:test", help="a second text, disjoint from the first")
-    add("--length", type=int, default=1024, help="tokens per window (1024)")
-    add("--windows", type=int, default=8, help="windows of each text, evenly spaced (8)")
-    add("--queries", type=int, default=64, help="query positions sampled per window (64)")
-    add("--seed", type=int, default=0, help="seed of all sampling (0)")
+    add("--length", type=whole(8), default=1024, help="tokens per window (1024)")
+    add("--windows", type=whole(1), default=8, help="windows of each text, evenly spaced (8)")
+    add("--queries", type=whole(1), default=64, help="query positions sampled per window (64)")
+    add("--seed", type=whole(0), default=0, help="seed of all sampling (0)")
     add("--dtype", default="float32", help="dtype of the model (float32)")
     add("--device", help="where to put the model (default: cpu)")
     add("--out", type=Path, required=True, help=f"folder for {name}.json")
@@ -55,21 +55,19 @@ def main(
     describe: Callable[[dict[str, Any]], str],
 ) -> int:
     """Run `study`, write `name`.json into the folder `--out`, print it; exit code 2 on a mistake of the user's."""
-    try:
+
+    def command() -> None:
         path = check_writable(options.out / f"{name}.json")
-        if options.windows < 1 or options.queries < 1:
-            raise GeosparseError(f"Give 1 window and query or more, found {options.windows} and {options.queries}.")
         texts = {role: read_text(getattr(options, role)) for role in ("text", "other")}
         if texts["text"].sha256 == texts["other"].sha256:
             raise GeosparseError("--text and --other are the same text: give two disjoint ones.")
         model, tokenizer = load_model(options.model, dtype=options.dtype, device=options.device)
         result = header(name, model, texts, options) | study(model, tokenizer, texts, options)
         write_json(path, result)
-    except GeosparseError as error:
-        print(f"eval.geometry.{name}: error: {error}", file=sys.stderr)
-        return 2
-    print(dump_json(result) if options.json else f"{describe(result)}\nWrote {path}.", end="" if options.json else "\n")
-    return 0
+        text = json_text(result) if options.json else f"{describe(result)}\nWrote {path}."
+        print(text, end="" if options.json else "\n")
+
+    return run_command(f"eval.geometry.{name}", command)
 
 
 def read_text(source: str) -> Text:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
-from geosparse.artifact import check_writable, dump_json, read_json, write_json
+from geosparse.artifact import check_writable, read_json, write_json
+from geosparse.console import Parser, json_text, run_command, whole
 from geosparse.errors import GeosparseError
 from geosparse.identity import identify
 from geosparse.models import load_model
@@ -23,27 +23,26 @@ SCHEMA = "geosparse.eval.planner/1"
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
-    options = _parser().parse_args(arguments)
-    try:
+
+    def command() -> None:
+        options = _parser().parse_args(arguments)
         result = run(options)
-    except GeosparseError as error:
-        print(f"eval.planner: error: {error}", file=sys.stderr)
-        return 2
-    print(dump_json(result) if options.json else f"{describe(result)}\nWrote {options.out}.")
-    return 0
+        print(json_text(result) if options.json else f"{describe(result)}\nWrote {options.out}.")
+
+    return run_command("eval.planner", command)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m eval.planner", description=__doc__)
+    parser = Parser(prog="python -m eval.planner", description=__doc__)
     add = parser.add_argument
     add("model", help="folder, hub id, or alias: smollm2-135m, gemma3-270m")
     add("--texts", nargs="+", default=["pydoc:test", "pydoc:planning"], help="held-out texts, the main one first")
     add("--calibration", default="pydoc:calibration", help="text of the profile")
     add("--profile", type=Path, help="take this profile instead of making one")
     add("--long-profile", type=Path, help="profile of several lengths, for part 3")
-    add("--length", type=int, default=1024, help="tokens per window (1024)")
-    add("--windows", type=int, default=8, help="windows per text (8)")
-    add("--calibration-windows", type=int, default=8, help="windows of the profile (8)")
+    add("--length", type=whole(8), default=1024, help="tokens per window (1024)")
+    add("--windows", type=whole(1), default=8, help="windows per text (8)")
+    add("--calibration-windows", type=whole(1), default=8, help="windows of the profile (8)")
     add("--only", help=f"parts to run, of {','.join(PARTS)} (all)")
     add("--again", action="store_true", help="run parts that are done once more")
     add("--out", type=Path, required=True, help="JSON file; parts that it holds are not run again")
@@ -54,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Run the parts and return the result, which is also in the file."""
     path = check_writable(options.out)
-    wanted = options.only.split(",") if options.only else list(PARTS)
+    wanted = list(PARTS) if options.only is None else options.only.split(",")
     if unknown := set(wanted) - PARTS.keys():
         raise GeosparseError(f"There is no part {min(unknown)!r}: choose from {', '.join(PARTS)}.")
     model, tokenizer = load_model(options.model)

@@ -6,13 +6,12 @@ and the tables between `<!-- eval: NAME -->` and `<!-- end -->` in `README.md` a
 
 from __future__ import annotations
 
-import argparse
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from geosparse.artifact import write_atomic
+from geosparse.console import Parser, run_command
 from geosparse.errors import GeosparseError
 
 from .figure import save_png
@@ -28,19 +27,18 @@ BLOCK = re.compile(r"(<!-- eval: (\S+) -->\n).*?(\n?<!-- end -->)", flags=re.DOT
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m eval.report", description=(__doc__ or "").splitlines()[0])
+    parser = Parser(prog="python -m eval.report", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder of results (results/)")
     parser.add_argument(
         "--documents", type=Path, nargs="*", default=DOCUMENTS, help="files whose tables are renewed (README and docs)"
     )
-    options = parser.parse_args(arguments)
-    try:
+
+    def command() -> None:
+        options = parser.parse_args(arguments)
         for path in make(options.results, options.documents):
             print(f"Wrote {path}.")
-    except GeosparseError as error:
-        print(f"eval.report: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return run_command("eval.report", command)
 
 
 def find(results: Path) -> list[Loaded]:

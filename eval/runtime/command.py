@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import geosparse as gs
-from geosparse.artifact import check_writable, dump_json, write_json
+from geosparse.artifact import check_writable, write_json
+from geosparse.console import Parser, json_text, run_command, whole
 from geosparse.ops import SELECTORS, TAILS
 
 from .prompt import about
@@ -29,13 +29,13 @@ class Finding(NamedTuple):
 
 def add_context(add: Add, context: int, new_tokens: int) -> None:
     """The flags of a prompt that is continued."""
-    add("--context", type=int, default=context, help=f"tokens of the prompt ({context})")
-    add("--new-tokens", type=int, default=new_tokens, help=f"decode steps ({new_tokens})")
+    add("--context", type=whole(2), default=context, help=f"tokens of the prompt ({context})")
+    add("--new-tokens", type=whole(1), default=new_tokens, help=f"decode steps ({new_tokens})")
 
 
 def add_uniform(add: Add, mean_keep: int, selector: str) -> None:
     """The flags of a plan that treats all heads alike."""
-    add("--mean-keep", type=int, default=mean_keep, help=f"N of every head ({mean_keep})")
+    add("--mean-keep", type=whole(1), default=mean_keep, help=f"N of every head ({mean_keep})")
     add("--selector", choices=SELECTORS, default=selector, help=f"how tokens are found ({selector})")
     add("--tail", choices=TAILS, default="centroid", help="what stands for the rest (centroid)")
 
@@ -69,13 +69,14 @@ def command(
         text: The text that is taken where none is given.
     """
     description = (what or "").splitlines()[0]
-    parser = argparse.ArgumentParser(prog=f"python -m eval.runtime.{name}", description=description)
+    parser = Parser(prog=f"python -m eval.runtime.{name}", description=description)
     parser.add_argument("model", help="as for `geosparse profile`")
     parser.add_argument("--text", required=text is None, default=text, help="what is read: a file, or pydoc:...")
     flags(parser.add_argument)
     parser.add_argument("--out", type=Path, help="folder for the JSON")
-    options = parser.parse_args(arguments)
-    try:
+
+    def run() -> None:
+        options = parser.parse_args(arguments)
         if options.out is not None:
             check_writable(options.out / f"{name}.json")
         model, tokenizer = gs.load_model(options.model, dtype="float32")
@@ -83,8 +84,6 @@ def command(
             result = about(f"geosparse.runtime.{name}/1", options.model, options.text) | finding.result
             if options.out is not None:
                 write_json(options.out / finding.file, result)
-            print(finding.text or dump_json(result))
-    except gs.GeosparseError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+            print(json_text(result) if finding.text is None else finding.text)
+
+    return run_command(f"eval.runtime.{name}", run)

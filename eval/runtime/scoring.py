@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 import geosparse as gs
+from geosparse.console import whole
 from geosparse.progress import track
 from geosparse.scoring import sparse_nll, token_nll
 
@@ -46,15 +47,15 @@ def measure(model: Any, plan: gs.Plan, tokens: torch.Tensor) -> dict[str, Any]:
 def study(options: Options, model: Any, tokenizer: Any) -> Iterator[Finding]:
     """One length, one plan."""
     tokens = windows(tokenizer, options.text, options.length, options.windows)
-    plan = gs.Plan.load(options.plan) if options.plan else gs.Plan.uniform(model, 64, "centroid")
+    plan = gs.Plan.load(options.plan) if options.plan is not None else gs.Plan.uniform(model, 64, "centroid")
     given = {"length": options.length, "mean_keep": plan.mean_keep}
     yield Finding(f"scoring-{options.length}.json", given | measure(model, plan, tokens))
 
 
 def flags(add: Add) -> None:
     """Those of this study."""
-    add("--length", type=int, default=4096, help="tokens per window (4096)")
-    add("--windows", type=int, default=3, help="windows (3)")
+    add("--length", type=whole(2), default=4096, help="tokens per window (4096)")
+    add("--windows", type=whole(1), default=3, help="windows (3)")
     add("--plan", type=Path, help="plan (default: uniform 64, centroid)")
 
 

@@ -20,6 +20,7 @@ import torch
 
 import geosparse as gs
 from geosparse.attention import SparseAttention
+from geosparse.console import whole, wholes
 from geosparse.ops import SELECTORS
 from geosparse.patch import rules_of
 from geosparse.plan import PlanTail
@@ -159,17 +160,15 @@ def describe(result: dict[str, Any]) -> str:
 
 def study(options: Options, model: Any, tokenizer: Any) -> Iterator[Finding]:
     """A file per length, with a table per plan."""
-    lengths = [int(part) for part in options.lengths.split(",")]
-    counts = [int(part) for part in options.windows.split(",")]
     planned = "-planned" if options.plan is not None and options.mean_keep is None else ""
     plans = {}
     if options.mean_keep is not None or options.plan is None:
-        keep = options.mean_keep or 64
+        keep = 64 if options.mean_keep is None else options.mean_keep
         plans[f"uniform {keep}"] = gs.Plan.uniform(model, keep)
     if options.plan is not None:
         plan = gs.Plan.load(options.plan)
         plans[f"{plan.policy} {plan.mean_keep:g}"] = plan
-    for length, count in zip(lengths, counts, strict=True):
+    for length, count in zip(options.lengths, options.windows, strict=True):
         found = windows(tokenizer, options.text, length, count)
         tables = []
         for budget, plan in plans.items():
@@ -181,10 +180,10 @@ def study(options: Options, model: Any, tokenizer: Any) -> Iterator[Finding]:
 
 def flags(add: Add) -> None:
     """Those of this study."""
-    add("--lengths", default="2048,8192", help="tokens per window, comma-separated")
-    add("--windows", default="2,1", help="windows of each length, comma-separated")
-    add("--scored", type=int, default=512, help="tokens scored at the end of each window (512)")
-    add("--mean-keep", type=int, help="N of every head (64; none where a plan is given)")
+    add("--lengths", type=wholes(2), default=(2048, 8192), help="tokens per window, comma-separated")
+    add("--windows", type=wholes(1), default=(2, 1), help="windows of each length, comma-separated")
+    add("--scored", type=whole(1), default=512, help="tokens scored at the end of each window (512)")
+    add("--mean-keep", type=whole(1), help="N of every head (64; none where a plan is given)")
     add("--plan", type=Path, help="a plan to compare the selectors with")
 
 

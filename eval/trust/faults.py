@@ -7,7 +7,6 @@ command completes, with the same bytes where its output is determined, and leave
 
 from __future__ import annotations
 
-import argparse
 import random
 import shutil
 import signal
@@ -19,7 +18,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from geosparse.artifact import check_writable, dump_json, write_json
+from geosparse.artifact import check_writable, write_json
+from geosparse.console import Parser, json_text, run_command, whole
 from geosparse.provenance import device_name, versions
 
 from .commands import COMMANDS, RECIPE, Command, end, environment, orphans, own_command, start
@@ -254,11 +254,15 @@ def run(commands: dict[str, Command], faults: Sequence[str], rounds: int, seed: 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run, print, write."""
-    parser = argparse.ArgumentParser(prog="python -m eval.trust.faults", description=(__doc__ or "").splitlines()[0])
+    return run_command("eval.trust.faults", lambda: _run(arguments))
+
+
+def _run(arguments: list[str] | None) -> int:
+    parser = Parser(prog="python -m eval.trust.faults", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--commands", default=",".join(COMMANDS), help=f"of {', '.join(COMMANDS)} (all)")
     parser.add_argument("--faults", default=",".join(FAULTS), help=f"of {', '.join(FAULTS)} (all)")
-    parser.add_argument("--rounds", type=int, default=30, help="stops per command and signal (30)")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments (0)")
+    parser.add_argument("--rounds", type=whole(1), default=30, help="stops per command and signal (30)")
+    parser.add_argument("--seed", type=whole(0), default=0, help="of the moments (0)")
     parser.add_argument("--own", metavar="COMMAND", help="a further command, run in a folder with model and texts")
     parser.add_argument("--own-outputs", default="", help="its JSON files, with commas between them")
     parser.add_argument("--out", type=Path, help="JSON file")
@@ -266,14 +270,14 @@ def main(arguments: list[str] | None = None) -> int:
     if options.out is not None:
         check_writable(options.out)
     commands = {name: COMMANDS[name] for name in options.commands.split(",") if name}
-    if options.own:
+    if options.own is not None:
         commands["own"] = own_command(options.own.split(), [name for name in options.own_outputs.split(",") if name])
     found = run(commands, options.faults.split(","), options.rounds, options.seed)
     facts = {"schema": SCHEMA, "rounds": options.rounds, "seed": options.seed, "device": device_name("cpu")}
     result = facts | {"commands": found, "provenance": versions()}
     if options.out is not None:
         write_json(options.out, result)
-    print(dump_json(result), end="")
+    print(json_text(result), end="")
     return 1 if any(part[fault]["problems"] for part in found.values() for fault in FAULTS if fault in part) else 0
 
 

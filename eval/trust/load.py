@@ -6,7 +6,6 @@ do not mix; patching and restoring leaves nothing behind; memory stays flat over
 
 from __future__ import annotations
 
-import argparse
 import gc
 import time
 from collections.abc import Sequence
@@ -17,7 +16,8 @@ from typing import Any
 import torch
 
 import geosparse as gs
-from geosparse.artifact import check_writable, dump_json, write_json
+from geosparse.artifact import check_writable, write_json
+from geosparse.console import Parser, json_text, run_command, whole
 from geosparse.provenance import device_name, versions
 
 from ..runtime.prompt import resident_bytes
@@ -135,13 +135,17 @@ def _cache_bytes(cache: Any) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run, print, write."""
-    parser = argparse.ArgumentParser(prog="python -m eval.trust.load", description=(__doc__ or "").splitlines()[0])
+    return run_command("eval.trust.load", lambda: _run(arguments))
+
+
+def _run(arguments: list[str] | None) -> int:
+    parser = Parser(prog="python -m eval.trust.load", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", help="as for `geosparse profile`")
-    parser.add_argument("--prompts", type=int, default=200, help="prompts for the threads (200)")
-    parser.add_argument("--threads", type=int, default=4, help="threads (4)")
-    parser.add_argument("--new-tokens", type=int, default=8, help="tokens per prompt (8)")
-    parser.add_argument("--rounds", type=int, default=100, help="of patching and restoring (100)")
-    parser.add_argument("--steps", type=int, default=10_000, help="decode steps (10000)")
+    parser.add_argument("--prompts", type=whole(1), default=200, help="prompts for the threads (200)")
+    parser.add_argument("--threads", type=whole(1), default=4, help="threads (4)")
+    parser.add_argument("--new-tokens", type=whole(1), default=8, help="tokens per prompt (8)")
+    parser.add_argument("--rounds", type=whole(1), default=100, help="of patching and restoring (100)")
+    parser.add_argument("--steps", type=whole(1), default=10_000, help="decode steps (10000)")
     parser.add_argument("--out", type=Path, help="JSON file")
     options = parser.parse_args(arguments)
     if options.out is not None:
@@ -164,7 +168,7 @@ def main(arguments: list[str] | None = None) -> int:
     }
     if options.out is not None:
         write_json(options.out, result)
-    print(dump_json(result), end="")
+    print(json_text(result), end="")
     return 0
 
 

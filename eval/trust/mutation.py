@@ -6,7 +6,6 @@ A mutant is killed when a test fails or runs for more than SECONDS.
 
 from __future__ import annotations
 
-import argparse
 import importlib.abc
 import importlib.util
 import io
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from geosparse.artifact import dump_json, read_json, write_json
+from geosparse.console import Parser, whole
 from geosparse.errors import GeosparseError, did_you_mean
 
 from .mutants import Mutant, mutants
@@ -121,10 +121,10 @@ def _keep(out: Path, result: dict[str, Any], subject: str, done: dict[str, bool]
 
 def main(arguments: list[str] | None = None) -> int:
     """Run, print, write; mutants that the file holds are not run again."""
-    parser = argparse.ArgumentParser(prog="python -m eval.trust.mutation", description=(__doc__ or "").splitlines()[0])
+    parser = Parser(prog="python -m eval.trust.mutation", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("subjects", nargs="+", help=f"of {', '.join(SUBJECTS)}")
-    parser.add_argument("--most", type=int, default=100, help="mutants per module, drawn at random (100)")
-    parser.add_argument("--seed", type=int, default=0, help="of the draw (0)")
+    parser.add_argument("--most", type=whole(1), default=100, help="mutants per module, drawn at random (100)")
+    parser.add_argument("--seed", type=whole(0), default=0, help="of the draw (0)")
     parser.add_argument("--survivors-again", action="store_true", help="run those that survived once more")
     parser.add_argument("--out", type=Path, required=True, help="JSON file")
     options = parser.parse_args(arguments)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..artifact import is_count, read_json, write_json
+from ..artifact import is_count, locked, read_json, write_json
 from ..errors import GeosparseError
 from ..ops import PATHS, IndexSlot, Selector, best_path, remember_index, remember_value_sum
 from ..provenance import device_name
@@ -64,9 +64,10 @@ def calibrate(shape: Shape, selectors: tuple[Selector, ...] = ("topn", "lowbit")
                 break
             faster_from = context
         result[selector] = 1 if faster_from == CONTEXTS[0] else faster_from
-    table = _load()
-    table[shape.key] = result
-    write_json(_file(), {"schema": SCHEMA, "shapes": table})
+    with locked(_file()):
+        table = _load()
+        table[shape.key] = table.get(shape.key, {}) | result
+        write_json(_file(), {"schema": SCHEMA, "shapes": table})
     return result
 
 
