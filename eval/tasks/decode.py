@@ -20,8 +20,8 @@ from geosparse.bench import twin_of
 from geosparse.runtime.architecture import attention_layers, check_context, input_device
 from geosparse.text import load_texts, text_sha256, token_windows
 
-from ..methods import Method, Prompt
-from .base import Metric, Outcome, Setting, Task
+from ..harness.methods import Method, Prompt
+from ..harness.task import Metric, Outcome, Setting, Task
 from .through_cache import cache_bytes, token_losses
 
 WARMUP = 2

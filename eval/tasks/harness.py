@@ -19,8 +19,8 @@ import numpy
 
 from geosparse.errors import GeosparseError
 
-from ..methods import Method
-from .base import Column, Metric, Outcome, Setting, Task
+from ..harness.methods import Method
+from ..harness.task import Column, Metric, Outcome, Setting, Task
 from .shared_prefix import shared_prefix_class
 
 SEED = 1234

@@ -8,8 +8,8 @@ from itertools import pairwise
 from geosparse.runtime.architecture import check_context
 from geosparse.text import load_texts, text_sha256, token_windows
 
-from ..methods import Method
-from .base import Metric, Outcome, Setting, Task
+from ..harness.methods import Method
+from ..harness.task import Metric, Outcome, Setting, Task
 from .through_cache import token_losses
 
 FIRST_EDGE = 256

@@ -12,8 +12,8 @@ import torch
 from geosparse.errors import GeosparseError
 from geosparse.runtime.architecture import check_context, input_device
 
-from ..methods import Method
-from .base import Metric, Outcome, Setting, Task
+from ..harness.methods import Method
+from ..harness.task import Metric, Outcome, Setting, Task
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from eval.recipe import ROOT
-from eval.results import read_result, read_timing
+from eval.harness.checkout import ROOT
+from eval.harness.result import read_result, read_timing
 from eval.run import main
 from tests.tiny import save_tiny
 
@@ -100,9 +100,9 @@ def _size(folder: Path) -> int:
 
 
 def test_a_finished_run_computes_nothing(recipe: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from eval.measure import Bench
+    from eval.harness.task_runner import TaskRunner
 
-    monkeypatch.setattr(Bench, "_one", lambda *arguments: pytest.fail("a sample was scored again"))
+    monkeypatch.setattr(TaskRunner, "_one", lambda *arguments: pytest.fail("a sample was scored again"))
     before = (whole / "result.json").read_bytes()
     stale = whole / "plans" / "fisher-drop-8-at-128.json"  # of a variant that the recipe no longer has
     stale.write_text("{}")
@@ -115,7 +115,7 @@ def test_a_finished_run_computes_nothing(recipe: Path, whole: Path, monkeypatch:
 def test_a_score_that_is_no_number_is_not_kept(
     where: str, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from eval.tasks import Outcome
+    from eval.harness.task import Outcome
     from eval.tasks.perplexity import Perplexity
 
     score = Perplexity.score
@@ -152,7 +152,7 @@ def test_limit_and_only(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixt
 def test_a_parked_run_goes_on_elsewhere(
     recipe: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from eval.session import Session
+    from eval.harness.session import Session
 
     here, there = tmp_path / "here", tmp_path / "there"
     assert main([str(recipe), "--results", str(here), "--only", "decode-pydoc-test-128"]) == 0
@@ -161,14 +161,14 @@ def test_a_parked_run_goes_on_elsewhere(
     parked = here / "test" / "unfinished"
     shutil.copytree(parked, there / "test" / "unfinished")
     monkeypatch.setattr(Session, "_profile", lambda *arguments: pytest.fail("a profile was made again"))
-    monkeypatch.setattr("eval.session.commit", lambda: ("abc", True))
+    monkeypatch.setattr("eval.harness.session.commit", lambda: ("abc", True))
     assert main([str(recipe), "--results", str(there)]) == 0
     assert not (there / "test" / "unfinished").exists()
     assert (there / "test" / "samples.jsonl").read_bytes() == (whole / "samples.jsonl").read_bytes()
 
 
 def test_parked_plans_of_another_profile_are_not_taken(recipe: Path, tmp_path: Path) -> None:
-    from eval.parked import park, unpark
+    from eval.harness.handover import park, unpark
 
     parts = tmp_path / "parts"
     (parts / "task").mkdir(parents=True)
@@ -181,24 +181,25 @@ def test_parked_plans_of_another_profile_are_not_taken(recipe: Path, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("clean", "flags", "place"),
-    [(True, [], "test"), (False, [], "_scratch/test/result"), (True, ["--limit", "9"], "_scratch/test/result")],
+    ("clean", "limit", "place"),
+    [(True, None, "test"), (False, None, "_scratch/test/result"), (True, 9, "_scratch/test/result")],
 )
 def test_only_whole_runs_of_committed_code_are_official(
-    clean: bool, flags: list[str], place: str, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    clean: bool, limit: int | None, place: str, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from eval.run import _parser
-    from eval.session import Session
+    from eval.baselines import baseline
+    from eval.harness.session import Session, SessionOptions
+    from eval.tasks import TASKS
 
-    monkeypatch.setattr("eval.session.commit", lambda: ("abc", clean))
-    session = Session(_parser().parse_args([str(recipe), "--results", str(tmp_path), *flags]))
+    monkeypatch.setattr("eval.harness.session.commit", lambda: ("abc", clean))
+    session = Session(SessionOptions(str(recipe), tmp_path, limit=limit), TASKS, baseline)
     assert session.folder == tmp_path / place
 
 
 def test_a_second_run_in_the_same_place_is_refused(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from eval.store import alone
+    from eval.harness.samples import alone
 
     with alone(tmp_path / "_scratch" / "test"):
         assert main([str(recipe), "--results", str(tmp_path)]) == 2

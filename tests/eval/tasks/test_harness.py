@@ -14,8 +14,9 @@ pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install geo
 
 import lm_eval.tasks
 
-from eval.methods import Method
-from eval.tasks import TASKS, Setting
+from eval.harness.methods import Method
+from eval.harness.task import Setting
+from eval.tasks import TASKS
 from eval.tasks.harness import HarnessSettings, _column, _higher_is_better
 from geosparse.integrations.lm_eval import lm_class
 from geosparse.patch import sparsified

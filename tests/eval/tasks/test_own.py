@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from eval.methods import Method
-from eval.recipe import load_recipe
-from eval.tasks import TASKS, Setting
+from eval.harness.methods import Method
+from eval.harness.recipe import load_recipe
+from eval.harness.task import Setting
+from eval.tasks import TASKS
 from eval.tasks.prose import sentences
 from eval.tasks.through_cache import token_losses
 from geosparse.errors import GeosparseError
@@ -31,7 +32,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
 
 def asked(tmp_path: Path, entry: str) -> Any:
     (tmp_path / "a.yaml").write_text(f"tasks: [{entry}]")
-    return load_recipe(tmp_path / "a.yaml").tasks[0]
+    return load_recipe(tmp_path / "a.yaml", TASKS).tasks[0]
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma3_text"])

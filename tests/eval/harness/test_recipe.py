@@ -6,8 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from eval.recipe import RECIPES, load_recipe
+from eval.harness.recipe import RECIPES, Recipe
+from eval.harness.recipe import load_recipe as load_recipe_of
+from eval.tasks import TASKS
 from geosparse.errors import GeosparseError
+
+
+def load_recipe(path: Path | str) -> Recipe:
+    return load_recipe_of(path, TASKS)
 
 
 def test_every_recipe_of_the_house_resolves() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from eval.check import WITHIN
+from eval.harness.check import WITHIN
 from eval.run import main
 from tests.tiny import save_tiny
 
@@ -47,7 +47,7 @@ def committed(made: tuple[Path, Path], tmp_path: Path) -> list[str]:
 def test_the_same_machine_repeats_every_bit(
     committed: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from eval.session import Session
+    from eval.harness.session import Session
 
     monkeypatch.setattr(Session, "_profile", lambda *arguments: pytest.fail("plans are there, no profile is needed"))
     before = {path: path.read_bytes() for path in (tmp_path / "results" / "test").rglob("*") if path.is_file()}
@@ -82,18 +82,18 @@ def test_a_score_that_differs_is_named(
 def test_samples_of_a_check_that_was_stopped_are_taken_and_those_of_a_run_are_not(
     committed: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from eval.measure import Bench
+    from eval.harness.task_runner import TaskRunner
 
     scored: list[int] = []
-    one = Bench._one
+    one = TaskRunner._one
 
-    def counted(self: Bench, *arguments: object) -> None:
+    def counted(self: TaskRunner, *arguments: object) -> None:
         scored.append(1)
         if len(scored) == 4:
             raise KeyboardInterrupt
         one(self, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Bench, "_one", counted)
+    monkeypatch.setattr(TaskRunner, "_one", counted)
     assert main([*committed, "--check", "1"]) == 130
     assert main([*committed, "--check", "1"]) == 0
     assert len(scored) == 4 + 3

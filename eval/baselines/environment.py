@@ -1,4 +1,4 @@
-"""The virtual environment of the peers, built on first use: they need an older transformers than geosparse does."""
+"""The virtual environment of the baselines, built on first use: they need an older transformers than geosparse does."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from pathlib import Path
 
 from geosparse.errors import GeosparseError
 
-ROOT = Path(__file__).parents[2]
+from ..harness.checkout import ROOT
+
 FOLDER = Path(os.environ.get("GEOSPARSE_PEERS", ROOT / ".venv" / "peers"))
 # geosparse itself comes from this checkout; gguf is what its alias models are unpacked with.
 PACKAGES = ("transformers==5.2.0", "kvpress==0.5.5", "nvidia-modelopt==0.47.0", "gguf>=0.10")
@@ -19,7 +20,7 @@ MARK = "GEOSPARSE_PEERS_INSIDE"
 
 
 def inside() -> bool:
-    """Whether this process runs in the environment of the peers."""
+    """Whether this process runs in the environment of the baselines."""
     return os.environ.get(MARK) == "1"
 
 
@@ -44,7 +45,7 @@ def build() -> Path:
     venv.create(FOLDER, with_pip=True, clear=True)
     done = subprocess.run([str(python), "-m", "pip", "install", "-q", *packages], check=False)
     if done.returncode:
-        raise GeosparseError(f"pip could not install the peers into {FOLDER}: see its message above, then try again.")
+        raise GeosparseError(f"pip could not install the baselines into {FOLDER}: see its message, then try again.")
     stamp.write_text(wanted)
     return python
 

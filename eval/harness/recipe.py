@@ -16,9 +16,9 @@ from typing import Any
 from geosparse.artifact import dump_json, os_errors_as
 from geosparse.errors import GeosparseError, did_you_mean
 
-from .tasks import TASKS
+from .checkout import ROOT
+from .task import Task
 
-ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "recipes"
 BASE = RECIPES / "base.yaml"
 
@@ -42,7 +42,7 @@ class Variant:
         mean_keep: Tokens kept per head; null where `density` is given.
         density: The same as a fraction of each task's context.
         length: Context to plan for; null: each task's own.
-        peer: A method of `eval.peers` instead of a plan; it keeps `density` of the context.
+        peer: A method of `eval.baselines` instead of a plan; it keeps `density` of the context.
     """
 
     policy: str
@@ -81,7 +81,7 @@ class Recipe:
         title: What it is, in a sentence.
         model: What `load_model` takes.
         dtype: As in `load_model`.
-        environment: "here", or "peers" for the virtual environment that `eval.peers` builds.
+        environment: "here", or "peers" for the virtual environment that `eval.baselines` builds.
         not_run_here: Why there is no committed result; empty where there is one.
         profile: How to profile.
         variants: What stands beside the dense model.
@@ -111,8 +111,12 @@ class Recipe:
         return hashlib.sha256(dump_json(data).encode()).hexdigest()
 
 
-def load_recipe(path: Path | str) -> Recipe:
+def load_recipe(path: Path | str, kinds: Mapping[str, type[Task]]) -> Recipe:
     """Read a recipe and put the defaults of `recipes/base.yaml` under it.
+
+    Args:
+        path: A file, or its name below recipes/ without the ending.
+        kinds: The tasks that a recipe may name.
 
     Raises:
         GeosparseError: Not there, not YAML, an unknown key or task, a value of the wrong type, nothing to measure.
@@ -134,10 +138,10 @@ def load_recipe(path: Path | str) -> Recipe:
         task
         for item in own.get("tasks", [])
         for entry in _product(_mapping(item, "a task"))
-        for task in [_task(base, entry, path)]
+        for task in [_task(kinds, base, entry, path)]
     )
     if not tasks:
-        raise GeosparseError(f"{path} names no task: give at least one, of {', '.join(sorted(TASKS))}.")
+        raise GeosparseError(f"{path} names no task: give at least one, of {', '.join(sorted(kinds))}.")
     _refuse_repeats([variant.id for variant in variants], "variant", path)
     _refuse_repeats([task.id for task in tasks], "task", path)
     plain = {key: own.get(key, base[key]) for key in ("title", "model", "dtype", "environment", "not_run_here")}
@@ -173,12 +177,12 @@ def _product(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [dict(zip(entry, combination, strict=True)) for combination in itertools.product(*choices)]
 
 
-def _task(base: dict[str, Any], entry: dict[str, Any], path: Path) -> Any:
-    kind = entry.get("task")
-    if kind not in TASKS:
-        raise GeosparseError(f"{path}: unknown task {kind!r}; {did_you_mean(str(kind), TASKS)}")
+def _task(kinds: Mapping[str, type[Task]], base: dict[str, Any], entry: dict[str, Any], path: Path) -> Any:
+    kind = str(entry.get("task"))
+    if kind not in kinds:
+        raise GeosparseError(f"{path}: unknown task {entry.get('task')!r}; {did_you_mean(kind, kinds)}")
     rest = {key: value for key, value in entry.items() if key != "task"}
-    return _build(TASKS[kind].settings, base["tasks"][kind] | rest, f"{path}: task {kind}")
+    return _build(kinds[kind].settings, base["tasks"][kind] | rest, f"{path}: task {kind}")
 
 
 def _build(kind: Any, values: dict[str, Any], where: str) -> Any:

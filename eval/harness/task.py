@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from geosparse.artifact import dump_json
 from geosparse.errors import GeosparseError
 
-from ..methods import Method
+from .methods import Method
 
 
 @dataclass(frozen=True)

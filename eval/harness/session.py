@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import hashlib
 import shutil
 import sys
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,13 @@ from geosparse.profiler import ProfileConfig, profile_to_file
 from geosparse.provenance import device_name, processor, versions
 from geosparse.text import load_texts, text_sha256
 
-from .check import committed_plans, compare
-from .measure import Bench
-from .methods import DENSE, Method, Planner
-from .parked import Plans, park, unpark
+from .check import Check, committed_plans, compare
+from .checkout import commit
+from .handover import Plans, park, unpark
+from .methods import DENSE, Method
+from .planner import Baseline, Planner
 from .recipe import Recipe, load_recipe
-from .results import (
+from .result import (
     TIMING_SCHEMA,
     Result,
     Run,
@@ -39,23 +41,61 @@ from .results import (
     write_result,
     write_samples,
 )
-from .run import commit, show
-from .store import Part, alone
-from .tasks import TASKS, Setting, Task
+from .samples import Part, alone
+from .task import Setting, Task
+from .task_runner import TaskRunner
+
+
+@dataclass(frozen=True)
+class SessionOptions:
+    """What a session is asked for: the flags of `python -m eval.run`.
+
+    Attributes:
+        recipe: A file, or its name below recipes/ without the ending.
+        results: Folder that results go to.
+        data: Folder of the texts named `data:FILE`; None: there is none.
+        limit: Samples per task, at most; None: all.
+        only: Ids of the tasks to score; empty: all.
+        variants: Ids of the variants to score; empty: all.
+        park: Score nothing, and write plans and samples for another machine.
+        check: Samples per task to score anew and compare; None: no check.
+        model: Another model than the recipe's.
+    """
+
+    recipe: str
+    results: Path
+    data: Path | None = None
+    limit: int | None = None
+    only: tuple[str, ...] = ()
+    variants: tuple[str, ...] = ()
+    park: bool = False
+    check: int | None = None
+    model: str | None = None
+
+    def __post_init__(self) -> None:
+        """Flags that go together, and numbers from 1."""
+        for flag, number in {"--limit": self.limit, "--check": self.check}.items():
+            if number is not None and number < 1:
+                raise GeosparseError(f"{flag} is a number of samples from 1, found {number}.")
+        if self.check is not None and (self.limit or self.model or self.park):
+            raise GeosparseError("--check repeats a result as it is: leave out --limit, --model and --park.")
 
 
 class Session:
     """A recipe, where its samples are kept, and where its result goes."""
 
-    def __init__(self, options: argparse.Namespace) -> None:
-        """Args: the options of `python -m eval.run`."""
-        for flag, number in {"--limit": options.limit, "--check": options.check}.items():
-            if number is not None and number < 1:
-                raise GeosparseError(f"{flag} is a number of samples from 1, found {number}.")
-        if options.check is not None and (options.limit or options.model or options.park):
-            raise GeosparseError("--check repeats a result as it is: leave out --limit, --model and --park.")
+    def __init__(self, options: SessionOptions, kinds: Mapping[str, type[Task]], baseline: Baseline) -> None:
+        """Read the recipe.
+
+        Args:
+            options: What is asked for.
+            kinds: The tasks that a recipe may name.
+            baseline: Makes the method of a variant that is no plan.
+        """
         self.options = options
-        recipe = load_recipe(options.recipe)
+        self.kinds = kinds
+        self.baseline = baseline
+        recipe = load_recipe(options.recipe, kinds)
         self.recipe: Recipe = recipe if options.model is None else dataclasses.replace(recipe, model=options.model)
         self.commit, self.clean = commit()
         self.scratch = options.results / "_scratch" / self.recipe.name
@@ -63,92 +103,76 @@ class Session:
             self.scratch = self.scratch / "check"  # samples of another run prove nothing
         official = self.clean and options.limit is None and options.model is None
         self.folder = options.results / self.recipe.name if official else self.scratch / "result"
-        data = None if options.data is None else options.data.resolve()
-        self.data: Path | None = data
+        self.data: Path | None = None if options.data is None else options.data.resolve()
 
-    @property
-    def elsewhere(self) -> bool:
-        """Whether the recipe wants another environment than this one."""
-        from .peers.environment import inside
-
-        return self.recipe.environment == "peers" and not inside()
-
-    def run_elsewhere(self) -> int:
-        """Build that environment where it is missing, and run the same command there."""
-        from .peers.environment import run_inside
-
-        return run_inside(["-m", "eval.run", *sys.argv[1:]])
-
-    def run(self) -> str:
-        """Score what is missing, write the result, and say where it is."""
+    def run(self) -> tuple[Result | None, str]:
+        """Score what is missing; returns the result, once it is whole and written, and a sentence on what was done."""
         with alone(self.scratch):
             started = time.perf_counter()
             tasks, variants = self._chosen()
             plans = unpark(self._unfinished, self.scratch / "parts", self._decides_plans())
-            benches, planner, model = self._prepare(plans, self.options.limit)
-            for bench in benches:
-                if not self.options.park and (not tasks or bench.task.id in tasks):
-                    bench.run(show, variants)
-            left = sum(bench.missing() for bench in benches)
+            runners, planner, model = self._prepare(plans, self.options.limit)
+            for runner in runners:
+                if not self.options.park and (not tasks or runner.task.id in tasks):
+                    runner.run(show, variants)
+            left = sum(runner.missing() for runner in runners)
             if self.options.park:
-                found = park(self._unfinished, self.scratch / "parts", planner.plans, self._decides_plans())
-                return f"Wrote {len(planner.plans)} plans and {found} files of samples to {self._unfinished}."
+                files = park(self._unfinished, self.scratch / "parts", planner.plans, self._decides_plans())
+                return None, f"Wrote {len(planner.plans)} plans and {files} files of samples to {self._unfinished}."
             if left:
-                return f"{left} samples are still to be scored: give the same command without --only and --variants."
-            result = self._result(benches, planner, model)
-            self._write(result, benches, planner)
+                return None, (
+                    f"{left} samples are still to be scored: give the same command without --only and --variants."
+                )
+            result = self._result(runners, planner, model)
+            self._write(result, runners, planner)
             if self.folder == self._unfinished.parent:
                 shutil.rmtree(self._unfinished, ignore_errors=True)
             seconds = time.perf_counter() - started
-        from .report.text import table
+        return result, f"Wrote {self.folder} ({seconds:.0f} s)."
 
-        if self.options.json:
-            return dump_json(result.to_json())
-        return f"{table(result)}\n\nWrote {self.folder} ({seconds:.0f} s)."
-
-    def check(self) -> tuple[str, bool]:
-        """Score the first samples anew by the committed plans; returns what to print, and whether they are the same."""
-        folder = Path(self.options.results) / self.recipe.name
+    def check(self) -> tuple[Check, Path]:
+        """Score the first samples anew by the committed plans, and compare; the second is the committed result."""
+        folder = self.options.results / self.recipe.name
         with alone(self.scratch):
             tasks, variants = self._chosen()
-            benches, _, _ = self._prepare(committed_plans(folder, self.recipe), self.options.check)
-            benches = [bench.of(variants) for bench in benches if not tasks or bench.task.id in tasks]
-            for bench in benches:
-                bench.run(show)
-            found = compare(folder, benches, versions())
+            runners, _, _ = self._prepare(committed_plans(folder, self.recipe), self.options.check)
+            runners = [runner.of(variants) for runner in runners if not tasks or runner.task.id in tasks]
+            for runner in runners:
+                runner.run(show)
+            check = compare(folder, runners, versions())
             shutil.rmtree(self.scratch / "parts")
-        return dump_json(found.to_json()) if self.options.json else found.text(folder), found.same
+        return check, folder
 
-    def _chosen(self) -> tuple[list[str], list[str]]:
+    def _chosen(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """The tasks and variants that `--only` and `--variants` name."""
         known = [DENSE, *(variant.id for variant in self.recipe.variants)]
         tasks = _chosen("--only", self.options.only, [task.id for task in self.recipe.tasks])
         return tasks, _chosen("--variants", self.options.variants, known)
 
-    def _prepare(self, plans: Plans, limit: int | None) -> tuple[list[Bench], Planner, Any]:
+    def _prepare(self, plans: Plans, limit: int | None) -> tuple[list[TaskRunner], Planner, Any]:
         recipe = self.recipe
         model, tokenizer = load_model(recipe.model, dtype=recipe.dtype)
         shrinking = any(variant.peer for variant in recipe.variants)
         setting = Setting(model, tokenizer, self.data, self.scratch, shrinking)
         for plan in plans.values():
             plan.check(model)
-        planner = Planner(lambda: self._profile(model, tokenizer, setting), plans)
+        planner = Planner(lambda: self._profile(model, tokenizer, setting), plans, self.baseline)
         about = {
             "model": identify(model).to_json(),
             "dtype": recipe.dtype,
             "versions": {key: value for key, value in versions().items() if key != "geosparse"},
         }
-        benches = []
+        runners = []
         for asked in recipe.tasks:
-            task = TASKS[asked.kind](asked, setting)
+            task = self.kinds[asked.kind](asked, setting)
             methods = [Method(), *(planner.method(variant, asked.length) for variant in recipe.variants)]
             if task.applies:  # methods that shrink the cache act after the prompt: only tasks that decode show them
                 methods = [method for method in methods if not method.shrinks]
             samples = min(task.effective, limit or task.effective)
             task.effective = samples
             parts = {method.id: self._part(task, method, about) for method in methods}
-            benches.append(Bench(task, methods, parts, samples))
-        return benches, planner, model
+            runners.append(TaskRunner(task, methods, parts, samples))
+        return runners, planner, model
 
     def _part(self, task: Task, method: Method, about: dict[str, Any]) -> Part:
         path = self.scratch / "parts" / task.id / f"{method.id}.jsonl"
@@ -160,7 +184,7 @@ class Session:
 
     @property
     def _unfinished(self) -> Path:
-        return Path(self.options.results) / self.recipe.name / "unfinished"
+        return self.options.results / self.recipe.name / "unfinished"
 
     def _decides_plans(self) -> dict[str, Any]:
         recipe = self.recipe
@@ -181,16 +205,16 @@ class Session:
         show(f"profile: {asked.windows} windows of {asked.lengths[0]} tokens and as many of {list(asked.lengths[1:])}")
         return profile_to_file(path, model, tokenizer, texts, config, show_progress=True)
 
-    def _result(self, benches: list[Bench], planner: Planner, model: Any) -> Result:
+    def _result(self, runners: list[TaskRunner], planner: Planner, model: Any) -> Result:
         recipe, rows, infos = self.recipe, [], []
         self.columns = {}
-        for bench in benches:
-            task = bench.task
-            self.columns[task.id] = bench.columns()
-            rows += measurements_of(task, self.columns[task.id], bench.densities())
+        for runner in runners:
+            task = runner.task
+            self.columns[task.id] = runner.columns()
+            rows += measurements_of(task, self.columns[task.id], runner.densities())
             infos.append(_info(task))
-        summary, warnings = summarize([bench.task for bench in benches], rows)
-        commits = sorted({note for bench in benches for part in bench.parts.values() for note in part.notes if note})
+        summary, warnings = summarize([runner.task for runner in runners], rows)
+        commits = sorted({note for runner in runners for part in runner.parts.values() for note in part.notes if note})
         provenance = {
             "versions": versions(),
             "device": device_name(model.device),
@@ -206,7 +230,7 @@ class Session:
         ]
         return Result(run, variants, infos, rows, summary, warnings, provenance)
 
-    def _write(self, result: Result, benches: list[Bench], planner: Planner) -> None:
+    def _write(self, result: Result, runners: list[TaskRunner], planner: Planner) -> None:
         import yaml
 
         folder = self.folder
@@ -221,19 +245,20 @@ class Session:
             if path.stem not in known:  # of variants that the recipe had before
                 path.unlink()
         write_samples(folder / "samples.jsonl", self.columns)
-        rows = [row for bench in benches for row in bench.timing()]
+        rows = [row for runner in runners for row in runner.timing()]
         timing = {"schema": TIMING_SCHEMA, "device": device_name(), "rows": rows}
         write_json(folder / "timing.json", timing)
         write_result(folder, result)
         read_result(folder / "result.json")
-        from .report.page import write_page
-
-        write_page(folder / "report.html", [folder])
 
 
-def _chosen(flag: str, given: str | None, known: list[str]) -> list[str]:
+def show(text: str) -> None:
+    """Progress, on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _chosen(flag: str, names: tuple[str, ...], known: list[str]) -> tuple[str, ...]:
     """The names that a flag gives, each of which must be known."""
-    names = given.split(",") if given else []
     for name in names:
         if name not in known:
             raise GeosparseError(f"{flag}: the recipe has no {name!r}; {did_you_mean(name, known)}")

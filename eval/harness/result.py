@@ -19,7 +19,7 @@ from geosparse.errors import GeosparseError
 
 from .methods import DENSE
 from .paired import paired, recovery
-from .tasks import Column, Metric, Task
+from .task import Column, Metric, Task
 
 SCHEMA = "geosparse.eval/1"
 TIMING_SCHEMA = "geosparse.eval.timing/1"

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from geosparse.errors import GeosparseError, did_you_mean
 from geosparse.plan import Plan
 
-from ..methods import Method
+from ..harness.methods import Method
 from .presses import NEEDS_PLAN, PRESSES, Press
 from .skip_softmax import NAME, SkipSoftmax
 
 
-def peer(id: str, name: str, density: float, plan: Callable[[], Plan]) -> Method:
+def baseline(id: str, name: str, density: float, plan: Callable[[], Plan]) -> Method:
     """The method of a variant that is not ours.
 
     Args:
@@ -27,8 +27,8 @@ def peer(id: str, name: str, density: float, plan: Callable[[], Plan]) -> Method
     if name == NAME:
         return SkipSoftmax(id, density)
     if name not in PRESSES:
-        raise GeosparseError(f"Unknown peer {name!r}: {did_you_mean(name, (*PRESSES, NAME))}")
+        raise GeosparseError(f"Unknown baseline {name!r}: {did_you_mean(name, (*PRESSES, NAME))}")
     return Press(id, name, density, plan() if name == NEEDS_PLAN else None)
 
 
-__all__ = ["NEEDS_PLAN", "peer"]
+__all__ = ["NEEDS_PLAN", "baseline"]

@@ -20,7 +20,7 @@ from geosparse.integrations.export import export_plan
 from geosparse.models import reason
 from geosparse.plan import Plan
 
-from ..methods import Method, Prompt
+from ..harness.methods import Method, Prompt
 
 NEEDS_PLAN = "lukv"
 # AdaKV and LU-KV mask keys per head by a key that no query of a call may attend to: easy to find for one query only.
@@ -79,7 +79,7 @@ class Press(Method):
             import kvpress
         except ImportError as error:
             raise GeosparseError(
-                f"The peers need kvpress ({reason(error)}): give the recipe `environment: peers`, which installs it."
+                f"The presses need kvpress ({reason(error)}): give the recipe `environment: peers`, which installs it."
             ) from error
         press = PRESSES[self.name](kvpress, 1.0 - self.density)
         if self.name == NEEDS_PLAN:

@@ -12,9 +12,9 @@ from geosparse.artifact import damaged, os_errors_as
 from geosparse.errors import GeosparseError
 from geosparse.plan import Plan
 
-from .measure import Bench
 from .recipe import Recipe
-from .results import read_result, read_timing
+from .result import read_result, read_timing
+from .task_runner import TaskRunner
 
 # Half of the last digit that tables print of a loss; an accuracy or an answer that differs, differs by far more.
 WITHIN = 5e-4
@@ -80,26 +80,26 @@ def committed_plans(folder: Path, recipe: Recipe) -> dict[tuple[str, int], Plan]
     return {(variant, int(length)): Plan.load(path) for path, (variant, length) in names.items()}
 
 
-def compare(folder: Path, benches: Sequence[Bench], versions: Mapping[str, str | None]) -> Check:
-    """Hold what the benches have scored, the first samples of each task, against the result in `folder`."""
+def compare(folder: Path, runners: Sequence[TaskRunner], versions: Mapping[str, str | None]) -> Check:
+    """Hold what the runners have scored, the first samples of each task, against the result in `folder`."""
     committed = _samples(folder / "samples.jsonl")
     rows, speed = [], {}
     then = {(row["task"], row["variant"]): row for row in read_timing(folder)["rows"]}
-    for bench in benches:
+    for runner in runners:
         found: dict[str, list[tuple[float, str]]] = {}
-        for method in bench.methods:
-            for metric, column in bench.column(method).items():
-                old = committed.get((bench.task.id, metric, method.id), [])
+        for method in runner.methods:
+            for metric, column in runner.column(method).items():
+                old = committed.get((runner.task.id, metric, method.id), [])
                 pairs = zip(old[: len(column.values)], column.values, strict=False)
                 found.setdefault(metric, []).extend(
                     (abs(new - before), f"{method.id}, sample {place}") for place, (before, new) in enumerate(pairs)
                 )
         rows += [
-            Row(bench.task.id, metric, len(each), sum(not size for size, _ in each), *max(each))
+            Row(runner.task.id, metric, len(each), sum(not size for size, _ in each), *max(each))
             for metric, each in found.items()
             if each
         ]
-        for row in bench.timing():
+        for row in runner.timing():
             before = then.get((row["task"], row["variant"]), {})
             for key in ("ms_per_token", "ms_per_token_torch_products"):
                 if key in row and key in before:

@@ -1,4 +1,4 @@
-"""The presses of kvpress as methods; they need the environment that `eval.peers.environment` builds."""
+"""The presses of kvpress as methods; they need the environment that `eval.baselines.environment` builds."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from eval.methods import Method
-from eval.peers import peer
-from eval.peers.environment import PACKAGES, inside
-from eval.peers.presses import MASK, PRESSES, Press
-from eval.peers.skip_softmax import SkipSoftmax
-from eval.tasks import Setting
+from eval.baselines import baseline
+from eval.baselines.environment import PACKAGES, inside
+from eval.baselines.presses import MASK, PRESSES, Press
+from eval.baselines.skip_softmax import SkipSoftmax
+from eval.harness.methods import Method
+from eval.harness.task import Setting
 from eval.tasks.decode import Decode, DecodeSettings
 from geosparse.errors import GeosparseError
 from geosparse.identity import identify
@@ -94,7 +94,7 @@ def test_skip_softmax_keeps_what_it_is_asked_to_and_leaves_nothing_behind(
     density: float, task: Decode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("modelopt", reason="modelopt is in the environment of the peers only")
-    monkeypatch.setattr("eval.peers.skip_softmax.BLOCK", 4)
+    monkeypatch.setattr("eval.baselines.skip_softmax.BLOCK", 4)
     model, method = task.setting.model, SkipSoftmax("peer", density)
     before = model.config._attn_implementation
     dense = task.score(0, Method()).values["nll"]
@@ -117,7 +117,7 @@ def test_nothing_skipped_is_dense(task: Decode) -> None:
 
 def test_unknown_peers_and_a_missing_kvpress_are_one_sentence(task: Decode, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(GeosparseError, match="did you mean 'snapkv'"):
-        peer("x", "snapvk", 0.1, Plan)
+        baseline("x", "snapvk", 0.1, Plan)
     monkeypatch.setitem(__import__("sys").modules, "kvpress", None)
     with pytest.raises(GeosparseError, match="environment: peers"):
         task.score(0, press(task.setting.model, "tova", 0.1))

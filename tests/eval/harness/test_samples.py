@@ -7,7 +7,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.store import Part
+from eval.harness.samples import Part
 
 
 def records(count: int) -> list[dict[str, object]]:

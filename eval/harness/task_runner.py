@@ -10,14 +10,14 @@ from typing import Any
 from geosparse.errors import GeosparseError
 
 from .methods import DENSE, Method
-from .results import Columns
-from .store import Part
-from .tasks import Column, Task
+from .result import Columns
+from .samples import Part
+from .task import Column, Task
 
 Tell = Callable[[str], object]
 
 
-class Bench:
+class TaskRunner:
     """One task under all its methods: where the samples are kept, and what is missing."""
 
     def __init__(self, task: Task, methods: list[Method], parts: dict[str, Part], samples: int) -> None:
@@ -27,10 +27,10 @@ class Bench:
         self.parts = parts
         self.samples = samples
 
-    def of(self, methods: Sequence[str]) -> Bench:
+    def of(self, methods: Sequence[str]) -> TaskRunner:
         """The same with some of its methods; with all where none is named."""
         chosen = [method for method in self.methods if not methods or method.id in methods]
-        return Bench(self.task, chosen, self.parts, self.samples)
+        return TaskRunner(self.task, chosen, self.parts, self.samples)
 
     def missing(self) -> int:
         """Samples still to be scored, all methods together."""

@@ -1,21 +1,16 @@
-"""How the model is run: densely, by a plan, or by a peer's method."""
+"""How the model is run: densely, or by a plan; baselines extend the class."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from geosparse.patch import sparsified
 from geosparse.plan import Plan
-from geosparse.planner import make_plan
-from geosparse.profile import Profile
 
 if TYPE_CHECKING:
     import torch
-
-    from .recipe import Variant
 
 DENSE = "dense"
 
@@ -80,45 +75,3 @@ class Method:
     def shrunken_cache(self, model: Any, prompt: Prompt) -> Any:
         """What a method that `shrinks` leaves of the cache of a densely read prompt, which itself stays as it is."""
         raise NotImplementedError
-
-
-class Planner:
-    """The methods of a recipe's variants, planned once per context length."""
-
-    def __init__(self, measure: Callable[[], Profile], plans: dict[tuple[str, int], Plan]) -> None:
-        """Args: what makes the profile, once a plan is asked for that is not there; plans by variant and length."""
-        self._measure = measure
-        self.plans = plans
-
-    @cached_property
-    def profile(self) -> Profile:
-        """What plans are made from."""
-        return self._measure()
-
-    def method(self, variant: Variant, length: int) -> Method:
-        """The method of a variant for a task whose contexts have `length` tokens."""
-        if variant.peer is not None:
-            from .peers import peer
-
-            return peer(
-                variant.id, variant.peer, variant.density or 0.0, lambda: self.plan(variant, length, share_kv=True)
-            )
-        return Method(variant.id, self.plan(variant, variant.length or length))
-
-    def plan(self, variant: Variant, length: int, share_kv: bool = False) -> Plan:
-        """The plan of a variant at a context length; `share_kv`: the query heads of a KV head keep the same tokens."""
-        key = variant.id, length
-        if key not in self.plans:
-            known = self.profile.distinct_lengths
-            self.plans[key] = make_plan(
-                self.profile,
-                None if variant.mean_keep is None else min(variant.mean_keep, length),
-                variant.policy,
-                variant.tail,  # type: ignore[arg-type]
-                variant.seed,
-                density=variant.density,
-                length=length if len(known) > 1 else known[0],
-                selector=variant.selector,
-                share_kv=share_kv,
-            )
-        return self.plans[key]

@@ -20,7 +20,7 @@ from geosparse.errors import GeosparseError
 from geosparse.models import reason
 from geosparse.runtime.architecture import attention_layers, input_device
 
-from ..methods import Method, Prompt
+from ..harness.methods import Method, Prompt
 
 NAME = "skip_softmax"
 BLOCK = 128  # modelopt's default

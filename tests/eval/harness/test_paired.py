@@ -9,7 +9,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eval.paired import mcnemar, paired, recovery
+from eval.harness.paired import mcnemar, paired, recovery
 
 
 @given(won=st.integers(0, 60), lost=st.integers(0, 60))
