@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ..harness.task import Task
 from .decode import Decode
-from .harness import Harness
 from .key_value import KeyValue
+from .lm_eval import LmEval
 from .needle import Needle
 from .perplexity import Perplexity
 
@@ -16,5 +16,5 @@ TASKS: dict[str, type[Task]] = {
     "needle": Needle,
     "key_value": KeyValue,
     "decode": Decode,
-    "lm_eval": Harness,
+    "lm_eval": LmEval,
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .prose import lines_that_fit
+from .haystack import lines_that_fit
 from .retrieval import Question, Retrieval, RetrievalSettings
 
 TASK = "A list of keys and their values."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .prose import PLACES, lines_that_fit, sentences
+from .haystack import PLACES, lines_that_fit, sentences
 from .retrieval import Question, Retrieval, RetrievalSettings
 
 TASK = "Somewhere in the following text a number is given for a place. Remember it."

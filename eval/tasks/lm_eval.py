@@ -30,7 +30,7 @@ PERPLEXITIES = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_by
 
 
 @dataclass(frozen=True)
-class HarnessSettings:
+class LmEvalSettings:
     """The first `samples` documents of the lm-eval task `name`; `length` is planned for and, for tasks of RULER and
     BABILong, the context they are built with (`metadata`); `max_length` cuts contexts (null: the model's)."""
 
@@ -49,7 +49,7 @@ class HarnessSettings:
         return f"{self.name}-{self.length}" if self.metadata else self.name
 
 
-class Harness(Task):
+class LmEval(Task):
     """Requests and metrics are lm-eval's; answers come from the model, one document at a time, and are kept.
 
     At the end lm-eval evaluates a model that answers from what was kept: scores and standard errors are its own.
@@ -57,10 +57,10 @@ class Harness(Task):
 
     kind = "lm_eval"
     version = "1"
-    settings = HarnessSettings
+    settings = LmEvalSettings
     block = 25
 
-    def __init__(self, asked: HarnessSettings, setting: Setting) -> None:
+    def __init__(self, asked: LmEvalSettings, setting: Setting) -> None:
         from geosparse.integrations.lm_eval.arguments import require_lm_eval
         from geosparse.integrations.lm_eval.console import as_sentence
 

@@ -17,7 +17,7 @@ import lm_eval.tasks
 from eval.harness.methods import Method
 from eval.harness.task import Setting
 from eval.tasks import TASKS
-from eval.tasks.harness import HarnessSettings, _column, _higher_is_better
+from eval.tasks.lm_eval import LmEvalSettings, _column, _higher_is_better
 from geosparse.integrations.lm_eval import lm_class
 from geosparse.patch import sparsified
 from geosparse.plan import Plan
@@ -43,7 +43,7 @@ def setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Setting:
 
 
 def task(setting: Setting, name: str, samples: int = 4) -> Any:
-    return TASKS["lm_eval"](HarnessSettings(name, 512, samples, None, None, {}), setting)
+    return TASKS["lm_eval"](LmEvalSettings(name, 512, samples, None, None, {}), setting)
 
 
 def records(found: Any, method: Method) -> list[dict[str, Any]]:
