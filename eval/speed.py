@@ -30,8 +30,8 @@ from geosparse.plan import Plan
 from geosparse.progress import track
 from geosparse.provenance import device_name, versions
 
-from .calls import overhead, prefill_time, raggedness
-from .layers import BYTES_IN_TURN, DTYPES, SHAPES, Layer, layers_of, ours_with, seconds
+from .benchmarks.cpu_calls import overhead, prefill_time, uneven_budgets
+from .benchmarks.layers import BYTES_IN_TURN, DTYPES, SHAPES, Layer, layers_of, ours_with, seconds
 
 SCHEMA = "geosparse.speed.kernel/3"
 REPEATS = 20
@@ -215,7 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     if options.plan:
         plan = Plan.load(options.plan)
-        result["ragged"] = [raggedness(*case, plan, "lowbit") for case in cases]
+        result["ragged"] = [uneven_budgets(*case, plan, "lowbit") for case in cases]
     if options.prefill:
         result["prefill"] = [prefill_time(*case, options.prefill) for case in cases]
     result["overhead_us"], result["outside_kernel_us"] = (

@@ -20,7 +20,7 @@ import geosparse as gs
 from geosparse.artifact import check_writable, dump_json, write_json
 from geosparse.provenance import device_name, versions
 
-from ..runtime.prompt import resident_bytes
+from ..benchmarks.process_memory import resident_bytes
 
 SCHEMA = "geosparse.eval.load/1"
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import geosparse as gs
-from eval import calls, layers, speed
+from eval import speed
+from eval.benchmarks import cpu_calls, layers
 from geosparse.identity import ModelIdentity
 from geosparse.ops import cpu
 
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.skipif(cpu.library() is None, reason=f"CPU kernels: {cp
 def small(monkeypatch):
     monkeypatch.setattr(speed, "REPEATS", 2)
     monkeypatch.setattr(layers, "BYTES_IN_TURN", 1)
-    monkeypatch.setattr(calls, "RAGGED_REPEATS", 1)
+    monkeypatch.setattr(cpu_calls, "UNEVEN_REPEATS", 1)
     monkeypatch.setattr(speed, "bandwidth", lambda: 1e9)
     monkeypatch.setattr(speed, "BYTES_IN_TURN", 1 << 16)
     monkeypatch.setattr(speed, "READ", 1 << 16)
