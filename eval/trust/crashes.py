@@ -1,4 +1,4 @@
-"""What machines do to a run: `python -m eval.trust.faults --rounds 30 --out results/trust/faults.json`.
+"""What machines do to a run: `python -m eval.trust.crashes --rounds 30 --out results/trust/faults.json`.
 
 Every command is killed at random moments, interrupted, asked to end, given a full disk and a folder that is read only,
 and run twice at once with one output. After each: every output is whole or not there, no process is left, and the same
@@ -28,7 +28,7 @@ SCHEMA = "geosparse.eval.faults/1"
 SMALL_DISK = "96k"
 
 
-class Bench:
+class CrashBench:
     """A folder with the inputs of the commands, and one reference run of each."""
 
     def __init__(self, inputs: Path, work: Path, command: Command) -> None:
@@ -87,25 +87,25 @@ class Bench:
         return found
 
 
-Fault = Callable[[Bench, random.Random, int], list[str]]
+Fault = Callable[[CrashBench, random.Random, int], list[str]]
 
 
-def killed(bench: Bench, rng: random.Random, rounds: int) -> list[str]:
+def killed(bench: CrashBench, rng: random.Random, rounds: int) -> list[str]:
     """SIGKILL at a random moment of the run, every other time shortly after the first file appears."""
     return _stopped(bench, rng, rounds, signal.SIGKILL, "killed", {-signal.SIGKILL})
 
 
-def interrupted(bench: Bench, rng: random.Random, rounds: int) -> list[str]:
+def interrupted(bench: CrashBench, rng: random.Random, rounds: int) -> list[str]:
     """SIGINT, as from Ctrl-C."""
     return _stopped(bench, rng, rounds, signal.SIGINT, "interrupted", {130, -signal.SIGINT})
 
 
-def asked_to_end(bench: Bench, rng: random.Random, rounds: int) -> list[str]:
+def asked_to_end(bench: CrashBench, rng: random.Random, rounds: int) -> list[str]:
     """SIGTERM, as from a scheduler."""
     return _stopped(bench, rng, rounds, signal.SIGTERM, "terminated", {143, -signal.SIGTERM})
 
 
-def _stopped(bench: Bench, rng: random.Random, rounds: int, number: int, name: str, codes: set[int]) -> list[str]:
+def _stopped(bench: CrashBench, rng: random.Random, rounds: int, number: int, name: str, codes: set[int]) -> list[str]:
     found = []
     for turn in range(rounds):
         folder = bench.fresh(f"{name}{turn}")
@@ -123,7 +123,7 @@ def _stopped(bench: Bench, rng: random.Random, rounds: int, number: int, name: s
     return found
 
 
-def _wait(bench: Bench, rng: random.Random, folder: Path, process: subprocess.Popen[str], turn: int) -> None:
+def _wait(bench: CrashBench, rng: random.Random, folder: Path, process: subprocess.Popen[str], turn: int) -> None:
     """Until a random moment."""
     if turn % 2 == 0:
         time.sleep(rng.uniform(0, bench.seconds))
@@ -133,7 +133,7 @@ def _wait(bench: Bench, rng: random.Random, folder: Path, process: subprocess.Po
     time.sleep(rng.uniform(0, 0.3 * bench.seconds) * rng.random() ** 2)
 
 
-def full_disk(bench: Bench, _: random.Random, __: int) -> list[str]:
+def full_disk(bench: CrashBench, _: random.Random, __: int) -> list[str]:
     """A disk that fills up during the run: one sentence, the old file stays, and with room the run completes."""
     with _mounted(bench.work / "full", f"size={SMALL_DISK},nr_inodes=1k") as folder:
         if folder is None:
@@ -153,7 +153,7 @@ def full_disk(bench: Bench, _: random.Random, __: int) -> list[str]:
         return found
 
 
-def read_only(bench: Bench, _: random.Random, __: int) -> list[str]:
+def read_only(bench: CrashBench, _: random.Random, __: int) -> list[str]:
     """A folder that nobody, not even root, may write to: one sentence, at once."""
     with _mounted(bench.work / "readonly", "size=1m") as folder:
         if folder is None:
@@ -166,7 +166,7 @@ def read_only(bench: Bench, _: random.Random, __: int) -> list[str]:
         return bench.problems(folder)
 
 
-def two_at_once(bench: Bench, _: random.Random, rounds: int) -> list[str]:
+def two_at_once(bench: CrashBench, _: random.Random, rounds: int) -> list[str]:
     """Two processes with one output: both complete, or the second says why not; the output is that of one."""
     found = []
     for turn in range(max(1, rounds // 10)):
@@ -243,7 +243,7 @@ def run(commands: dict[str, Command], faults: Sequence[str], rounds: int, seed: 
         inputs.mkdir()
         make_inputs(inputs)
         for what, command in commands.items():
-            bench = Bench(inputs, Path(work) / what, command)
+            bench = CrashBench(inputs, Path(work) / what, command)
             result[what] = {"seconds": round(bench.seconds, 2)}
             for fault in faults:
                 found = FAULTS[fault](bench, random.Random(f"{seed} {what} {fault}"), rounds)
@@ -254,7 +254,7 @@ def run(commands: dict[str, Command], faults: Sequence[str], rounds: int, seed: 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run, print, write."""
-    parser = argparse.ArgumentParser(prog="python -m eval.trust.faults", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m eval.trust.crashes", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--commands", default=",".join(COMMANDS), help=f"of {', '.join(COMMANDS)} (all)")
     parser.add_argument("--faults", default=",".join(FAULTS), help=f"of {', '.join(FAULTS)} (all)")
     parser.add_argument("--rounds", type=int, default=30, help="stops per command and signal (30)")

@@ -1,5 +1,5 @@
 """The faults of machines against `plan`, a few of each, and against what reads and writes; the long run, on all
-commands, is `python -m eval.trust.faults`."""
+commands, is `python -m eval.trust.crashes`."""
 
 import json
 import os
@@ -9,9 +9,9 @@ import sys
 
 import pytest
 
-from eval.trust import faults
+from eval.trust import crashes
 from eval.trust.commands import COMMANDS, Command, orphans, own_command
-from eval.trust.faults import FAULTS, Bench, make_inputs
+from eval.trust.crashes import FAULTS, CrashBench, make_inputs
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="processes are found through /proc")
 
@@ -25,7 +25,7 @@ def inputs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def bench(inputs, tmp_path_factory):
-    return Bench(inputs, tmp_path_factory.mktemp("plan"), COMMANDS["plan"])
+    return CrashBench(inputs, tmp_path_factory.mktemp("plan"), COMMANDS["plan"])
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -48,8 +48,8 @@ def writer(inputs, body):
 
 def test_a_command_that_leaves_half_files_is_noticed(inputs, tmp_path):
     body = "with path.open('w') as f:\n    f.write('{'); f.flush(); time.sleep(1.5); f.write('}')"
-    bench = Bench(inputs, tmp_path, writer(inputs, body))
-    found = faults.killed(bench, random.Random(0), 4)
+    bench = CrashBench(inputs, tmp_path, writer(inputs, body))
+    found = crashes.killed(bench, random.Random(0), 4)
     assert any("q.json is not whole" in problem for problem in found)
 
 
@@ -57,7 +57,7 @@ def test_a_command_that_leaves_a_process_is_noticed(inputs, tmp_path):
     sleeper = "[sys.executable, '-c', 'import time; time.sleep(4)']"
     body = f"import subprocess, sys\nwrite_json(path, 1)\nsubprocess.Popen({sleeper}, stdout=-3, stderr=-3)"
     command = writer(inputs, body)
-    bench = Bench.__new__(Bench)
+    bench = CrashBench.__new__(CrashBench)
     bench.inputs, bench.work, bench.command = inputs, tmp_path, command
     folder = bench.fresh("orphan")
     bench.run(folder)
@@ -68,10 +68,10 @@ def test_a_command_that_leaves_a_process_is_noticed(inputs, tmp_path):
 
 
 def test_the_command_line(inputs, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(faults, "make_inputs", lambda folder: None)
+    monkeypatch.setattr(crashes, "make_inputs", lambda folder: None)
     words = f"{sys.executable} -c print(1)"
     arguments = ["--commands", "", "--own", words, "--faults", "two at once", "--rounds", "1"]
-    assert faults.main([*arguments, "--out", str(tmp_path / "f.json")]) == 0
+    assert crashes.main([*arguments, "--out", str(tmp_path / "f.json")]) == 0
     found = json.loads((tmp_path / "f.json").read_text())
     assert found == json.loads(capsys.readouterr().out)
     assert found["commands"]["own"]["two at once"] == {"problems": [], "skipped": []}
