@@ -20,7 +20,7 @@ from geosparse.integrations.export import export_plan
 from geosparse.models import reason
 from geosparse.plan import Plan
 
-from ..harness.methods import Method, Prompt
+from ..harness.methods import Method, Prompt, seen_of
 
 NEEDS_PLAN = "lukv"
 # AdaKV and LU-KV mask keys per head by a key that no query of a call may attend to: easy to find for one query only.
@@ -50,7 +50,7 @@ class Press(Method):
         """The press, its version, and the plan it is fed with."""
         from importlib import metadata
 
-        fed = {} if self.budgets is None else Method("", self.budgets).about()
+        fed = {} if self.budgets is None else seen_of(self.budgets)
         return {"peer": self.name, "density": self.density, "kvpress": metadata.version("kvpress")} | fed
 
     def shrunken_cache(self, model: Any, prompt: Prompt) -> Any:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from geosparse.patch import sparsified
-from geosparse.plan import Plan
+from geosparse.plan import DECISIVE, Plan
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +27,12 @@ class Prompt(NamedTuple):
     cache: Any
     calls: dict[Any, dict[str, Any]]
     ids: torch.Tensor
+
+
+def seen_of(plan: Plan) -> dict[str, Any]:
+    """What the model sees of a plan; `Plan.digest` is the hash of it."""
+    data = plan.to_json()
+    return {"plan": {key: data[key] for key in DECISIVE if key in data}}
 
 
 class Method:
@@ -54,11 +60,7 @@ class Method:
 
     def about(self) -> dict[str, Any]:
         """What decides its numbers: of the plan, what the model sees of it."""
-        if self.plan is None:
-            return {"method": self.id}
-        data = self.plan.to_json()
-        said = ("n_keep", "tail", "head_tails", "selector", "head_selectors", "growth", "share_kv", "reference_length")
-        return {"plan": {key: data[key] for key in said if key in data}}
+        return {"method": self.id} if self.plan is None else seen_of(self.plan)
 
     @contextmanager
     def decoding(self, model: Any, counted: bool = True, own_products: bool = True) -> Iterator[None]:

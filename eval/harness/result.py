@@ -149,26 +149,32 @@ def _typed(kind: Any, data: dict[str, Any]) -> Any:
     return kind(**data)
 
 
-Columns = dict[str, dict[str, Column]]  # variant -> metric -> column
+@dataclass(frozen=True)
+class TaskScores:
+    """One task under all its variants: its metrics, and a column by variant and metric."""
+
+    task: Task
+    metrics: dict[str, Metric]
+    columns: dict[str, dict[str, Column]]
 
 
-def measurements_of(task: Task, columns: Columns, densities: dict[str, float | None]) -> list[Measurement]:
+def measurements_of(scores: TaskScores, densities: dict[str, float | None]) -> list[Measurement]:
     """The rows of one task, dense first."""
     rows = []
-    for name, metric in task.metrics.items():
-        dense = columns[DENSE][name]
-        for variant, found in columns.items():
-            column = found[name]
+    for name, metric in scores.metrics.items():
+        dense = scores.columns[DENSE][name]
+        for variant, columns in scores.columns.items():
+            column = columns[name]
             pair = None if variant == DENSE else paired(dense.values, column.values, metric.kind)
             whole = None if variant == DENSE else column.value - dense.value
             rows.append(
                 Measurement(
-                    task=task.id,
+                    task=scores.task.id,
                     metric=name,
                     variant=variant,
                     value=column.value,
                     stderr=column.stderr,
-                    samples=len(column.values) or task.effective,
+                    samples=len(column.values) or scores.task.effective,
                     density=densities.get(variant),
                     difference=whole,
                     interval=pair.interval if pair and _is_mean(pair.difference, whole) else None,
@@ -194,20 +200,21 @@ def at_floor(metric: Metric, dense: Measurement) -> bool:
     return dense.value <= metric.chance + 2 * (dense.stderr or 0.0)
 
 
-def summarize(tasks: Sequence[Task], rows: Sequence[Measurement]) -> tuple[list[Summary], list[str]]:
+def summarize(scores: Sequence[TaskScores], rows: Sequence[Measurement]) -> tuple[list[Summary], list[str]]:
     """Recovery over tasks per variant, and warnings: tasks at their floor, contexts shorter than the budgets."""
     found: dict[str, dict[str, float]] = {}
     warnings = []
-    for task in tasks:
-        name, metric = next((name, metric) for name, metric in task.metrics.items() if metric.main)
-        mine = [row for row in rows if (row.task, row.metric) == (task.id, name)]
-        dense = next(row for row in mine if row.variant == DENSE)
+    for each_task in scores:
+        task = each_task.task
+        name, metric = next((name, metric) for name, metric in each_task.metrics.items() if metric.main)
+        measured = [row for row in rows if (row.task, row.metric) == (task.id, name)]
+        dense = next(row for row in measured if row.variant == DENSE)
         floor = at_floor(metric, dense)
         if floor:
             warnings.append(
                 f"{task.id}: dense {name} is {dense.value:.3g}, no better than guessing; left out of means."
             )
-        for row in mine:
+        for row in measured:
             if row.density is not None and row.density >= NEARLY_DENSE:
                 warnings.append(
                     f"{task.id}, {row.variant}: the density is {row.density:.2f}: contexts are hardly longer than the "
@@ -221,13 +228,15 @@ def summarize(tasks: Sequence[Task], rows: Sequence[Measurement]) -> tuple[list[
     ], warnings
 
 
-def write_samples(path: Path, columns: dict[str, Columns]) -> None:
+def write_samples(path: Path, scores: Sequence[TaskScores]) -> None:
     """One line per task, metric and variant."""
     lines = [
-        json.dumps({"task": task, "metric": metric, "variant": variant, "values": column.values}, allow_nan=False)
-        for task, variants in columns.items()
-        for variant, found in variants.items()
-        for metric, column in found.items()
+        json.dumps(
+            {"task": each.task.id, "metric": metric, "variant": variant, "values": column.values}, allow_nan=False
+        )
+        for each in scores
+        for variant, columns in each.columns.items()
+        for metric, column in columns.items()
         if column.values
     ]
     write_atomic(path, lambda temporary: temporary.write_text("\n".join(lines) + "\n", encoding="utf-8"))

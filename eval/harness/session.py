@@ -34,6 +34,7 @@ from .result import (
     Result,
     Run,
     TaskInfo,
+    TaskScores,
     VariantInfo,
     measurements_of,
     read_result,
@@ -123,8 +124,9 @@ class Session:
                 return None, (
                     f"{left} samples are still to be scored: give the same command without --only and --variants."
                 )
-            result = self._result(runners, planner, model)
-            self._write(result, runners, planner)
+            scores = [runner.scores() for runner in runners]
+            result = self._result(scores, runners, planner, model)
+            self._write(result, scores, runners, planner)
             if self.folder == self._unfinished.parent:
                 shutil.rmtree(self._unfinished, ignore_errors=True)
             seconds = time.perf_counter() - started
@@ -205,15 +207,11 @@ class Session:
         show(f"profile: {asked.windows} windows of {asked.lengths[0]} tokens and as many of {list(asked.lengths[1:])}")
         return profile_to_file(path, model, tokenizer, texts, config, show_progress=True)
 
-    def _result(self, runners: list[TaskRunner], planner: Planner, model: Any) -> Result:
-        recipe, rows, infos = self.recipe, [], []
-        self.columns = {}
-        for runner in runners:
-            task = runner.task
-            self.columns[task.id] = runner.columns()
-            rows += measurements_of(task, self.columns[task.id], runner.densities())
-            infos.append(_info(task))
-        summary, warnings = summarize([runner.task for runner in runners], rows)
+    def _result(self, scores: list[TaskScores], runners: list[TaskRunner], planner: Planner, model: Any) -> Result:
+        recipe, rows = self.recipe, []
+        for each, runner in zip(scores, runners, strict=True):
+            rows += measurements_of(each, runner.densities())
+        summary, warnings = summarize(scores, rows)
         commits = sorted({note for runner in runners for part in runner.parts.values() for note in part.notes if note})
         provenance = {
             "versions": versions(),
@@ -228,9 +226,9 @@ class Session:
             VariantInfo(DENSE, None, None, None, None, None, None, {}),
             *(_variant(variant, planner) for variant in recipe.variants),
         ]
-        return Result(run, variants, infos, rows, summary, warnings, provenance)
+        return Result(run, variants, [_info(each) for each in scores], rows, summary, warnings, provenance)
 
-    def _write(self, result: Result, runners: list[TaskRunner], planner: Planner) -> None:
+    def _write(self, result: Result, scores: list[TaskScores], runners: list[TaskRunner], planner: Planner) -> None:
         import yaml
 
         folder = self.folder
@@ -244,7 +242,7 @@ class Session:
         for path in (folder / "plans").glob("*.json"):
             if path.stem not in known:  # of variants that the recipe had before
                 path.unlink()
-        write_samples(folder / "samples.jsonl", self.columns)
+        write_samples(folder / "samples.jsonl", scores)
         rows = [row for runner in runners for row in runner.timing()]
         timing = {"schema": TIMING_SCHEMA, "device": device_name(), "rows": rows}
         write_json(folder / "timing.json", timing)
@@ -265,7 +263,8 @@ def _chosen(flag: str, names: tuple[str, ...], known: list[str]) -> tuple[str, .
     return names
 
 
-def _info(task: Task) -> TaskInfo:
+def _info(scores: TaskScores) -> TaskInfo:
+    task = scores.task
     return TaskInfo(
         id=task.id,
         task=task.kind,
@@ -275,16 +274,12 @@ def _info(task: Task) -> TaskInfo:
         length=task.asked.length,
         samples_original=task.original,
         samples_effective=task.effective,
-        metrics={name: dataclasses.asdict(metric) for name, metric in task.metrics.items()},
+        metrics={name: dataclasses.asdict(metric) for name, metric in scores.metrics.items()},
     )
 
 
 def _variant(variant: Any, planner: Planner) -> VariantInfo:
-    plans = {
-        str(length): hashlib.sha256(dump_json(Method("", plan).about()).encode()).hexdigest()
-        for (id, length), plan in planner.plans.items()
-        if id == variant.id
-    }
+    plans = {str(length): plan.digest() for (id, length), plan in planner.plans.items() if id == variant.id}
     ours = variant.peer is None
     return VariantInfo(
         variant.id,

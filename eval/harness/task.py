@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 from geosparse.artifact import dump_json
@@ -49,6 +50,14 @@ class Column:
 
 
 @dataclass(frozen=True)
+class Scores:
+    """What the samples come to under one method, by the name of the metric: what the numbers mean, and the numbers."""
+
+    metrics: dict[str, Metric]
+    columns: dict[str, Column]
+
+
+@dataclass(frozen=True)
 class Outcome:
     """One sample: values that depend on the model alone, measurements that depend on the moment, answers to keep."""
 
@@ -85,6 +94,7 @@ class Task:
         settings: The dataclass of its settings; has an `id` and a `length`.
         block: How many samples are scored under one variant before the next variant has its turn.
         applies: The engine makes the model sparse around `score`; otherwise the task does that itself.
+        metrics: What it scores, where that is known before the first sample.
     """
 
     kind: ClassVar[str]
@@ -92,13 +102,13 @@ class Task:
     settings: ClassVar[type]
     block: ClassVar[int] = 8
     applies: ClassVar[bool] = True
+    metrics: Mapping[str, Metric] = MappingProxyType({})
 
     def __init__(self, asked: Any, setting: Setting) -> None:
         """Args: the settings; model, tokenizer and folders."""
         self.asked = asked
         self.setting = setting
 
-    metrics: dict[str, Metric]
     original: int
     effective: int
     data_sha256: str
@@ -125,6 +135,7 @@ class Task:
         """Score one sample with the model as it is."""
         raise NotImplementedError
 
-    def finish(self, records: Sequence[dict[str, Any]]) -> dict[str, Column]:
+    def finish(self, records: Sequence[dict[str, Any]]) -> Scores:
         """The metrics over the records of the samples, in order."""
-        return {name: Column.of([record["values"][name] for record in records]) for name in self.metrics}
+        columns = {name: Column.of([record["values"][name] for record in records]) for name in self.metrics}
+        return Scores(dict(self.metrics), columns)

@@ -10,7 +10,7 @@ from typing import Any
 from geosparse.errors import GeosparseError
 
 from .methods import DENSE, Method
-from .result import Columns
+from .result import TaskScores
 from .samples import Part
 from .task import Column, Task
 
@@ -21,7 +21,14 @@ class TaskRunner:
     """One task under all its methods: where the samples are kept, and what is missing."""
 
     def __init__(self, task: Task, methods: list[Method], parts: dict[str, Part], samples: int) -> None:
-        """Args: the task; methods, dense first; a part per method; how many samples to score."""
+        """Score nothing yet.
+
+        Args:
+            task: What is scored.
+            methods: Under which; the dense one first.
+            parts: The samples of each method, by its id.
+            samples: How many to score.
+        """
         self.task = task
         self.methods = methods
         self.parts = parts
@@ -84,14 +91,15 @@ class TaskRunner:
 
     def column(self, method: Method) -> dict[str, Column]:
         """Every metric of one method."""
-        return self.task.finish(self._records(method))
+        return self.task.finish(self._records(method)).columns
 
-    def columns(self) -> Columns:
+    def scores(self) -> TaskScores:
         """Every metric of every method; metrics that are no number under one method are left out."""
-        found: Columns = {method.id: self.column(method) for method in self.methods}
-        shared = [name for name in found[DENSE] if all(name in each for each in found.values())]
-        self.task.metrics = {name: metric for name, metric in self.task.metrics.items() if name in shared}
-        return {variant: {name: each[name] for name in shared} for variant, each in found.items()}
+        scores = {method.id: self.task.finish(self._records(method)) for method in self.methods}
+        shared = [name for name in scores[DENSE].columns if all(name in each.columns for each in scores.values())]
+        known = {name: metric for each in scores.values() for name, metric in each.metrics.items()}
+        columns = {variant: {name: each.columns[name] for name in shared} for variant, each in scores.items()}
+        return TaskScores(self.task, {name: metric for name, metric in known.items() if name in shared}, columns)
 
     def densities(self) -> dict[str, float | None]:
         """Kept over visible tokens, by method."""

@@ -8,9 +8,9 @@ import logging
 import math
 import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import StringIO
 from numbers import Real
 from typing import Any
@@ -20,12 +20,12 @@ import numpy
 from geosparse.errors import GeosparseError
 
 from ..harness.methods import Method
-from ..harness.task import Column, Metric, Outcome, Setting, Task
+from ..harness.task import Column, Metric, Outcome, Scores, Setting, Task
 from .shared_prefix import shared_prefix_class
 
 SEED = 1234
 # The metric that stands for a task: the first of these that it has.
-MAIN = ("acc_norm", "acc", "exact_match", "word_perplexity", "perplexity")
+MAIN_METRICS = ("acc_norm", "acc", "exact_match", "word_perplexity", "perplexity")
 PERPLEXITIES = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte")
 
 
@@ -75,7 +75,6 @@ class LmEval(Task):
             self.documents.setdefault(instance.doc_id, []).append(instance)
         self.original, self.effective = len(self.task.eval_docs), len(self.documents)
         self.data_sha256 = _digest([[request.args for request in found] for found in self.documents.values()])
-        self.metrics: dict[str, Metric] = {}
         self._lm: Any = None
 
     def _load(self) -> tuple[dict[str, Any], Any]:
@@ -124,7 +123,7 @@ class LmEval(Task):
                 answers += [[kind, request.idx, answer] for request, answer in zip(mine, found, strict=True)]
         return Outcome({}, answers=answers)
 
-    def finish(self, records: Sequence[dict[str, Any]]) -> dict[str, Column]:
+    def finish(self, records: Sequence[dict[str, Any]]) -> Scores:
         from lm_eval.evaluator import evaluate
 
         doc_ids = list(self.documents)
@@ -134,7 +133,8 @@ class LmEval(Task):
                 _replay_class()(kept), self._loaded, limit=len(records), bootstrap_iters=1000, log_samples=True
             )
         name = next(iter(results["results"]))
-        columns = {}
+        columns: dict[str, Column] = {}
+        metrics: dict[str, Metric] = {}
         for key, value in results["results"][name].items():
             metric, _, chosen = key.partition(",")
             if (
@@ -150,16 +150,9 @@ class LmEval(Task):
             columns[shown] = _column(_numbers(samples), float(value), stderr)
             kind = _kind(metric, samples)
             better = _higher_is_better(kind, results["higher_is_better"].get(name, {}).get(metric))
-            self.metrics[shown] = Metric(kind, better, self._chance(metric))
-        self._choose_main()
-        return columns
-
-    def _choose_main(self) -> None:
-        order = [name for wanted in MAIN for name in self.metrics if name.split(" ")[0] == wanted]
-        main = (order or [name for name in self.metrics if name.isdigit()] or list(self.metrics))[:1]
-        self.metrics = {
-            name: Metric(m.kind, m.higher_is_better, m.chance, name in main) for name, m in self.metrics.items()
-        }
+            metrics[shown] = Metric(kind, better, self._chance(metric))
+        main = _main_metric(metrics)
+        return Scores({name: replace(metric, main=name == main) for name, metric in metrics.items()}, columns)
 
     def _chance(self, metric: str) -> float | None:
         """Guessing among the choices of a multiple-choice task; 0 for generated answers."""
@@ -167,6 +160,12 @@ class LmEval(Task):
             counts = [len({request.args for request in found}) for found in self.documents.values()]
             return sum(1 / count for count in counts) / len(counts)
         return 0.0 if self.task.OUTPUT_TYPE != "loglikelihood_rolling" and metric not in PERPLEXITIES else None
+
+
+def _main_metric(names: Iterable[str]) -> str | None:
+    """The metric that stands for a task: the first of MAIN_METRICS, a context length of RULER, or any."""
+    preferred = [name for wanted in MAIN_METRICS for name in names if name.split(" ")[0] == wanted]
+    return next(iter([*preferred, *(name for name in names if name.isdigit()), *names]), None)
 
 
 def _column(values: list[float], value: float, stderr: Any) -> Column:

@@ -63,14 +63,14 @@ def test_scores_are_those_of_lm_eval(name: str, sparse: bool, setting: Setting) 
     run = partial(simple_evaluate, lm, tasks=[name], limit=4, task_manager=manager, bootstrap_iters=10)
     if sparse:
         with sparsified(setting.model, plan):
-            theirs, ours = run(), found.finish(records(found, Method("sparse", plan)))
+            theirs, scores = run(), found.finish(records(found, Method("sparse", plan)))
     else:
-        theirs, ours = run(), found.finish(records(found, Method()))
-    for metric, column in ours.items():
+        theirs, scores = run(), found.finish(records(found, Method()))
+    for metric, column in scores.columns.items():
         # Reading the common beginning apart changes the order of sums, nothing else.
         assert column.value == pytest.approx(theirs["results"][name][f"{metric},none"], rel=1e-4)
         assert len(column.values) in (0, 4)
-    assert sum(metric.main for metric in found.metrics.values()) == 1
+    assert sum(metric.main for metric in scores.metrics.values()) == 1
     assert found.effective == 4
     assert found.original == 5
 
@@ -109,12 +109,11 @@ def test_definition_and_data_decide_the_hash(setting: Setting) -> None:
 
 def test_chance_and_main_metric(setting: Setting) -> None:
     found = task(setting, "tiny_choice")
-    found.finish(records(found, Method()))
-    assert found.metrics["acc"].chance == pytest.approx(1 / 3)
-    assert found.metrics["acc"].kind == "accuracy"
+    metrics = found.finish(records(found, Method())).metrics
+    assert metrics["acc"].chance == pytest.approx(1 / 3)
+    assert metrics["acc"].kind == "accuracy"
     rolling = task(setting, "tiny_rolling")
-    rolling.finish(records(rolling, Method()))
-    assert rolling.metrics["bits_per_byte"].chance is None
+    assert rolling.finish(records(rolling, Method())).metrics["bits_per_byte"].chance is None
 
 
 @pytest.mark.parametrize(
