@@ -8,8 +8,8 @@ from geosparse.errors import GeosparseError, did_you_mean
 from geosparse.plan import Plan
 
 from ..harness.methods import Method
-from .presses import NEEDS_PLAN, PRESSES, Press
-from .skip_softmax import NAME, SkipSoftmax
+from .presses import PLAN_PRESS, PRESSES, Press
+from .skip_softmax import SKIP_SOFTMAX, SkipSoftmax
 
 
 def baseline(id: str, name: str, density: float, plan: Callable[[], Plan]) -> Method:
@@ -24,11 +24,11 @@ def baseline(id: str, name: str, density: float, plan: Callable[[], Plan]) -> Me
     Raises:
         GeosparseError: An unknown name.
     """
-    if name == NAME:
+    if name == SKIP_SOFTMAX:
         return SkipSoftmax(id, density)
     if name not in PRESSES:
-        raise GeosparseError(f"Unknown baseline {name!r}: {did_you_mean(name, (*PRESSES, NAME))}")
-    return Press(id, name, density, plan() if name == NEEDS_PLAN else None)
+        raise GeosparseError(f"Unknown baseline {name!r}: {did_you_mean(name, (*PRESSES, SKIP_SOFTMAX))}")
+    return Press(id, name, density, plan() if name == PLAN_PRESS else None)
 
 
-__all__ = ["NEEDS_PLAN", "baseline"]
+__all__ = ["PLAN_PRESS", "baseline"]

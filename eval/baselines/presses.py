@@ -22,10 +22,10 @@ from geosparse.plan import Plan
 
 from ..harness.methods import Method, Prompt, seen_of
 
-NEEDS_PLAN = "lukv"
+PLAN_PRESS = "lukv"
 # AdaKV and LU-KV mask keys per head by a key that no query of a call may attend to: easy to find for one query only.
-ONE_BY_ONE = ("adakv", "lukv")
-MASK = "masked_key_indices"
+SINGLE_TOKEN_PRESSES = ("adakv", "lukv")
+MASK_ATTRIBUTE = "masked_key_indices"
 
 
 class Press(Method):
@@ -43,7 +43,7 @@ class Press(Method):
         self.name = name
         self.density = density
         self.budgets = plan
-        self.most_per_call = 1 if name in ONE_BY_ONE else None
+        self.most_per_call = 1 if name in SINGLE_TOKEN_PRESSES else None
         self._masks: list[Any] = []
 
     def about(self) -> dict[str, Any]:
@@ -60,7 +60,11 @@ class Press(Method):
         with torch.no_grad(), press(model):
             for module, keywords in prompt.calls.items():
                 press.forward_hook(module, [], keywords | {"past_key_values": cache}, [None, None])
-        self._masks = [(module, getattr(module, MASK)) for module in model.modules() if getattr(module, MASK, None)]
+        self._masks = [
+            (module, getattr(module, MASK_ATTRIBUTE))
+            for module in model.modules()
+            if getattr(module, MASK_ATTRIBUTE, None)
+        ]
         _unmask(model)
         return cache
 
@@ -68,7 +72,7 @@ class Press(Method):
     def decoding(self, model: Any, counted: bool = True, own_products: bool = False) -> Iterator[None]:
         """With the masks of the press in place; kvpress leaves them on the modules otherwise."""
         for module, mask in self._masks:
-            setattr(module, MASK, mask)
+            setattr(module, MASK_ATTRIBUTE, mask)
         try:
             yield
         finally:
@@ -82,7 +86,7 @@ class Press(Method):
                 f"The presses need kvpress ({reason(error)}): give the recipe `environment: peers`, which installs it."
             ) from error
         press = PRESSES[self.name](kvpress, 1.0 - self.density)
-        if self.name == NEEDS_PLAN:
+        if self.name == PLAN_PRESS:
             assert self.budgets is not None
             press._budget_curves = _curve(self.budgets)
         return press
@@ -90,8 +94,8 @@ class Press(Method):
 
 def _unmask(model: Any) -> None:
     for module in model.modules():
-        if getattr(module, MASK, None) is not None:
-            setattr(module, MASK, None)
+        if getattr(module, MASK_ATTRIBUTE, None) is not None:
+            setattr(module, MASK_ATTRIBUTE, None)
 
 
 def _curve(plan: Plan) -> Any:

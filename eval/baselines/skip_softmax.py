@@ -22,9 +22,9 @@ from geosparse.runtime.architecture import attention_layers, input_device
 
 from ..harness.methods import Method, Prompt
 
-NAME = "skip_softmax"
-BLOCK = 128  # modelopt's default
-TOKENS = 32  # of a prompt, at its end, on which the threshold is looked for
+SKIP_SOFTMAX = "skip_softmax"
+BLOCK_TOKENS = 128  # modelopt's default
+THRESHOLD_TOKENS = 32  # of a prompt, at its end, on which the threshold is looked for
 # Distances below the best logit, in nats.
 DISTANCES = [0.01 * 1.06**step for step in range(140)]
 
@@ -50,13 +50,13 @@ class SkipSoftmax(Method):
         """The method, its version and what it is asked to keep."""
         from importlib import metadata
 
-        return {"peer": NAME, "density": self.density, "modelopt": metadata.version("nvidia-modelopt")}
+        return {"peer": SKIP_SOFTMAX, "density": self.density, "modelopt": metadata.version("nvidia-modelopt")}
 
     def shrunken_cache(self, model: Any, prompt: Prompt) -> Any:
         """The whole cache; the threshold is known afterwards."""
         cache = copy.deepcopy(prompt.cache)
         tokens = prompt.ids.shape[1]
-        start = max(tokens - TOKENS, 1)
+        start = max(tokens - THRESHOLD_TOKENS, 1)
         cache.crop(start - tokens)
         with torch.no_grad(), _skipping(model, DISTANCES, watching=True) as calls:
             for place in range(start, tokens):
@@ -87,13 +87,14 @@ def _skipping(model: Any, distances: list[float], watching: bool = False) -> Ite
         from modelopt.torch.sparsity.attention_sparsity.methods.flash_skip_softmax import FlashSkipSoftmax
     except ImportError as error:
         raise GeosparseError(
-            f"{NAME} needs nvidia-modelopt ({reason(error)}): give the recipe `environment: peers`, which installs it."
+            f"{SKIP_SOFTMAX} needs nvidia-modelopt ({reason(error)}): give the recipe `environment: peers`, which "
+            "installs it."
         ) from error
     thresholds = [math.exp(-distance) for distance in distances]
     config = {
         "thresholds": {"prefill": thresholds, "decode": thresholds},
-        "br": BLOCK,
-        "bc": BLOCK,
+        "br": BLOCK_TOKENS,
+        "bc": BLOCK_TOKENS,
         "backend": "pytorch",
         "is_causal": True,
     }

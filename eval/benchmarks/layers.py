@@ -11,7 +11,7 @@ import torch
 from geosparse.ops import IndexSlot, Selector, Tail, cpu_attention, memory, remember_index, remember_value_sum
 from geosparse.ops.index import index_of
 
-SPARE = 64
+SPARE_TOKENS = 64
 # Enough layers that their keys and values do not fit into any cache.
 BYTES_IN_TURN = 256 << 20
 SHAPES = {"smollm2": (9, 3, 64), "llama3": (32, 8, 128)}
@@ -35,7 +35,7 @@ def layers_of(shape: tuple[int, int, int], context: int, dtype: torch.dtype) -> 
     for _ in range(max(3, BYTES_IN_TURN // each)):
         query = (2 * torch.randn(1, heads, 1, dim, generator=generator)).to(dtype)
         # With room to spare, as in a cache that grows: no head starts at a power of two.
-        key, value = (memory.empty((1, kv_heads, context + SPARE, dim), dtype)[:, :, :context] for _ in range(2))
+        key, value = (memory.empty((1, kv_heads, context + SPARE_TOKENS, dim), dtype)[:, :, :context] for _ in range(2))
         for states in (key, value):
             states.copy_(torch.randn(states.shape, generator=generator))
         remember_index(key, IndexSlot())

@@ -13,7 +13,7 @@ from geosparse.ops.types import Selector
 
 from . import timing
 from .baselines import baselines
-from .shapes import DTYPE, SHAPES, Shape, budgets_of, layer_bytes
+from .shapes import DTYPE, SHAPES, ModelShape, budgets_of, layer_bytes
 
 SELECTORS: tuple[Selector, ...] = ("paged", "lowbit")
 
@@ -21,7 +21,7 @@ SELECTORS: tuple[Selector, ...] = ("paged", "lowbit")
 class Decoder:
     """The products and norms of a decoder around attention over caches that are already full."""
 
-    def __init__(self, shape: Shape, batch: int, context: int) -> None:
+    def __init__(self, shape: ModelShape, batch: int, context: int) -> None:
         """Args: the model's shape, rows, and tokens in each row's cache."""
         device = timing.gpu()
         self.shape, self.context = shape, context
@@ -64,7 +64,7 @@ def _norm(state: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.rms_norm(state, state.shape[-1:])
 
 
-def needed_bytes(shape: Shape, batch: int, context: int) -> int:
+def needed_bytes(shape: ModelShape, batch: int, context: int) -> int:
     """Bytes of weights and caches."""
     attention = 2 * (shape.heads + shape.kv_heads) * shape.dim * shape.hidden
     weights = shape.layers * (attention + 3 * shape.hidden * shape.inner) + shape.vocabulary * shape.hidden

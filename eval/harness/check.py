@@ -17,7 +17,7 @@ from .result import read_result, read_timing
 from .task_runner import TaskRunner
 
 # Half of the last digit that tables print of a loss; an accuracy or an answer that differs, differs by far more.
-WITHIN = 5e-4
+SCORE_TOLERANCE = 5e-4
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,12 @@ class Check:
 
     @property
     def same(self) -> bool:
-        """Whether no score differs by more than `WITHIN`."""
-        return all(row.largest <= WITHIN for row in self.rows)
+        """Whether no score differs by more than `SCORE_TOLERANCE`."""
+        return all(row.largest <= SCORE_TOLERANCE for row in self.rows)
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
-        return asdict(self) | {"within": WITHIN, "same": self.same}
+        return asdict(self) | {"within": SCORE_TOLERANCE, "same": self.same}
 
     def text(self, folder: Path) -> str:
         """For the terminal."""
@@ -60,7 +60,11 @@ class Check:
         lines += [f"{what}: {here:.1f} ms per token, committed {then:.1f}" for what, (then, here) in self.speed.items()]
         lines += [f"{folder} was made with {text}" for text in self.versions]
         compared = sum(row.compared for row in self.rows)
-        verdict = f"all within {WITHIN} of {folder}" if self.same else f"differs from {folder} by more than {WITHIN}"
+        verdict = (
+            f"all within {SCORE_TOLERANCE} of {folder}"
+            if self.same
+            else f"differs from {folder} by more than {SCORE_TOLERANCE}"
+        )
         return "\n".join([*lines, "", f"{compared} scores anew: {verdict}."])
 
 

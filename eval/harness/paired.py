@@ -12,7 +12,7 @@ import torch
 from geosparse.statistics import bootstrap_interval, mean_interval
 
 RESAMPLES = 2000
-FEWEST = 10
+MIN_BOOTSTRAP_SAMPLES = 10
 """Samples from which the bootstrap is used; below, its intervals are too narrow, and Student's t takes its place."""
 
 
@@ -56,7 +56,7 @@ def paired(dense: Sequence[float], variant: Sequence[float], kind: str) -> Paire
 
 def interval(differences: Sequence[float]) -> tuple[float, float] | None:
     """The 95 % interval of the mean of paired differences; None for fewer than two."""
-    if len(differences) < FEWEST:
+    if len(differences) < MIN_BOOTSTRAP_SAMPLES:
         return mean_interval(differences)
     bounds = bootstrap_interval(torch.tensor(differences, dtype=torch.float64)[:, None], resamples=RESAMPLES)
     return None if bounds is None else (float(bounds[0]), float(bounds[1]))

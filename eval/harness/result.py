@@ -23,11 +23,11 @@ from .task import Column, Metric, Task
 
 SCHEMA = "geosparse.eval/1"
 TIMING_SCHEMA = "geosparse.eval.timing/1"
-NEARLY_DENSE = 0.95
+MAX_TELLING_DENSITY = 0.95
 
 
 @dataclass(frozen=True)
-class Run:
+class RunInfo:
     """What was run: `limit` is of `--limit`, `model` as `geosparse.identity` says it."""
 
     recipe: str
@@ -103,7 +103,7 @@ class Summary:
 class Result:
     """Everything in `result.json`."""
 
-    run: Run
+    run: RunInfo
     variants: list[VariantInfo]
     tasks: list[TaskInfo]
     measurements: list[Measurement]
@@ -137,7 +137,9 @@ def read_result(path: Path) -> Result:
     kinds = {"variants": VariantInfo, "tasks": TaskInfo, "measurements": Measurement, "summary": Summary}
     try:
         lists = {key: [_typed(kind, item) for item in data[key]] for key, kind in kinds.items()}
-        return Result(run=_typed(Run, data["run"]), warnings=data["warnings"], provenance=data["provenance"], **lists)
+        return Result(
+            run=_typed(RunInfo, data["run"]), warnings=data["warnings"], provenance=data["provenance"], **lists
+        )
     except (KeyError, TypeError) as error:
         raise damaged(path, "result", f"it is not complete ({error})") from error
 
@@ -215,7 +217,7 @@ def summarize(scores: Sequence[TaskScores], rows: Sequence[Measurement]) -> tupl
                 f"{task.id}: dense {name} is {dense.value:.3g}, no better than guessing; left out of means."
             )
         for row in measured:
-            if row.density is not None and row.density >= NEARLY_DENSE:
+            if row.density is not None and row.density >= MAX_TELLING_DENSITY:
                 warnings.append(
                     f"{task.id}, {row.variant}: the density is {row.density:.2f}: contexts are hardly longer than the "
                     "budgets, so this run shows nothing of the plan."

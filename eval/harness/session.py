@@ -32,7 +32,7 @@ from .recipe import Recipe, load_recipe
 from .result import (
     TIMING_SCHEMA,
     Result,
-    Run,
+    RunInfo,
     TaskInfo,
     TaskScores,
     VariantInfo,
@@ -221,7 +221,9 @@ class Session:
             "calibration": next((plan.calibration for plan in planner.plans.values()), {}),
             "threads": torch.get_num_threads(),
         }
-        run = Run(recipe.name, recipe.title, recipe.sha256, self.options.limit, identify(model).to_json(), recipe.dtype)
+        run = RunInfo(
+            recipe.name, recipe.title, recipe.sha256, self.options.limit, identify(model).to_json(), recipe.dtype
+        )
         variants = [
             VariantInfo(DENSE, None, None, None, None, None, None, {}),
             *(_variant(variant, planner) for variant in recipe.variants),

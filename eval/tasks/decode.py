@@ -24,7 +24,7 @@ from ..harness.methods import Method, Prompt
 from ..harness.task import Metric, Outcome, Setting, Task
 from .through_cache import cache_bytes, token_losses
 
-WARMUP = 2
+WARM_UP_STEPS = 2
 
 
 @dataclass(frozen=True)
@@ -118,14 +118,14 @@ class Decode(Task):
         device = input_device(self.setting.model)
         times: list[tuple[float, float]] = []
         with decoding, torch.no_grad():
-            for step in range(min(self.asked.timed + WARMUP, rest.shape[1])):
+            for step in range(min(self.asked.timed + WARM_UP_STEPS, rest.shape[1])):
                 token, where = rest[:, step : step + 1].to(device), torch.tensor([[start + step]], device=device)
                 marks = [_now(device)]
                 for model, each in zip((self.setting.model, self._dense), caches, strict=True):
                     model(token, past_key_values=each, use_cache=True, position_ids=where)
                     marks.append(_now(device))
                 times.append((marks[1] - marks[0], marks[2] - marks[1]))
-        counted = times[WARMUP:]
+        counted = times[WARM_UP_STEPS:]
         return {
             f"ms_per_token{which}": 1e3 * median(ours for ours, _ in counted),
             f"times_dense{which}": median(dense / ours for ours, dense in counted),

@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-KINDS = (
+ADJECTIVES = (
     "old",
     "quiet",
     "narrow",
@@ -35,7 +35,16 @@ THINGS = (
     "lake",
 )
 PEOPLE = ("gardener", "teacher", "sailor", "baker", "traveller", "clerk", "painter", "miller", "doctor", "shepherd")
-DEEDS = ("walked past", "looked after", "wrote about", "remembered", "drew", "returned to", "asked about", "slept near")
+DEEDS = (
+    "walked past",
+    "looked after",
+    "wrote about",
+    "remembered",
+    "drew",
+    "returned to",
+    "asked about",
+    "slept near",
+)
 TIMES = ("in the morning", "after the rain", "before winter", "on market days", "late in the evening", "every spring")
 PLACES = (
     "Aldermoor", "Brackwater", "Calloway", "Dunmere", "Eastvale", "Fernhollow", "Greyford", "Hollinside", "Inverlace",
@@ -47,7 +56,7 @@ PLACES = (
 def sentences(source: random.Random) -> Iterator[str]:
     """Sentences without end, none of which names a place or a number."""
     while True:
-        first, second = source.choice(KINDS), source.choice(KINDS)
+        first, second = source.choice(ADJECTIVES), source.choice(ADJECTIVES)
         yield (
             f"The {first} {source.choice(PEOPLE)} {source.choice(DEEDS)} the {second} {source.choice(THINGS)} "
             f"{source.choice(TIMES)}."

@@ -26,7 +26,7 @@ from .shared_prefix import shared_prefix_class
 SEED = 1234
 # The metric that stands for a task: the first of these that it has.
 MAIN_METRICS = ("acc_norm", "acc", "exact_match", "word_perplexity", "perplexity")
-PERPLEXITIES = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte")
+PERPLEXITY_METRICS = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte")
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ class LmEval(Task):
         if self.task.OUTPUT_TYPE == "multiple_choice" and metric in ("acc", "acc_norm"):
             counts = [len({request.args for request in found}) for found in self.documents.values()]
             return sum(1 / count for count in counts) / len(counts)
-        return 0.0 if self.task.OUTPUT_TYPE != "loglikelihood_rolling" and metric not in PERPLEXITIES else None
+        return 0.0 if self.task.OUTPUT_TYPE != "loglikelihood_rolling" and metric not in PERPLEXITY_METRICS else None
 
 
 def _main_metric(names: Iterable[str]) -> str | None:
@@ -177,7 +177,7 @@ def _column(values: list[float], value: float, stderr: Any) -> Column:
 
 
 def _kind(metric: str, samples: Sequence[Any]) -> str:
-    if metric in PERPLEXITIES:
+    if metric in PERPLEXITY_METRICS:
         return "perplexity"
     return "accuracy" if all(isinstance(value, Real) and value in (0, 1) for value in samples) else "other"
 

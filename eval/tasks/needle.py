@@ -5,8 +5,8 @@ from __future__ import annotations
 from .haystack import PLACES, lines_that_fit, sentences
 from .retrieval import Question, Retrieval, RetrievalSettings
 
-TASK = "Somewhere in the following text a number is given for a place. Remember it."
-SPARE = 8
+INSTRUCTION = "Somewhere in the following text a number is given for a place. Remember it."
+SPARE_TOKENS = 8
 
 
 class NeedleSettings(RetrievalSettings):
@@ -28,7 +28,7 @@ class Needle(Retrieval):
         needle = f"The secret number of {name} is {number}."
         asked = f"\n\nWhat is the secret number of {name}? The secret number of {name} is"
         answer = f" {number}"
-        fixed = len(self.tokens(f"{TASK}\n\n {needle}{asked}{answer}")) + SPARE
+        fixed = len(self.tokens(f"{INSTRUCTION}\n\n {needle}{asked}{answer}")) + SPARE_TOKENS
         hay = lines_that_fit(sentences(source), self.asked.length - fixed, self.setting.tokenizer, " ")
         hay.insert(round(self.depth(place) * len(hay)), needle)
-        return Question(f"{TASK}\n\n{' '.join(hay)}{asked}", answer)
+        return Question(f"{INSTRUCTION}\n\n{' '.join(hay)}{asked}", answer)

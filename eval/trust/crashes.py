@@ -25,7 +25,7 @@ from geosparse.provenance import device_name, versions
 from .commands import COMMANDS, RECIPE, Command, end, environment, orphans, own_command, start
 
 SCHEMA = "geosparse.eval.faults/1"
-SMALL_DISK = "96k"
+SMALL_DISK_SIZE = "96k"
 
 
 class CrashBench:
@@ -135,7 +135,7 @@ def _wait(bench: CrashBench, rng: random.Random, folder: Path, process: subproce
 
 def full_disk(bench: CrashBench, _: random.Random, __: int) -> list[str]:
     """A disk that fills up during the run: one sentence, the old file stays, and with room the run completes."""
-    with _mounted(bench.work / "full", f"size={SMALL_DISK},nr_inodes=1k") as folder:
+    with _mounted(bench.work / "full", f"size={SMALL_DISK_SIZE},nr_inodes=1k") as folder:
         if folder is None:
             return ["skipped: no right to mount"]
         bench.link(folder)

@@ -16,7 +16,7 @@ from geosparse.runtime.architecture import attention_layers, dense_attention, re
 from geosparse.runtime.interception import intercepted
 from geosparse.scoring import token_nll
 
-STARVED = 2
+STARVED_BUDGET = 2
 MODES = ("starve", "silence")
 
 
@@ -27,12 +27,13 @@ def damage(model: Any, windows: torch.Tensor, heads: torch.Tensor, mode: str, de
         model: A causal language model.
         windows: `[W, L]` token ids.
         heads: `[layers, Hq]` bool, the heads to touch.
-        mode: "starve" keeps their `STARVED` tokens of largest weight, renormalised; "silence" makes their output zero.
+        mode: "starve" keeps their `STARVED_BUDGET` tokens of largest weight, renormalised; "silence" makes their
+            output zero.
         dense: `[W, L - 1]` losses of the untouched model.
     """
     if mode == "starve":
         length = windows.shape[1]
-        budgets = torch.where(heads, STARVED, length)
+        budgets = torch.where(heads, STARVED_BUDGET, length)
         asked = {"starved_heads": float(heads.sum())}
         plan = Plan(budgets, "renormalize", length, "starve", asked, identify(model))
         with sparsified(model, plan):

@@ -20,7 +20,7 @@ from geosparse.runtime.architecture import attention_layers
 
 from ...statistics import bootstrap, spearman
 from .findings import whole_numbers
-from .one_head import Trial, one_head_losses
+from .one_head import HeadTrial, one_head_losses
 from .shared_command import Text, main, parser, rounded, windows_of
 
 # The sign that a metric would have if it told damage: more of it, more damage (+1) or less (-1).
@@ -39,7 +39,7 @@ def measured(
     model: Any, windows: torch.Tensor, heads: torch.Tensor, budgets: list[int], tail: Tail
 ) -> tuple[torch.Tensor, float]:
     """Damage `[W, heads, budgets]` in nats per token of each head of `heads` `[H, 2]` (layer, head), and dense loss."""
-    trials = [Trial(layer, head, budget) for layer, head in heads.tolist() for budget in budgets]
+    trials = [HeadTrial(layer, head, budget) for layer, head in heads.tolist() for budget in budgets]
     rows, dense = [], []
     for window in track(list(windows), f"damage, {tail}"):
         loss, found = one_head_losses(model, window, trials, tail)

@@ -32,8 +32,8 @@ from . import simulation, sink_similarity
 from .shared_command import Text, each_window, main, parser, rounded, windows_of
 
 BUDGETS = (4, 16, 64)
-ROWS = 4
-KINDS = ("mean", "level", "simulated", "simulated_window", "simulated_a3")
+COVERAGE_QUERIES = 4
+ENVELOPE_KINDS = ("mean", "level", "simulated", "simulated_window", "simulated_a3")
 """`mean`: the window's mean over queries against bounds on expectations (no level). `level`, `simulated`: single
 queries, given their attention rows (A1, A2). `simulated_window`: the mean over the window's queries, likewise.
 `simulated_a3`: a single query with nothing measured but the fits (A1 to A3)."""
@@ -61,7 +61,7 @@ class Coverage:
     """Counts per kind of envelope, `[layers, Hq, G, 3]`: outcomes within, outcomes, summed width."""
 
     def __init__(self, shape: tuple[int, int]) -> None:
-        self.counts = {kind: torch.zeros(3, *shape, len(BUDGETS), 3, dtype=torch.float64) for kind in KINDS}
+        self.counts = {kind: torch.zeros(3, *shape, len(BUDGETS), 3, dtype=torch.float64) for kind in ENVELOPE_KINDS}
 
     def add(self, kind: str, place: tuple[int, int], envelope: Envelope, outcome: torch.Tensor) -> None:
         """Count `outcome` `[..., G, 3]` against an envelope of the same shape; NaN outcomes do not count."""
@@ -88,7 +88,7 @@ class Coverage:
 
 
 def measure_coverage(model: Any, windows: torch.Tensor, fits: Fits, options: argparse.Namespace) -> Coverage:
-    """Every kind of envelope on `ROWS` queries per window and head."""
+    """Every kind of envelope on `COVERAGE_QUERIES` queries per window and head."""
     shape = (fits.norm.level.shape[0], fits.norm.level.shape[1])
     coverage = Coverage(shape)
 
@@ -96,7 +96,7 @@ def measure_coverage(model: Any, windows: torch.Tensor, fits: Fits, options: arg
         def visit(layer: int, alpha: torch.Tensor, value: torch.Tensor, seen: torch.Tensor) -> None:
             group = alpha.shape[0] // value.shape[0]
             sinks = find_sinks(alpha, value, seen)
-            rows = torch.linspace(len(seen) // 2, len(seen) - 1, ROWS).long()
+            rows = torch.linspace(len(seen) // 2, len(seen) - 1, COVERAGE_QUERIES).long()
             for head in range(alpha.shape[0]):
                 place = (layer, head)
                 part = (alpha[head, rows], value[head // group], seen[rows], sinks[head // group])
@@ -163,7 +163,7 @@ def study(model: Any, tokenizer: Any, texts: dict[str, Text], options: argparse.
         "coverage": {
             "level": LEVEL,
             "windows": len(checked),
-            "queries_per_window": ROWS,
+            "queries_per_window": COVERAGE_QUERIES,
             "budgets": BUDGETS,
             "all heads": coverage.table(anywhere),
             "heads that meet A1 to A3": coverage.table(every) if bool(every.any()) else None,

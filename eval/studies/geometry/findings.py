@@ -27,7 +27,7 @@ from .shared_command import Text, main, parser, rounded, windows_of
 
 TAILS: tuple[Tail, ...] = ("drop", "renormalize")
 # Budgets end at L / 2; the small ones at this fraction of that.
-SMALL = 8
+SMALL_BUDGET_DIVISOR = 8
 TOLERANCES = (0.01, 0.05, 0.1)
 # N* at 5 % NLL, deletion, L = 1024, OpenWebText, as arXiv 2609.37879 prints it.
 PUBLISHED = {
@@ -89,7 +89,7 @@ def operating_regime(f1: torch.Tensor, budgets: list[int]) -> dict[str, Any]:
     """
     excess = (f1[0] - f1[1]).nanmean(0).flatten(0, 1)
     result: dict[str, Any] = {}
-    for name, most in (("all", max(budgets)), ("small", max(budgets) // SMALL)):
+    for name, most in (("all", max(budgets)), ("small", max(budgets) // SMALL_BUDGET_DIVISOR)):
         columns = [column for column, budget in enumerate(budgets) if 2 <= budget <= most]
         best = excess[:, columns].nan_to_num(nan=-math.inf).argmax(-1)
         chosen = torch.tensor([budgets[column] for column in columns], dtype=torch.float64)[best]

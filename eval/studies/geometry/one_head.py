@@ -16,11 +16,11 @@ from geosparse.runtime.architecture import AttentionLayer, attention_layers, den
 from geosparse.runtime.interception import Handler, intercepted
 
 # Logits of one batch, elements.
-MOST_LOGITS = 1 << 28
-MOST_ROWS = 8
+MAX_LOGITS = 1 << 28
+MAX_ROWS = 8
 
 
-class Trial(NamedTuple):
+class HeadTrial(NamedTuple):
     """One head kept to `n_keep` tokens, all others dense."""
 
     layer: int
@@ -31,7 +31,7 @@ class Trial(NamedTuple):
 class _OneHeadSparse:
     """Serves a layer densely, but in row b of the batch the head of trial b keeps its N tokens only."""
 
-    def __init__(self, trials: Sequence[Trial], tail: Tail) -> None:
+    def __init__(self, trials: Sequence[HeadTrial], tail: Tail) -> None:
         self.trials = trials
         self.tail = tail
 
@@ -82,8 +82,8 @@ def _dense(
 
 
 def one_head_losses(
-    model: Any, window: torch.Tensor, trials: Sequence[Trial], tail: Tail
-) -> tuple[float, dict[Trial, float]]:
+    model: Any, window: torch.Tensor, trials: Sequence[HeadTrial], tail: Tail
+) -> tuple[float, dict[HeadTrial, float]]:
     """The dense loss and that of each trial, nats per token.
 
     Layers below the sparse one see the same input in every trial: they run once, and each batch starts from there.
@@ -106,9 +106,9 @@ def one_head_losses(
         handlers: dict[torch.nn.Module, Handler] = {layer.module: _dense for layer in layers}
         with intercepted(model, handlers):
             dense = _nll(model(window[None], use_cache=False).logits, window)[0]
-    found: dict[Trial, float] = {}
+    found: dict[HeadTrial, float] = {}
     size = model.get_output_embeddings().weight.shape[0] * len(window)
-    rows = max(1, min(MOST_ROWS, MOST_LOGITS // size))
+    rows = max(1, min(MAX_ROWS, MAX_LOGITS // size))
     for index in sorted({trial.layer for trial in trials}):
         own = [trial for trial in trials if trial.layer == index]
         for start in range(0, len(own), rows):

@@ -20,7 +20,7 @@ from ...statistics import bootstrap, spearman
 from . import ablation
 from .shared_command import Text, each_window, main, parser, rounded, windows_of
 
-UNCLEAR = REGIMES.index("unclear")
+UNCLEAR_LABEL = REGIMES.index("unclear")
 
 
 def measure(model: Any, windows: torch.Tensor, queries: int, seed: int, what: str) -> torch.Tensor:
@@ -42,7 +42,7 @@ def agreement(first: torch.Tensor, second: torch.Tensor) -> dict[str, Any]:
     that are clear in both.
     """
     first, second = first.flatten(), second.flatten()
-    clear = (first != UNCLEAR) & (second != UNCLEAR)
+    clear = (first != UNCLEAR_LABEL) & (second != UNCLEAR_LABEL)
     return {
         "kappa": cohen_kappa(first, second),
         "kappa_interval": bootstrap(lambda rows: cohen_kappa(first[rows], second[rows]), len(first), seed=0),
@@ -92,7 +92,7 @@ def worth(model: Any, windows: torch.Tensor, label: torch.Tensor, options: argpa
     averaged, differences are paired over windows (Student's t).
     """
     dense = token_nll(model, windows, "dense", True)
-    sizes = {regime: int((label == place).sum()) for place, regime in enumerate(REGIMES[:UNCLEAR])}
+    sizes = {regime: int((label == place).sum()) for place, regime in enumerate(REGIMES[:UNCLEAR_LABEL])}
     count = min((size for size in sizes.values() if size >= 2), default=0)
     groups = {regime: label == place for place, regime in enumerate(REGIMES) if sizes.get(regime, 0) >= 2}
     groups["random"] = torch.ones_like(label, dtype=torch.bool)

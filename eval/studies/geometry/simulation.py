@@ -20,7 +20,7 @@ from geosparse.geometry import selection_order, separation
 
 LENGTH = 512
 BUDGETS = (4, 16, 64)
-FRESH = 20
+DRAWS = 20
 TRIALS = 30
 CASES = ("exact", "A1 broken", "A2 broken", "A3 broken")
 NORM_SPREAD = 0.5
@@ -61,14 +61,14 @@ def _trial(case: str, dimension: int, generator: torch.Generator) -> dict[str, t
     alpha, given = _row(spread, generator), _row(spread, generator)
     given = given if case == "A3 broken" else alpha
     seen = torch.ones(1, LENGTH, dtype=torch.bool)
-    value = _break(case, sample_values(law, sinks, FRESH, generator), sinks, generator)
-    order = selection_order(alpha, seen[0]).expand(FRESH, 1, LENGTH)
-    found = separation(alpha.float().expand(FRESH, 1, LENGTH), value, order, seen.expand(FRESH, 1, LENGTH), BUDGETS)
+    value = _break(case, sample_values(law, sinks, DRAWS, generator), sinks, generator)
+    order = selection_order(alpha, seen[0]).expand(DRAWS, 1, LENGTH)
+    found = separation(alpha.float().expand(DRAWS, 1, LENGTH), value, order, seen.expand(DRAWS, 1, LENGTH), BUDGETS)
     outcome = torch.stack([found.precision, found.recall, found.f1], -1)[:, 0]
     pairs = [inversions(law, given, sinks, budget) for budget in BUDGETS]
     simulated = simulate(law, given[None], seen, sinks, BUDGETS, generator)[:, 0]
     # A hundredth: outcomes that happen to be all alike say little about their spread.
-    slack = 3 * (outcome.std(0) + 0.01) / FRESH**0.5
+    slack = 3 * (outcome.std(0) + 0.01) / DRAWS**0.5
     return {
         "level": _held(_stack([level_envelope(pair) for pair in pairs]), outcome),
         "simulated": _held(simulated_envelope(simulated), outcome),

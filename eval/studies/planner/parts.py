@@ -20,13 +20,13 @@ from geosparse.tolerance import plan_within
 
 from .top_p import matched_mass, top_p_nll
 
-Rows = list[dict[str, Any]]
-MEANS = (16.0, 32.0, 64.0)
+TableRows = list[dict[str, Any]]
+MEAN_BUDGETS = (16.0, 32.0, 64.0)
 CONTROLS = ("uniform", "permuted", "random")
-SCORED = 512
+SCORED_TOKENS = 512
 TOLERANCE = 0.01
-HELD_OUT = 10
-FEW = 4
+HELD_OUT_PARTS = 10
+FEW_WINDOWS = 4
 
 
 @dataclass
@@ -78,12 +78,12 @@ def name_of(source: str) -> str:
     return source.rsplit("/", 1)[-1]
 
 
-def fractions(study: Study) -> Rows:
+def fractions(study: Study) -> TableRows:
     """1: Excess loss of the default plan over that of uniform top-N with the renormalised tail, at equal mean N."""
     rows = []
     for source in study.texts[:2]:
         dense = study.dense(source)
-        for mean in MEANS:
+        for mean in MEAN_BUDGETS:
             plans = {
                 "plan": make_plan(study.profile, mean),
                 "uniform": make_plan(study.profile, mean, "uniform", "renormalize"),
@@ -103,12 +103,12 @@ def ratio(numerator: torch.Tensor, denominator: torch.Tensor) -> float:
     return float(numerator.double().mean() / denominator.double().mean())
 
 
-def policies(study: Study) -> Rows:
+def policies(study: Study) -> TableRows:
     """4: Every policy and control at 32, the oracle top-p beside them; differences to the default are paired."""
     source, mean = study.texts[0], 32.0
     dense = study.dense(source)
     default = study.sparse(source, make_plan(study.profile, mean))
-    rows: Rows = [{"policy": "fisher", "tail": DEFAULT_TAIL, "mean_keep": mean} | excess(dense, default)]
+    rows: TableRows = [{"policy": "fisher", "tail": DEFAULT_TAIL, "mean_keep": mean} | excess(dense, default)]
     for policy in sorted(POLICIES, key=lambda name: (name in CONTROLS, name)):
         if policy == "fisher":
             continue
@@ -143,20 +143,20 @@ def worse(default: torch.Tensor, other: torch.Tensor) -> dict[str, Any]:
     return {"over_default": sum(per_window) / len(per_window), "over_default_interval": interval and list(interval)}
 
 
-def transfer(study: Study) -> Rows:
+def transfer(study: Study) -> TableRows:
     """5: The default plan on texts of other kinds; calibration with 4 windows and with all those of the profile."""
     rows = []
-    for mean in MEANS[:2]:
+    for mean in MEAN_BUDGETS[:2]:
         plan = make_plan(study.profile, mean)
         for source in study.texts:
             losses = study.sparse(source, plan)
             rows.append({"text": name_of(source), "mean_keep": mean} | excess(study.dense(source), losses))
     fewer = study.profile
-    if study.profile.windows > FEW:
-        config = ProfileConfig(length=study.profile.length, windows=FEW)
+    if study.profile.windows > FEW_WINDOWS:
+        config = ProfileConfig(length=study.profile.length, windows=FEW_WINDOWS)
         fewer = profile_model(study.model, study.tokenizer, load_texts(study.calibration), config, show_progress=True)
     for source in study.texts[:2]:
-        for mean in MEANS[:2]:
+        for mean in MEAN_BUDGETS[:2]:
             most = study.sparse(source, make_plan(study.profile, mean))
             for profile in (fewer, study.profile):
                 losses = most if profile is study.profile else study.sparse(source, make_plan(profile, mean))
@@ -168,7 +168,7 @@ def transfer(study: Study) -> Rows:
     return rows
 
 
-def long_context(study: Study) -> Rows:
+def long_context(study: Study) -> TableRows:
     """3: The last tokens of long windows, by the law of a profile of several lengths."""
     if study.long is None:
         return []
@@ -176,24 +176,24 @@ def long_context(study: Study) -> Rows:
     for length, density in ((4096, 0.02), (8192, 0.01)):
         plan = make_plan(study.long, density=density, length=length)
         windows = token_windows(study.tokenizer, load_texts(study.texts[1]), length, max(1, study.windows // 4))
-        dense = token_nll(study.model, windows, f"dense {length}", True)[:, -SCORED:]
-        nll = sparse_nll(study.model, plan, windows, f"sparse {length}", True)[0][:, -SCORED:]
+        dense = token_nll(study.model, windows, f"dense {length}", True)[:, -SCORED_TOKENS:]
+        nll = sparse_nll(study.model, plan, windows, f"sparse {length}", True)[0][:, -SCORED_TOKENS:]
         rows.append(
             {"text": name_of(study.texts[1]), "length": length, "density": density, "windows": len(windows)}
-            | {"profiled": list(study.long.distinct_lengths), "predicted": plan.predicted, "scored": SCORED}
+            | {"profiled": list(study.long.distinct_lengths), "predicted": plan.predicted, "scored": SCORED_TOKENS}
             | excess(dense, nll)
             | {"perplexity_over_dense": float((nll - dense).double().mean().expm1())}
         )
     return rows
 
 
-def calibration(study: Study) -> Rows:
+def calibration(study: Study) -> TableRows:
     """8: Predicted damage against measured loss over 12 budgets, and the R^2 of a line in log-log."""
     source = study.texts[0]
     dense = study.dense(source)[:2]
     means = [float(round(8 * 2 ** (step / 3))) for step in range(12)]
     windows = study.windows_of(source)[:2]
-    rows: Rows = []
+    rows: TableRows = []
     for mean in means:
         plan = make_plan(study.profile, mean)
         nll = sparse_nll(study.model, plan, windows, f"calibrate {mean:g}", True)[0]
@@ -207,7 +207,7 @@ def calibration(study: Study) -> Rows:
     return rows
 
 
-def tolerance(study: Study) -> Rows:
+def tolerance(study: Study) -> TableRows:
     """6: A plan made with a tolerance of 1 % on the last text, on disjoint parts of the others (10 in all)."""
     *held_out, source = study.texts
     windows = token_windows(study.tokenizer, load_texts(source), study.length, 6 * study.windows)
@@ -219,11 +219,11 @@ def tolerance(study: Study) -> Rows:
         torch.cat([windows[1::3], windows[2::3]]),
         show_progress=True,
     )
-    rows: Rows = [
+    rows: TableRows = [
         {"plan": "tolerance", "text": name_of(source), "mean_keep": plan.mean_keep, "verified": plan.verified}
     ]
     for place, text in enumerate(held_out):
-        count = HELD_OUT // len(held_out) + (place < HELD_OUT % len(held_out))
+        count = HELD_OUT_PARTS // len(held_out) + (place < HELD_OUT_PARTS % len(held_out))
         windows = token_windows(study.tokenizer, load_texts(text), study.length, 2 * count)
         dense = token_nll(study.model, windows, f"dense {name_of(text)}", True).double().mean(1)
         sparse = sparse_nll(study.model, plan, windows, name_of(text), True)[0].double().mean(1)
@@ -234,7 +234,7 @@ def tolerance(study: Study) -> Rows:
     return rows
 
 
-def cost(study: Study) -> Rows:
+def cost(study: Study) -> TableRows:
     """7: Seconds of a profile of 4 windows and of a plan from it."""
     start = time.perf_counter()
     texts = load_texts("pydoc:calibration")
@@ -245,7 +245,7 @@ def cost(study: Study) -> Rows:
     return [{"profile_seconds": middle - start, "plan_seconds": end - middle, "threads": torch.get_num_threads()}]
 
 
-PARTS: dict[str, Callable[[Study], Rows]] = {
+PARTS: dict[str, Callable[[Study], TableRows]] = {
     "1": fractions,
     "3": long_context,
     "4": policies,

@@ -14,8 +14,8 @@ from geosparse.runtime.architecture import attention_layers, read_terms
 from geosparse.runtime.interception import Handler, intercepted
 from geosparse.scoring import token_nll
 
-STEPS = 8
-QUERIES = 128
+BISECTION_STEPS = 8
+QUERY_CHUNK = 128
 
 
 def top_p_nll(model: Any, windows: torch.Tensor, mass: float, what: str) -> tuple[torch.Tensor, float]:
@@ -33,7 +33,7 @@ def top_p_nll(model: Any, windows: torch.Tensor, mass: float, what: str) -> tupl
 def matched_mass(model: Any, window: torch.Tensor, mean_keep: float) -> float:
     """The mass at which about `mean_keep` tokens are kept on average, found on one window `[1, L]`."""
     low, high = 0.0, 1.0
-    for _ in range(STEPS):
+    for _ in range(BISECTION_STEPS):
         middle = (low + high) / 2
         _, kept = top_p_nll(model, window, middle, f"mass {middle:.3f}")
         low, high = (middle, high) if kept <= mean_keep else (low, middle)
@@ -62,8 +62,8 @@ class _TopP:
         values = value.float().repeat_interleave(group, dim=1)
         seen, bias = visible(attention_mask, query, key)
         outputs = []
-        for start in range(0, query.shape[2], QUERIES):
-            rows = slice(start, start + QUERIES)
+        for start in range(0, query.shape[2], QUERY_CHUNK):
+            rows = slice(start, start + QUERY_CHUNK)
             sight = seen[:, :, rows]
             part = None if bias is None else bias[:, :, rows]
             scores = attention_scores(query[:, :, rows], key, terms.scaling, sight, part, terms.softcap)

@@ -6,7 +6,7 @@ from geosparse.ops import PAGE, Selector
 from geosparse.ops.index import WIDTH
 from geosparse.ops.selectors.paged_lowbit import OVERSAMPLE
 
-HALF = 2
+BOUND_BYTES = 2
 
 
 def step_bytes(
@@ -39,7 +39,7 @@ def step_bytes(
         return kv_heads * visible * (key + value)
     pages, rest = divmod(visible, PAGE)
     width = -(-key_dim // WIDTH) * WIDTH
-    bounds, codes = 2 * width * HALF, PAGE * width * bits // 8  # of one page
+    bounds, codes = 2 * width * BOUND_BYTES, PAGE * width * bits // 8  # of one page
     kept = [min(n, visible) for n in n_keep]
     values = sum(kept) * value
     keys = sum(kept) * key

@@ -10,7 +10,7 @@ import torch
 
 from eval.baselines import baseline
 from eval.baselines.environment import PACKAGES, inside
-from eval.baselines.presses import MASK, PRESSES, Press
+from eval.baselines.presses import MASK_ATTRIBUTE, PRESSES, Press
 from eval.baselines.skip_softmax import SkipSoftmax
 from eval.harness.methods import Method
 from eval.harness.task import Setting
@@ -44,7 +44,7 @@ def test_presses_keep_what_they_are_asked_to_and_leave_nothing_behind(name: str,
     dense = task.score(0, Method()).values["nll"]
     found = task.score(0, press(model, name, 0.25))
     assert found.values["nll"] != pytest.approx(dense, abs=1e-6)
-    assert not any(getattr(module, MASK, None) for module in model.modules())
+    assert not any(getattr(module, MASK_ATTRIBUTE, None) for module in model.modules())
     # Dense attention is what it was.
     assert task.score(0, Method()).values["nll"] == pytest.approx(dense, abs=1e-6)
     prompt = LENGTH - SCORED - 1
@@ -74,7 +74,7 @@ def test_one_pass_for_all_is_what_each_press_would_do(name: str, task: Decode) -
         torch.testing.assert_close(one.keys, other.keys)
         torch.testing.assert_close(one.values, other.values)
     for module, mask in ours._masks:
-        assert all((a == b).all() for a, b in zip(mask, getattr(module, MASK), strict=True))
+        assert all((a == b).all() for a, b in zip(mask, getattr(module, MASK_ATTRIBUTE), strict=True))
 
 
 def test_everything_kept_is_dense(task: Decode) -> None:
@@ -94,7 +94,7 @@ def test_skip_softmax_keeps_what_it_is_asked_to_and_leaves_nothing_behind(
     density: float, task: Decode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("modelopt", reason="modelopt is in the environment of the peers only")
-    monkeypatch.setattr("eval.baselines.skip_softmax.BLOCK", 4)
+    monkeypatch.setattr("eval.baselines.skip_softmax.BLOCK_TOKENS", 4)
     model, method = task.setting.model, SkipSoftmax("peer", density)
     before = model.config._attn_implementation
     dense = task.score(0, Method()).values["nll"]

@@ -11,7 +11,7 @@ from eval.gpu import correctness, decode, model, prefill, profiling, shapes, tim
 from geosparse import GeosparseError
 from tests.ops.triton.material import DEVICE, needs_kernels
 
-TINY = shapes.Shape(heads=4, kv_heads=2, dim=64, layers=2, hidden=32, inner=48, vocabulary=300)
+TINY = shapes.ModelShape(heads=4, kv_heads=2, dim=64, layers=2, hidden=32, inner=48, vocabulary=300)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -49,7 +49,7 @@ def here(monkeypatch):
     monkeypatch.setattr(timing, "free_bytes", lambda: 1 << 40)
     monkeypatch.setattr(timing, "microseconds", timed)
     monkeypatch.setattr(timing, "captured", Once)
-    monkeypatch.setattr(decode, "MOST_LAYERS", 1)
+    monkeypatch.setattr(decode, "MAX_LAYERS", 1)
     for name, value in (("reset_peak_memory_stats", None), ("memory_allocated", 0), ("max_memory_allocated", 0)):
         monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
 

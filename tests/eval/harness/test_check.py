@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from eval.harness.check import WITHIN
+from eval.harness.check import SCORE_TOLERANCE
 from eval.run import main
 from tests.tiny import save_tiny
 
@@ -68,7 +68,7 @@ def test_a_score_that_differs_is_named(
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     for row in rows:
         if (row["task"], row["variant"]) == ("decode-pydoc-test-128", "fisher-blend-8"):
-            row["values"][1] += 2 * WITHIN
+            row["values"][1] += 2 * SCORE_TOLERANCE
     path.write_text("\n".join(map(json.dumps, rows)) + "\n")
     assert main([*committed, "--check", "1"]) == 0  # the first sample is as it was
     assert main([*committed, "--check", "2"]) == 1

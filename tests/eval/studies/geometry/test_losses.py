@@ -8,7 +8,7 @@ import torch
 
 import geosparse as gs
 from eval.studies.geometry import damage, findings
-from eval.studies.geometry.one_head import Trial, one_head_losses
+from eval.studies.geometry.one_head import HeadTrial, one_head_losses
 from geosparse.scoring import token_nll
 from tests.tiny import save_tiny, tiny_model, tokens
 
@@ -19,7 +19,7 @@ LENGTH = 40
 @pytest.mark.parametrize("tail", ["drop", "renormalize"])
 def test_one_head_alone_costs_what_a_plan_says(kind, tail):
     model, window = tiny_model(kind), tokens(1, LENGTH)[0]
-    trials = [Trial(0, 1, 3), Trial(1, 5, 1), Trial(0, 4, 8), Trial(1, 0, 2)]
+    trials = [HeadTrial(0, 1, 3), HeadTrial(1, 5, 1), HeadTrial(0, 4, 8), HeadTrial(1, 0, 2)]
     dense, found = one_head_losses(model, window, trials, tail)
     assert dense == pytest.approx(token_nll(model, window[None]).mean().item(), rel=1e-5)
     for trial in trials:

@@ -49,7 +49,7 @@ def test_an_unknown_part_is_refused(tmp_path, capsys):
 
 def test_the_tolerance_is_tried_on_other_texts(monkeypatch):
     monkeypatch.setattr(parts, "TOLERANCE", 0.5)
-    monkeypatch.setattr(parts, "HELD_OUT", 2)
+    monkeypatch.setattr(parts, "HELD_OUT_PARTS", 2)
     model, tokenizer = tiny_model(vocab_size=len(VOCABULARY)), tiny_tokenizer()
     texts = ["pydoc:test", "pydoc:calibration", "pydoc:planning"]
     config = gs.ProfileConfig(length=32, windows=1, queries=8)
