@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from eval.harness.samples import Part
+from eval.run import main
 
 
 def records(count: int) -> list[dict[str, object]]:
@@ -41,3 +43,13 @@ def test_another_run_begins_anew_and_commits_are_noted(tmp_path: Path) -> None:
     assert found.notes == ["one", "two"]
     Part(path, {"a": 2}, "one").append(records(1)[0])
     assert Part(path, {"a": 1}, "one").records == {}
+
+
+def test_a_second_run_in_the_same_place_is_refused(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from eval.harness.samples import alone
+
+    with alone(tmp_path / "_scratch" / "test"):
+        assert main([str(recipe), "--results", str(tmp_path)]) == 2
+    assert "running already" in capsys.readouterr().err
