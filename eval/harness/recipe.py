@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 from geosparse.artifact import dump_json, os_errors_as
 from geosparse.errors import GeosparseError, did_you_mean
@@ -186,30 +186,24 @@ def _task(kinds: Mapping[str, type[Task]], base: dict[str, Any], entry: dict[str
 
 
 def _build(kind: Any, values: dict[str, Any], where: str) -> Any:
-    """A dataclass from a mapping: every field there, none unknown, each of its type."""
-    types = {field.name: str(field.type) for field in fields(kind)}
+    """A dataclass from a mapping: every field there, none unknown, each of its type; one value stands for a tuple."""
+    from pydantic import TypeAdapter, ValidationError
+
+    types = {field.name: field.type for field in fields(kind)}
     for key in values:
         if key not in types:
             raise GeosparseError(f"{where}: unknown key {key!r}; {did_you_mean(key, types)}")
-    for key, type_ in types.items():
+    for key, hint in get_type_hints(kind).items():
         if key not in values:
             raise GeosparseError(f"{where}: {key} is missing.")
-        values = values | {key: _checked(values[key], type_, f"{where}: {key}")}
+        value = values[key]
+        if get_origin(hint) is tuple:
+            value = tuple(value) if isinstance(value, list | tuple) else (value,)
+        try:
+            values = values | {key: TypeAdapter(hint).validate_python(value, strict=True)}
+        except ValidationError as error:
+            raise GeosparseError(f"{where}: {key} should be {types[key]}, found {values[key]!r}.") from error
     return kind(**values)
-
-
-def _checked(value: Any, type_: str, where: str) -> Any:
-    kinds: dict[str, Any] = {"str": str, "int": int, "float": (int, float), "bool": bool, "dict": dict}
-    if value is None and "None" in type_:
-        return None
-    name = type_.split(" |")[0].split("[")[0]
-    if name == "tuple":
-        items = value if isinstance(value, list | tuple) else [value]
-        element = type_.split("[")[1].split(",")[0]
-        return tuple(_checked(item, element, where) for item in items)
-    if not isinstance(value, kinds[name]) or (isinstance(value, bool) and name != "bool"):
-        raise GeosparseError(f"{where} should be {type_}, found {value!r}.")
-    return float(value) if name == "float" else value
 
 
 def _refuse_repeats(ids: list[str], what: str, path: Path) -> None:

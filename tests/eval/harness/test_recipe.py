@@ -52,6 +52,8 @@ def test_lists_stand_for_one_entry_each(tmp_path: Path) -> None:
         ("variants: [{policy: fisher}]\ntasks: [{task: needle}]", "either mean_keep or density"),
         ("variants: [{peer: snapkv, mean_keep: 3}]\ntasks: [{task: needle}]", "density of the context"),
         ("profile: {windows: true}\ntasks: [{task: needle}]", "windows should be int, found True"),
+        ("profile: {lengths: [512, long]}\ntasks: [{task: needle}]", "found [512, 'long']"),
+        ("variants: [{mean_keep: '3'}]\ntasks: [{task: needle}]", "mean_keep should be float | None, found '3'"),
     ],
 )
 def test_mistakes_are_one_sentence(text: str, sentence: str, tmp_path: Path) -> None:
