@@ -38,7 +38,14 @@ class Press(Method):
     shrinks = True
 
     def __init__(self, id: str, name: str, density: float, plan: Plan | None = None) -> None:
-        """Args: the variant; a word of `PRESSES`; the share kept; for lukv the plan whose export it is fed with."""
+        """Prepare a press.
+
+        Args:
+            id: Of the variant.
+            name: A key of `PRESSES`.
+            density: Share of the prompt that is kept.
+            plan: For lukv, the plan whose export it is fed with.
+        """
         super().__init__(id)
         self.name = name
         self.density = density

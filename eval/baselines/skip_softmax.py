@@ -41,7 +41,12 @@ class SkipSoftmax(Method):
     most_per_call = 1
 
     def __init__(self, id: str, density: float) -> None:
-        """Args: the variant; the share of the keys that is not skipped."""
+        """Prepare the method.
+
+        Args:
+            id: Of the variant.
+            density: Share of the keys that is not skipped.
+        """
         super().__init__(id)
         self.density = density
         self.distance = math.inf

@@ -22,7 +22,13 @@ class Decoder:
     """The products and norms of a decoder around attention over caches that are already full."""
 
     def __init__(self, shape: ModelShape, batch: int, context: int) -> None:
-        """Args: the model's shape, rows, and tokens in each row's cache."""
+        """Allocate weights and full caches.
+
+        Args:
+            shape: Of the model.
+            batch: Rows.
+            context: Tokens in the cache of each row.
+        """
         device = timing.gpu()
         self.shape, self.context = shape, context
         self.rows = Rows.of([0] * batch, [context] * batch, device)

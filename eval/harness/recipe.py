@@ -182,7 +182,7 @@ def _task(kinds: Mapping[str, type[Task]], base: dict[str, Any], entry: dict[str
     if kind not in kinds:
         raise GeosparseError(f"{path}: unknown task {entry.get('task')!r}; {did_you_mean(kind, kinds)}")
     rest = {key: value for key, value in entry.items() if key != "task"}
-    return _build(kinds[kind].settings, base["tasks"][kind] | rest, f"{path}: task {kind}")
+    return _build(kinds[kind].settings_class, base["tasks"][kind] | rest, f"{path}: task {kind}")
 
 
 def _build(kind: Any, values: dict[str, Any], where: str) -> Any:

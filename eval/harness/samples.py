@@ -26,7 +26,13 @@ class Part:
     """The samples of one task under one variant."""
 
     def __init__(self, path: Path, about: dict[str, Any], note: str | None = None) -> None:
-        """Args: the file; what decides the numbers; a note for the first line that does not (the commit)."""
+        """Take the samples that the file holds, where they are of the same run.
+
+        Args:
+            path: The file of JSON lines.
+            about: What decides the numbers.
+            note: What stands in the first line and decides nothing: the commit.
+        """
         self.path = path
         self.key = hashlib.sha256(dump_json(about).encode()).hexdigest()
         self.records: dict[int, Record] = {}

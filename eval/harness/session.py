@@ -165,9 +165,9 @@ class Session:
             "versions": {key: value for key, value in versions().items() if key != "geosparse"},
         }
         runners = []
-        for asked in recipe.tasks:
-            task = self.kinds[asked.kind](asked, setting)
-            methods = [Method(), *(planner.method(variant, asked.length) for variant in recipe.variants)]
+        for settings in recipe.tasks:
+            task = self.kinds[settings.kind](settings, setting)
+            methods = [Method(), *(planner.method(variant, settings.length) for variant in recipe.variants)]
             if task.applies:  # methods that shrink the cache act after the prompt: only tasks that decode show them
                 methods = [method for method in methods if not method.shrinks]
             samples = min(task.effective, limit or task.effective)
@@ -194,9 +194,9 @@ class Session:
 
     def _profile(self, model: Any, tokenizer: Any, setting: Setting) -> Profile:
         """The recipe's profile, shared by all recipes that ask for the same one, resumed where it was stopped."""
-        asked = self.recipe.profile
-        texts = load_texts(setting.text(asked.text))
-        config = ProfileConfig(lengths=asked.lengths, windows=asked.windows, selectors=asked.selectors)
+        settings = self.recipe.profile
+        texts = load_texts(setting.text(settings.text))
+        config = ProfileConfig(lengths=settings.lengths, windows=settings.windows, selectors=settings.selectors)
         what = {"model": identify(model).to_json(), "text": text_sha256(texts), "config": dataclasses.asdict(config)}
         key = hashlib.sha256(dump_json(what | {"dtype": self.recipe.dtype}).encode()).hexdigest()[:16]
         path = self.options.results / "_scratch" / "profiles" / f"{key}.safetensors"
@@ -204,7 +204,8 @@ class Session:
             profile = Profile.load(path)
             profile.check(model)
             return profile
-        show(f"profile: {asked.windows} windows of {asked.lengths[0]} tokens and as many of {list(asked.lengths[1:])}")
+        shortest, *longer = settings.lengths
+        show(f"profile: {settings.windows} windows of {shortest} tokens and as many of {longer}")
         return profile_to_file(path, model, tokenizer, texts, config, show_progress=True)
 
     def _result(self, scores: list[TaskScores], runners: list[TaskRunner], planner: Planner, model: Any) -> Result:
@@ -273,7 +274,7 @@ def _info(scores: TaskScores) -> TaskInfo:
         version=task.version,
         sha256=task.sha256(),
         data_sha256=task.data_sha256,
-        length=task.asked.length,
+        length=task.settings.length,
         samples_original=task.original,
         samples_effective=task.effective,
         metrics={name: dataclasses.asdict(metric) for name, metric in scores.metrics.items()},

@@ -91,7 +91,7 @@ class Task:
     Attributes:
         kind: Its name in recipes.
         version: Goes up when the same settings would give other samples or other scores.
-        settings: The dataclass of its settings; has an `id` and a `length`.
+        settings_class: The dataclass of its settings; has an `id` and a `length`.
         block: How many samples are scored under one variant before the next variant has its turn.
         applies: The engine makes the model sparse around `score`; otherwise the task does that itself.
         metrics: What it scores, where that is known before the first sample.
@@ -99,14 +99,19 @@ class Task:
 
     kind: ClassVar[str]
     version: ClassVar[str]
-    settings: ClassVar[type]
+    settings_class: ClassVar[type]
     block: ClassVar[int] = 8
     applies: ClassVar[bool] = True
     metrics: Mapping[str, Metric] = MappingProxyType({})
 
-    def __init__(self, asked: Any, setting: Setting) -> None:
-        """Args: the settings; model, tokenizer and folders."""
-        self.asked = asked
+    def __init__(self, settings: Any, setting: Setting) -> None:
+        """Prepare the samples.
+
+        Args:
+            settings: Of the recipe, a `settings_class`.
+            setting: Model, tokenizer and folders.
+        """
+        self.settings = settings
         self.setting = setting
 
     original: int
@@ -116,14 +121,14 @@ class Task:
     @property
     def id(self) -> str:
         """Its name in results."""
-        return str(self.asked.id)
+        return str(self.settings.id)
 
     def about(self) -> dict[str, Any]:
         """Everything that decides its samples and scores."""
         return {
             "task": self.kind,
             "version": self.version,
-            "settings": {key: value for key, value in asdict(self.asked).items() if key != "samples"},
+            "settings": {key: value for key, value in asdict(self.settings).items() if key != "samples"},
             "data_sha256": self.data_sha256,
         }
 

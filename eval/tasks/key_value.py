@@ -22,7 +22,7 @@ class KeyValue(Retrieval):
 
     kind = "key_value"
     version = "1"
-    settings = KeyValueSettings
+    settings_class = KeyValueSettings
 
     def question(self, place: int) -> Question:
         source = self.source(place)
@@ -36,6 +36,6 @@ class KeyValue(Retrieval):
                     yield f"key {key}: {source.randrange(1000, 10_000)}"
 
         fixed = len(self.tokens(f"{INSTRUCTION}\n\n\n\nThe value of key 1000 is: 1000 key 1000: 1000")) + SPARE_TOKENS
-        lines = lines_that_fit(pairs(), self.asked.length - fixed, self.setting.tokenizer, "\n")
+        lines = lines_that_fit(pairs(), self.settings.length - fixed, self.setting.tokenizer, "\n")
         key, value = lines[round(self.depth(place) * (len(lines) - 1))].removeprefix("key ").split(": ")
         return Question("\n".join([INSTRUCTION, "", *lines, "", f"key {key}:"]), f" {value}")

@@ -57,19 +57,19 @@ class LmEval(Task):
 
     kind = "lm_eval"
     version = "1"
-    settings = LmEvalSettings
+    settings_class = LmEvalSettings
     block = 25
 
-    def __init__(self, asked: LmEvalSettings, setting: Setting) -> None:
+    def __init__(self, settings: LmEvalSettings, setting: Setting) -> None:
         from geosparse.integrations.lm_eval.arguments import require_lm_eval
         from geosparse.integrations.lm_eval.console import as_sentence
 
-        super().__init__(asked, setting)
+        super().__init__(settings, setting)
         require_lm_eval()
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        with _quietly(setting), as_sentence(f"Cannot load the lm-eval task {asked.name}"):
+        with _quietly(setting), as_sentence(f"Cannot load the lm-eval task {settings.name}"):
             self._loaded, self.task = self._load()
-            self.task.build_all_requests(limit=asked.samples, rank=0, world_size=1)
+            self.task.build_all_requests(limit=settings.samples, rank=0, world_size=1)
         self.documents: dict[int, list[Any]] = {}
         for instance in self.task.instances:
             self.documents.setdefault(instance.doc_id, []).append(instance)
@@ -83,19 +83,19 @@ class LmEval(Task):
         folder = self.setting.scratch / "tokenizer"
         self.setting.tokenizer.save_pretrained(folder)
         metadata = {"tokenizer": str(folder), "pretrained": str(folder)} | _filled(
-            self.asked.metadata, self.asked.length
+            self.settings.metadata, self.settings.length
         )
         random.seed(SEED)
         numpy.random.seed(SEED)
-        loaded = TaskManager(metadata=metadata).load([self.asked.name])
+        loaded = TaskManager(metadata=metadata).load([self.settings.name])
         tasks = loaded["tasks"]
         if len(tasks) != 1:
             raise GeosparseError(
-                f"{self.asked.name} is {len(tasks)} tasks of lm-eval: name one, e.g. {next(iter(tasks))}."
+                f"{self.settings.name} is {len(tasks)} tasks of lm-eval: name one, e.g. {next(iter(tasks))}."
             )
         task = next(iter(tasks.values()))
-        if self.asked.num_fewshot is not None or task.get_config("num_fewshot") is None:
-            task.set_config(key="num_fewshot", value=self.asked.num_fewshot or 0)
+        if self.settings.num_fewshot is not None or task.get_config("num_fewshot") is None:
+            task.set_config(key="num_fewshot", value=self.settings.num_fewshot or 0)
         task.set_fewshot_seed(seed=SEED)
         return loaded, task
 
@@ -106,7 +106,7 @@ class LmEval(Task):
     def lm(self) -> Any:
         """The model as lm-eval sees it."""
         if self._lm is None:
-            options = {} if self.asked.max_length is None else {"max_length": self.asked.max_length}
+            options = {} if self.settings.max_length is None else {"max_length": self.settings.max_length}
             with _quietly(self.setting):
                 self._lm = shared_prefix_class()(
                     pretrained=self.setting.model, tokenizer=self.setting.tokenizer, batch_size=1, **options

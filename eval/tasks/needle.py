@@ -20,15 +20,15 @@ class Needle(Retrieval):
 
     kind = "needle"
     version = "1"
-    settings = NeedleSettings
+    settings_class = NeedleSettings
 
     def question(self, place: int) -> Question:
         source = self.source(place)
         name, number = source.choice(PLACES), f"{source.randrange(10_000, 100_000)}"
         needle = f"The secret number of {name} is {number}."
-        asked = f"\n\nWhat is the secret number of {name}? The secret number of {name} is"
+        request = f"\n\nWhat is the secret number of {name}? The secret number of {name} is"
         answer = f" {number}"
-        fixed = len(self.tokens(f"{INSTRUCTION}\n\n {needle}{asked}{answer}")) + SPARE_TOKENS
-        hay = lines_that_fit(sentences(source), self.asked.length - fixed, self.setting.tokenizer, " ")
+        fixed = len(self.tokens(f"{INSTRUCTION}\n\n {needle}{request}{answer}")) + SPARE_TOKENS
+        hay = lines_that_fit(sentences(source), self.settings.length - fixed, self.setting.tokenizer, " ")
         hay.insert(round(self.depth(place) * len(hay)), needle)
-        return Question(f"{INSTRUCTION}\n\n{' '.join(hay)}{asked}", answer)
+        return Question(f"{INSTRUCTION}\n\n{' '.join(hay)}{request}", answer)
