@@ -5,7 +5,7 @@ With `--device cuda` as the first arguments, kernels and whole models on a GPU: 
 Every variant passes a correctness gate against the fp64 reference first. Each call, of whichever variant, takes the
 buffers of the next of many layers, so that the processor's cache does not hide memory traffic. Variants take turns,
 some calls in a row each, as a step makes them layer by layer; the first call of a row, whose code and threads another
-variant has put to sleep, is told apart. Ratios are within one run; medians with p20 and p80.
+variant has put to sleep, is kept apart. Ratios are within one run; medians with p20 and p80.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from geosparse.plan import Plan
 from geosparse.progress import track
 from geosparse.provenance import device_name, versions
 
-from .calls import overhead, prefill_time, raggedness
-from .layers import BYTES_IN_TURN, DTYPES, SHAPES, Layer, layers_of, ours_with, seconds
+from .benchmarks.cpu_calls import overhead, prefill_time, uneven_budgets
+from .benchmarks.layers import BYTES_IN_TURN, DTYPES, SHAPES, Layer, layers_of, ours_with, seconds
 
 SCHEMA = "geosparse.speed.kernel/3"
 REPEATS = 20
-READ = 16 << 20  # bytes of random rows, read at once
-ROW = 5  # calls of one variant in a row, the first told apart
+READ_BYTES = 16 << 20  # bytes of random rows, read at once
+CALLS_IN_A_ROW = 5  # calls of one variant in a row, the first kept apart
 
 
-class Variant(NamedTuple):
+class KernelVariant(NamedTuple):
     """What is timed, and the bytes that it must read: in the order of memory, and in runs of some bytes anywhere."""
 
     run: Callable[[Layer], torch.Tensor]
@@ -60,7 +60,7 @@ class Memory(NamedTuple):
     stream: float
     rows: dict[int, float]
 
-    def floor(self, variant: Variant, run_bytes: int | None = None) -> float:
+    def floor(self, variant: KernelVariant, run_bytes: int | None = None) -> float:
         """Seconds that the variant's bytes take, with runs of that many bytes (default: as long as its own)."""
         gathered = variant.gathered / self.rows[run_bytes or variant.run_bytes] if variant.gathered else 0.0
         return variant.streamed / self.stream + gathered
@@ -68,7 +68,7 @@ class Memory(NamedTuple):
 
 def variants_of(
     shape: tuple[int, int, int], context: int, dtype: torch.dtype, keeps: Sequence[int]
-) -> dict[str, Variant]:
+) -> dict[str, KernelVariant]:
     """SDPA and two products as torch has them, our dense kernel, and our selectors."""
     heads, kv_heads, dim = shape
     row = dim * dtype.itemsize
@@ -89,10 +89,10 @@ def variants_of(
     def ours(n: int, selector: Selector, tail: Tail) -> Callable[[Layer], torch.Tensor]:
         return ours_with((n,) * heads, selector, tail, scaling)
 
-    result: dict[str, Variant] = {
-        "sdpa": Variant(sdpa, dense, 0, row, None, None),
-        "bmm": Variant(products, dense, 0, row, None, None),
-        "own dense": Variant(ours(context, "topn", "drop"), dense, 0, row, context, "topn"),
+    result: dict[str, KernelVariant] = {
+        "sdpa": KernelVariant(sdpa, dense, 0, row, None, None),
+        "bmm": KernelVariant(products, dense, 0, row, None, None),
+        "own dense": KernelVariant(ours(context, "topn", "drop"), dense, 0, row, context, "topn"),
     }
     bounds, codes = 2 * 2 * dim // PAGE, dim // 2
     for n in keeps:
@@ -103,12 +103,12 @@ def variants_of(
             ("paged", "renormalize", kv_heads * context * bounds, 2 * kept, PAGE * row),
         )
         for selector, tail, streamed, gathered, run_bytes in choices:
-            variant = Variant(ours(n, selector, tail), streamed, gathered, run_bytes, n, selector)
+            variant = KernelVariant(ours(n, selector, tail), streamed, gathered, run_bytes, n, selector)
             result[f"{selector} N={n}"] = variant
     return result
 
 
-def gate(layer: Layer, variant: Variant, scaling: float) -> float:
+def gate(layer: Layer, variant: KernelVariant, scaling: float) -> float:
     """Largest difference from the fp64 reference; raises GeosparseError where rounding cannot explain it."""
     heads, context = layer.query.shape[1], layer.key.shape[2]
     n = context if variant.n_keep is None else variant.n_keep
@@ -134,7 +134,7 @@ def random_bandwidth(run_bytes: int) -> float:
     table = memory.empty((BYTES_IN_TURN // run_bytes, run_bytes // 4), torch.float32).fill_(1.0)
     generator = torch.Generator().manual_seed(0)
     orders = [
-        torch.randint(len(table), (READ // run_bytes,), generator=generator, dtype=torch.int64, device="cpu")
+        torch.randint(len(table), (READ_BYTES // run_bytes,), generator=generator, dtype=torch.int64, device="cpu")
         for _ in range(8)
     ]
     best = min(seconds(partial(read_rows, table, order)) for order in orders)
@@ -160,7 +160,7 @@ def measure(
     turns = cycle(layers)
     for _ in range(REPEATS if repeats is None else repeats):
         for name, variant in variants.items():
-            first, *others = (seconds(partial(variant.run, next(turns))) for _ in range(ROW))
+            first, *others = (seconds(partial(variant.run, next(turns))) for _ in range(CALLS_IN_A_ROW))
             firsts[name].append(first)
             times[name] += others
     sdpa, own = (median(times[name]) for name in ("sdpa", "own dense"))
@@ -227,7 +227,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     }
     if options.plan is not None:
         plan = Plan.load(options.plan)
-        result["ragged"] = [raggedness(*case, plan, "lowbit") for case in cases]
+        result["ragged"] = [uneven_budgets(*case, plan, "lowbit") for case in cases]
     if options.prefill is not None:
         result["prefill"] = [prefill_time(*case, options.prefill) for case in cases]
     result["overhead_us"], result["outside_kernel_us"] = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, Literal, cast
 
 import torch
 
-from .artifact import MAX_COUNT, damaged, is_count, is_number, read_json, require, write_json
+from .artifact import MAX_COUNT, damaged, dump_json, is_count, is_number, read_json, require, write_json
 from .bounds import as_whole, check_whole
 from .errors import GeosparseError, did_you_mean
 from .identity import ModelIdentity, identify, parse_identity
@@ -26,6 +27,8 @@ VERIFIED = ("tolerance", "increase", "limit", "windows", "failed")
 """The numbers that every verification has."""
 # Written only where they say something; a file without them is an older plan.
 OPTIONAL = {"head_tails", "head_selectors", "growth", "share_kv", "selector", "verified"}
+DECISIVE = ("n_keep", "tail", "head_tails", "selector", "head_selectors", "growth", "share_kv", "reference_length")
+"""What a model sees of a plan; all else says where it comes from."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,6 +215,12 @@ class Plan:
         defaults: dict[str, Any] = dict.fromkeys(("head_tails", "head_selectors", "growth"))
         defaults |= {"share_kv": False, "selector": "topn", "verified": {}}
         return {key: value for key, value in data.items() if key not in defaults or value != defaults[key]}
+
+    def digest(self) -> str:
+        """SHA-256 of what the model sees of the plan (`DECISIVE`): plans that differ in provenance only share it."""
+        data = self.to_json()
+        seen = {"plan": {key: data[key] for key in DECISIVE if key in data}}
+        return hashlib.sha256(dump_json(seen).encode()).hexdigest()
 
     def save(self, path: Path | str) -> Path:
         """Write the plan as JSON, atomically."""

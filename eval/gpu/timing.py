@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 REPEATS = 20
-WARM_UP = 3
+WARM_UP_CALLS = 3
 
 
 def gpu() -> torch.device:
@@ -27,7 +27,7 @@ def captured(run: Callable[[], Any]) -> torch.cuda.CUDAGraph:
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        for _ in range(WARM_UP):
+        for _ in range(WARM_UP_CALLS):
             run()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
@@ -46,7 +46,7 @@ def microseconds(calls: Sequence[Callable[[], Any]], graphed: bool = True) -> di
     if graphed:
         run = captured(run).replay
     else:
-        for _ in range(WARM_UP):
+        for _ in range(WARM_UP_CALLS):
             run()
     times = []
     for _ in range(REPEATS):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..methods import DENSE
-from ..results import Measurement, Result
+from ..harness.methods import DENSE
+from ..harness.result import Measurement, Result
 from .points import Loaded
 from .text import percent
 

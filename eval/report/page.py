@@ -9,7 +9,7 @@ from pathlib import Path
 from geosparse.artifact import write_atomic
 from geosparse.reports.frame import html_page
 
-from ..results import Result
+from ..harness.result import Result
 from .chart import CSS, colours, legend, scatter, strips
 from .points import Loaded, Panel, density_panels, recovery_panel, series_of, speed_panels
 from .text import cells, percent

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..methods import DENSE
-from ..results import Result, read_result, read_timing
+from ..harness.methods import DENSE
+from ..harness.result import Result, read_result, read_timing
 
 LEAST_DECADES = 0.6
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..methods import DENSE
-from ..results import Measurement, Result
+from ..harness.methods import DENSE
+from ..harness.result import Measurement, Result
 
 HEADS = (
     "task",

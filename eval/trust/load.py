@@ -20,7 +20,7 @@ from geosparse.artifact import check_writable, write_json
 from geosparse.console import Parser, json_text, run_command, whole
 from geosparse.provenance import device_name, versions
 
-from ..runtime.prompt import resident_bytes
+from ..benchmarks.process_memory import resident_bytes
 
 SCHEMA = "geosparse.eval.load/1"
 

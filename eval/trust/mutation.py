@@ -1,7 +1,7 @@
 """How many small mistakes the tests notice: `python -m eval.trust.mutation geometry planner selection --out FILE`.
 
 Each mutant runs in a process forked from one that has the heavy libraries loaded already, with the tests of its module.
-A mutant is killed when a test fails or runs for more than SECONDS.
+A mutant is killed when a test fails or runs for more than MUTANT_SECONDS.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from geosparse.errors import GeosparseError, did_you_mean
 from .mutants import Mutant, mutants
 
 SCHEMA = "geosparse.eval.mutation/1"
-SECONDS = 120
+MUTANT_SECONDS = 120
 ROOT = Path(__file__).parents[2]
 
 
@@ -69,7 +69,7 @@ def survives(module: str, mutant: Mutant, tests: Sequence[str]) -> bool:
     """Whether all `tests` pass with `mutant` in the place of `module`."""
     child = os.fork()
     if child == 0:
-        signal.alarm(SECONDS)
+        signal.alarm(MUTANT_SECONDS)
         os._exit(_run_tests(module, mutant.source, tests))
     return os.waitpid(child, 0)[1] == 0
 

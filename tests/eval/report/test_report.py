@@ -12,12 +12,7 @@ import pytest
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed: pip install geosparse[plots]")
 
-from eval.report.__main__ import BLOCK, DOCUMENTS, ROOT, find, main, make, renew
-from eval.report.chart import CSS, colours, scatter
-from eval.report.figure import HUES
-from eval.report.markdown import score_table
-from eval.report.points import Loaded, density_panels, recovery_panel, speed_panels
-from eval.results import (
+from eval.harness.result import (
     TIMING_SCHEMA,
     Measurement,
     Result,
@@ -28,6 +23,11 @@ from eval.results import (
     read_result,
     write_result,
 )
+from eval.report.__main__ import BLOCK, DOCUMENTS, ROOT, find, main, make, renew
+from eval.report.chart import CSS, colours, scatter
+from eval.report.figure import HUES
+from eval.report.markdown import score_table
+from eval.report.points import Loaded, density_panels, recovery_panel, speed_panels
 from geosparse.artifact import write_json
 from geosparse.errors import GeosparseError
 

@@ -4,8 +4,7 @@ import json
 
 from eval.trust import load
 from eval.trust.load import decode_steps, patch_rounds, prompts_of, threads_equal_serial, varied_plan
-
-from ...tiny import save_tiny, tiny_model
+from tests.tiny import save_tiny, tiny_model
 
 
 def test_threads_give_the_tokens_of_a_serial_run():
