@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from geosparse.progress import track
-from geosparse.regimes import REGIMES, SIGNATURES, Regimes, classify, cohen_kappa, shares_by_layer, signatures, typical
+from geosparse.regimes import REGIMES, SIGNATURES, Regimes, classify, shares_by_layer, signatures, typical
 from geosparse.scoring import token_nll
 from geosparse.statistics import mean_interval
 
-from ..statistics import bootstrap, spearman
+from ..statistics import bootstrap, cohen_kappa, spearman
 from . import starving
 from .study import Text, each_window, main, parser, rounded, windows_of
 
