@@ -15,7 +15,7 @@ from pathlib import Path
 from geosparse.artifact import write_atomic
 from geosparse.errors import GeosparseError
 
-from .figure import save_png
+from .figure import save_pareto
 from .markdown import results_page, score_table
 from .page import write_page
 from .points import Loaded
@@ -66,7 +66,7 @@ def make(results: Path, documents: Sequence[Path] = ()) -> list[Path]:
     for loaded in found:
         write_page(loaded.folder / "report.html", [loaded.folder])
         written.append(loaded.folder / "report.html")
-        png = save_png(loaded.folder / "pareto.png", loaded)
+        png = save_pareto(loaded.folder / "pareto.png", loaded)
         written += [png] if png else []
     write_page(results / "report.html", [loaded.folder for loaded in found])
     _write(results / "README.md", results_page(found, results))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..artifact import write_atomic
 from ..errors import GeosparseError
@@ -18,13 +18,9 @@ if TYPE_CHECKING:
 _NUMBERED_ID = re.compile(r' id="[A-Za-z0-9.]+_\d+"')
 
 
-def page_colours_of(names: tuple[str, ...]) -> dict[str, str]:
-    """A colour for each name that occurs nowhere else in a figure; `themed_svg` puts a CSS variable in its place."""
-    return {name: f"#01{place:02x}fe" for place, name in enumerate(names)}
-
-
-PAGE = page_colours_of(tuple(PAPER))
-"""The named colours of a figure that becomes part of a page."""
+PAGE = {name: f"#01{place:02x}fe" for place, name in enumerate(PAPER)}
+"""Colours of a figure that becomes part of a page: they occur nowhere else, and the CSS variable of the same name takes
+the place of each."""
 
 
 def require_plots() -> None:
@@ -40,7 +36,7 @@ def require_plots() -> None:
 
 
 def style(**more: object) -> list[Any]:
-    """The style of every plot: no frame but the x axis, text that stays text."""
+    """A style sheet: no frame but the x axis, text that stays text; `more`: other settings of matplotlib."""
     own: dict[str, object] = {
         "svg.hashsalt": "geosparse",
         "svg.fonttype": "none",
@@ -56,8 +52,14 @@ def style(**more: object) -> list[Any]:
     return ["default", own | more]
 
 
-def save_png(path: Path | str, figure: Any, dpi: int) -> Path:
+def save_png(path: Path | str, figure: Any, dpi: int, sheet: list[Any] | None = None) -> Path:
     """Write a figure as PNG, atomically; same figure, same bytes.
+
+    Args:
+        path: The file to write.
+        figure: A figure of matplotlib.
+        dpi: Dots per inch.
+        sheet: The style sheet that it was made with, `style()` where there is none.
 
     Raises:
         GeosparseError: The file cannot be written.
@@ -65,35 +67,47 @@ def save_png(path: Path | str, figure: Any, dpi: int) -> Path:
     import matplotlib.style
 
     options: dict[str, Any] = {"format": "png", "dpi": dpi, "metadata": {"Software": None}}
-    with matplotlib.style.context(style()):
+    with matplotlib.style.context(sheet or style()):
         return write_atomic(path, lambda temporary: figure.savefig(temporary, **options))
 
 
-def themed_svg(figure: Any, label: str, colours: dict[str, str] = PAGE) -> Markup:
-    """A figure as an `<svg>` element whose colours are the CSS variables of the page.
+class ThemedPlot(NamedTuple):
+    """A figure without its `<svg>` tag, whose colours are the CSS variables of the page.
 
-    Args:
-        figure: Drawn with `colours`.
-        label: What a screen reader says.
-        colours: By the names of the variables, from `page_colours_of`.
+    Attributes:
+        box: The view box, "x y width height" in points.
+        body: What is inside.
     """
+
+    box: str
+    body: Markup
+
+
+def themed_plot(figure: Any) -> ThemedPlot:
+    """A figure that was drawn with `PAGE`, for a page."""
     import matplotlib.style
     from markupsafe import Markup
-
-    from .pages import environment
 
     buffer = io.BytesIO()
     blank = {"Date": None, "Creator": None, "Format": None, "Type": None}
     with matplotlib.style.context(style()):
         figure.savefig(buffer, format="svg", transparent=True, metadata=blank)
     svg = buffer.getvalue().decode("utf-8")
-    for name, colour in colours.items():
+    for name, colour in PAGE.items():
         svg = svg.replace(colour, f"var(--{name})")
     # The page's own font: matplotlib names the one that it measured with.
     svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg[svg.index("<svg") :])
     svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
     head, body = svg.split(">", 1)
     box = re.search(r'viewBox="([^"]*)"', head)
-    inner = _NUMBERED_ID.sub("", body[: body.rindex("</svg>")])
-    parts = {"label": label, "box": box.group(1) if box else "", "body": Markup(inner)}
-    return Markup(environment().get_template("plot.svg.j2").render(parts))
+    return ThemedPlot(box.group(1) if box else "", Markup(_NUMBERED_ID.sub("", body[: body.rindex("</svg>")])))
+
+
+def themed_svg(figure: Any, label: str) -> Markup:
+    """A figure drawn with `PAGE` as an `<svg>` element; `label`: what a screen reader says."""
+    from markupsafe import Markup
+
+    from .pages import environment
+
+    plot = themed_plot(figure)
+    return Markup(environment().get_template("plot.svg.j2").render(label=label, box=plot.box, body=plot.body))
