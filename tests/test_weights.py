@@ -22,7 +22,7 @@ from transformers import LlamaForCausalLM
 from geosparse import models, weights
 from geosparse.errors import GeosparseError
 from geosparse.models import load_model, resolve
-from geosparse.weights import Alias, Wheel, cache_dir
+from geosparse.weights import Alias, Wheel, cache_dir, weights_of
 
 from .test_models import fails, write_gguf
 
@@ -53,6 +53,23 @@ class Index:
             if not self.problem:
                 shutil.copy(self.root / wheel.file, folder)
         return self.problem
+
+
+def test_the_weights_behind_committed_figures_are_named() -> None:
+    """Every committed result and plan is of an alias's packaged file, and says so by its fingerprint."""
+    results = Path(__file__).parents[1] / "results"
+    found = set()
+    for path in results.rglob("result.json"):
+        data = json.loads(path.read_text(encoding="utf-8"))
+        model = data["run"]["model"] if "run" in data else data["model"]
+        found.add((model["architecture"], weights_of(model["fingerprint"])))
+    assert found == {
+        ("LlamaForCausalLM", "SmolLM2-135M-Instruct, 4-bit weights (Q4_1) unpacked to floating point"),
+        ("Gemma3ForCausalLM", "Gemma-3-270M, 4-bit weights (Q4_K_M) unpacked to floating point"),
+    }
+    assert weights_of("0" * 16) is None
+    assert weights_of(None) is None
+    assert weights_of("") is None
 
 
 @pytest.fixture

@@ -132,6 +132,6 @@ def _mark(point: Point, x: float, y: float, colour: int, size: tuple[float, floa
     height = ROOM + LINE * len(point.words)
     left = x + 8 if x + 8 + width < size[0] else max(x - 8 - width, 2)
     top = max(min(y - height / 2, size[1] - height - 2), 2)
-    lines = [TipLine(f"{top + LINE * (row + 0.85):.1f}", word) for row, word in enumerate(point.words)]
+    lines = [TipLine(f"{top + ROOM / 2 + LINE * (row + 0.75):.1f}", word) for row, word in enumerate(point.words)]
     tip = Tip(f"{left:.1f}", f"{top:.1f}", f"{width:.1f}", f"{height:.1f}", f"{left + ROOM:.1f}", lines)
     return Mark(f"{x:.1f}", f"{y:.1f}", colour, tip)

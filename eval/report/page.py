@@ -13,8 +13,10 @@ from ..results import Result
 from .chart import Chart, panel_chart, strips_chart
 from .figure import MORE_HUES, colours
 from .points import Loaded, density_panels, recovery_panel, series_of, speed_panels
-from .text import cells, percent
+from .text import cells, facts_of, percent
 
+PACKAGE = "eval.report"
+Recipe = dict[str, Any]
 COLUMNS = ("variant", "score", "± stderr", "samples", "density", "difference", "95 % interval", "changed")
 # By the places that `figure.colours` gives.
 HUES = (*(f"var(--s{place})" for place in range(len(SERIES))), *MORE_HUES, "var(--muted)")
@@ -22,32 +24,35 @@ HUES = (*(f"var(--s{place})" for place in range(len(SERIES))), *MORE_HUES, "var(
 
 def write_page(path: Path, folders: Sequence[Path]) -> None:
     """Write the page of these results; same results, same bytes."""
-    pages.write_page(path, render([Loaded.of(folder) for folder in folders]))
+    pages.write_page(path, render([recipe_part(Loaded.of(folder)) for folder in folders]))
 
 
-def render(found: Sequence[Loaded]) -> str:
+def write_site(folder: Path, recipes: Sequence[Recipe]) -> list[Path]:
+    """Write a page per recipe, `NAME.html`, and `index.html` that leads to them; returns what was written."""
+    written = [pages.write_page(_made(folder / f"{recipe['name']}.html"), render([recipe])) for recipe in recipes]
+    index = pages.render("index.html.j2", title="geosparse: results", package=PACKAGE, recipes=recipes)
+    return [*written, pages.write_page(_made(folder / "index.html"), index)]
+
+
+def _made(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def render(recipes: Sequence[Recipe]) -> str:
     """The page as text."""
-    title = "geosparse: results" if len(found) != 1 else f"geosparse: {found[0].result.run.recipe}"
-    return pages.render(
-        "results.html.j2",
-        title=title,
-        package="eval.report",
-        hues=HUES,
-        columns=COLUMNS,
-        recipes=[_recipe(each) for each in found],
-    )
+    title = "geosparse: results" if len(recipes) != 1 else f"geosparse: {recipes[0]['name']}"
+    return pages.render("results.html.j2", title=title, package=PACKAGE, hues=HUES, columns=COLUMNS, recipes=recipes)
 
 
-def _recipe(loaded: Loaded) -> dict[str, Any]:
-    """One recipe: facts, plots, tables."""
+def recipe_part(loaded: Loaded) -> Recipe:
+    """What a page shows of one recipe: facts, plots, tables."""
     result = loaded.result
     run = result.run
-    facts = [run.model["name"], run.dtype, result.provenance["device"], result.provenance["processor"]]
-    facts += [f"{name} {version}" for name, version in sorted(result.provenance["versions"].items())]
     return {
         "name": run.recipe,
         "title": run.title,
-        "facts": facts,
+        "facts": facts_of(result),
         "limit": run.limit,
         "charts": _charts(loaded),
         "tasks": _tasks(result),

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..weights import weights_of
 from .frontier import Row, frontier_svg, interval, number, rows_of, save_frontier_png
 from .head_map import budgets
 from .pages import percent, render, write_page
@@ -177,7 +178,8 @@ def _facts(result: dict[str, Any]) -> list[str]:
     windows = (
         f"{protocol.get('windows')} windows × {protocol.get('length')} tokens" if protocol.get("windows") else None
     )
-    return [str(fact) for fact in (model.get("name"), model.get("architecture"), size, text, windows) if fact]
+    weights = weights_of(model.get("fingerprint"))
+    return [str(fact) for fact in (model.get("name"), weights, model.get("architecture"), size, text, windows) if fact]
 
 
 def _cells(result: dict[str, Any], missing: str) -> list[list[str]]:

@@ -86,7 +86,7 @@ class HeadKey(NamedTuple):
     bars: list[Bar]
 
 
-class Budgets(NamedTuple):
+class BudgetPicture(NamedTuple):
     """What a page shows of the budgets: numbers, map and key."""
 
     facts: list[tuple[str, str]]
@@ -94,7 +94,7 @@ class Budgets(NamedTuple):
     key: HeadKey
 
 
-def budgets(n_keep: Sequence[Sequence[int]]) -> Budgets | None:
+def budgets(n_keep: Sequence[Sequence[int]]) -> BudgetPicture | None:
     """The budgets of a plan, `n_keep`: tokens kept, by layer and head; None where there are none."""
     kept = [n for row in n_keep for n in row]
     if not kept:
@@ -107,7 +107,7 @@ def budgets(n_keep: Sequence[Sequence[int]]) -> Budgets | None:
         ("max", str(max(kept))),
         ("heads with N ≤ 2", f"{percent(few / len(kept))} ({few} of {len(kept)})"),
     ]
-    return Budgets(facts, head_map(n_keep), head_key(n_keep))
+    return BudgetPicture(facts, head_map(n_keep), head_key(n_keep))
 
 
 def head_map(n_keep: Sequence[Sequence[int]]) -> HeadMap:

@@ -14,7 +14,7 @@ from ..profile import Profile
 from .bands import Bands
 from .heads import Facts, head_facts
 from .pages import percent
-from .panels import Panel, plots
+from .panels import Curves, plots
 
 CAPTIONS = {"precision": "precision", "recall": "recall", "f1": "F"}
 
@@ -51,12 +51,12 @@ def head_sections(profile: Profile, n_keep: list[list[int]], found: Bands | None
         at = (facts["layer"], facts["head"])
         drawn = {}
         for column, name in enumerate(METRICS):
-            drawn[CAPTIONS[name]] = Panel(
+            drawn[CAPTIONS[name]] = Curves(
                 curves[name][at].tolist(),
                 control[name][at].tolist(),
                 *(() if found is None else _band(found, at, column)),
             )
-        drawn["kept mass"] = Panel(mass[at].tolist())
+        drawn["kept mass"] = Curves(mass[at].tolist())
         sections.append(
             {
                 "layer": at[0],

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..artifact import write_atomic
+from ..identity import ModelIdentity
+from ..weights import weights_of
 from .palette import page_colours
 
 if TYPE_CHECKING:
@@ -62,6 +64,12 @@ def write_page(path: Path | str, page: str) -> Path:
         GeosparseError: The file cannot be written.
     """
     return write_atomic(path, lambda temporary: temporary.write_text(page, encoding="utf-8", newline="\n"))
+
+
+def named(model: ModelIdentity) -> list[str]:
+    """A model by name, and by what its weights are where that is known."""
+    weights = weights_of(model.fingerprint)
+    return [model.name] if weights is None else [model.name, weights]
 
 
 def percent(share: float) -> str:

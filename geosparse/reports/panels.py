@@ -16,7 +16,7 @@ LEFT, TOP, RIGHT, BELOW = 26, 8, 16, 24
 INNER_WIDTH, INNER_HEIGHT = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BELOW
 
 
-class Panel(NamedTuple):
+class Curves(NamedTuple):
     """What one plot shows: numbers per N, NaN where there is none.
 
     Attributes:
@@ -67,7 +67,7 @@ class Plot:
     floor: int = HEIGHT - BELOW
 
 
-def plots(budgets: Sequence[int], panels: Mapping[str, Panel]) -> list[Plot]:
+def plots(budgets: Sequence[int], panels: Mapping[str, Curves]) -> list[Plot]:
     """The panels over log N in a frame from 0 to 1, by their captions."""
     ticks = [Tick(f"{_x(budgets, n):.0f}", str(n)) for n in budgets[:: max(1, len(budgets) // 5)]]
     return [

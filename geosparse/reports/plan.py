@@ -9,7 +9,7 @@ from pathlib import Path
 from ..ops import TAILS
 from ..plan import Plan
 from .head_map import budgets
-from .pages import render, write_page
+from .pages import named, render, write_page
 
 
 def write_plan_page(path: Path | str, plan: Plan) -> Path:
@@ -20,7 +20,7 @@ def write_plan_page(path: Path | str, plan: Plan) -> Path:
     """
     model = plan.model
     facts = [
-        model.name,
+        *named(model),
         model.architecture,
         f"{model.layers} layers × {model.heads} heads ({model.kv_heads} KV)",
         f"policy {plan.policy}",

@@ -17,8 +17,8 @@ from ..regimes import REGIMES, SIGNATURES
 from .bands import Bands
 from .head_sections import CAPTIONS, head_sections
 from .heads import assumptions
-from .pages import percent, render, write_page
-from .panels import Panel, Plot, plots
+from .pages import named, percent, render, write_page
+from .panels import Curves, Plot, plots
 from .small_maps import SmallMap, graded_map, small_map
 
 # The N and the mean N that the maps are about, where the profile has them.
@@ -38,7 +38,7 @@ def write_profile_page(path: Path | str, profile: Profile, found: Bands | None =
     """
     model = profile.model
     facts = [
-        model.name,
+        *named(model),
         model.architecture,
         f"{model.layers} layers × {model.heads} heads ({model.kv_heads} KV)",
         f"{profile.at(profile.length).windows} windows of {profile.length} tokens",
@@ -91,7 +91,7 @@ def _regimes(profile: Profile) -> SmallMap:
 def _curves(profile: Profile) -> list[Plot]:
     """Precision, recall and F over N, averaged over heads, with the random control."""
     drawn = {
-        caption: Panel(
+        caption: Curves(
             profile.geometry(name).nanmean((0, 1, 2)).tolist(),
             profile.geometry(name, "random").nanmean((0, 1, 2)).tolist(),
         )

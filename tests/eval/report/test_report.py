@@ -183,6 +183,21 @@ def test_tips_stay_within_the_picture(results: Path) -> None:
             assert 0 <= top <= top + high <= height
 
 
+def test_pages_of_a_site_lead_to_each_other_and_say_whose_weights(results: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    result = replace(
+        example(), run=replace(example().run, recipe="tiny/a", model={"name": "m", "fingerprint": "7655ecec970bc03d"})
+    )
+    write_result(results / "a", result)
+    assert main(["--results", str(results), "--pages", str(site)]) == 0
+    assert sorted(path.relative_to(site).as_posix() for path in site.rglob("*.html")) == ["index.html", "tiny/a.html"]
+    assert '<a href="tiny/a.html">tiny/a</a>' in (site / "index.html").read_text()
+    for name in ("index.html", "tiny/a.html"):
+        assert "4-bit weights (Q4_1) unpacked to floating point" in (site / name).read_text()
+    assert not (results / "report.html").exists()
+    assert main(["--results", str(tmp_path / "none"), "--pages", str(site)]) == 2
+
+
 def test_a_table_of_no_result_is_an_error(results: Path, tmp_path: Path) -> None:
     with pytest.raises(GeosparseError, match="no result"):
         renew("<!-- eval: nothing -->\n<!-- end -->", {"a": Loaded.of(results / "a")})
