@@ -63,10 +63,11 @@ def bootstrap(
     """
     if clusters < 3:
         return None
-    found = torch.tensor([statistic(row) for row in _resamples(clusters, RESAMPLES, seed)], dtype=torch.float64)
-    if torch.isnan(found).double().mean() > 0.1:
+    found = [statistic(row) for row in _resamples(clusters, RESAMPLES, seed)]
+    values = torch.tensor(found, dtype=torch.float64, device="cpu")
+    if torch.isnan(values).double().mean() > 0.1:
         return None
-    low, high = torch.nanquantile(found, _edges(level))
+    low, high = torch.nanquantile(values, _edges(level))
     return float(low), float(high)
 
 
@@ -87,7 +88,7 @@ def bootstrap_interval(
     if len(values) < 2:
         return None
     picks = _resamples(len(values), resamples, seed)
-    counts = torch.zeros(picks.shape, dtype=torch.float64)
+    counts = torch.zeros(picks.shape, dtype=torch.float64, device="cpu")
     counts.scatter_add_(1, picks, torch.ones_like(picks).double())
     flat = values.double().flatten(1)
     known = torch.isfinite(flat)
@@ -98,8 +99,9 @@ def bootstrap_interval(
 
 def _resamples(items: int, resamples: int, seed: int) -> torch.Tensor:
     """Places `[resamples, items]`, drawn with replacement."""
-    return torch.randint(items, (resamples, items), generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(items, (resamples, items), generator=generator, dtype=torch.int64, device="cpu")
 
 
 def _edges(level: float) -> torch.Tensor:
-    return torch.tensor([0.5 - level / 2, 0.5 + level / 2], dtype=torch.float64)
+    return torch.tensor([0.5 - level / 2, 0.5 + level / 2], dtype=torch.float64, device="cpu")

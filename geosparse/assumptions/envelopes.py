@@ -79,7 +79,9 @@ def student_tail(margin: torch.Tensor, dimension: int) -> torch.Tensor:
     from scipy.special import stdtr
 
     quantile = -math.sqrt(dimension) * margin / (1 - margin.square()).clamp_min(0.0).sqrt()
-    tail: torch.Tensor = torch.as_tensor(stdtr(dimension, quantile.numpy()))
+    tail: torch.Tensor = torch.as_tensor(
+        stdtr(dimension, quantile.numpy(force=True)), dtype=margin.dtype, device=margin.device
+    )
     return tail
 
 
