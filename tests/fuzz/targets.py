@@ -174,7 +174,7 @@ def _breakevens(folder: Path) -> Target:
 def _cached_weights(folder: Path) -> Target:
     cached = folder / "models" / "tiny"
     cached.mkdir(parents=True)
-    alias = weights.Alias("nobody/tiny", "Q8_0", 1, "ab" * 32, ())
+    alias = weights.Alias("nobody/tiny", 1, "ab" * 32, ())
     (cached / weights.WEIGHTS).write_bytes(b"weights")
     (cached / "config.json").write_bytes(b"{}")
     files = {path.name: {"sha256": weights._sha256(path)} for path in cached.iterdir()}

@@ -21,9 +21,8 @@ from geosparse.profile import METRICS
 from geosparse.profiler import sample_positions, walk_layers, window_generator
 from geosparse.progress import track
 from geosparse.scoring import sparse_nll, token_nll
-from geosparse.statistics import bootstrap_interval
 
-from ...statistics import spearman
+from ...statistics import bootstrap_interval, spearman
 from .shared_command import Text, main, parser, rounded, windows_of
 
 TAILS: tuple[Tail, ...] = ("drop", "renormalize")

@@ -13,11 +13,11 @@ import torch
 
 from geosparse.console import whole
 from geosparse.progress import track
-from geosparse.regimes import REGIMES, SIGNATURES, Regimes, classify, cohen_kappa, shares_by_layer, signatures, typical
+from geosparse.regimes import REGIMES, SIGNATURES, Regimes, classify, shares_by_layer, signatures, typical
 from geosparse.scoring import token_nll
 from geosparse.statistics import mean_interval
 
-from ...statistics import bootstrap, spearman
+from ...statistics import bootstrap, cohen_kappa, spearman
 from . import ablation
 from .shared_command import Text, each_window, main, parser, rounded, windows_of
 
