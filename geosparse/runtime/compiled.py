@@ -3,12 +3,15 @@
 torch.compile cannot look into the attention: it counts, keeps an index and calls kernels on pointers. What is
 remembered on a cache's tensors does not pass through an operator, so that an index is built anew at every call:
 compiled decoding with an index is right but slow, and the receipt says so.
+
+The operator has no gradient: a graph that is to be trained breaks at each attention, which then runs as without compiling.
 """
 
 from __future__ import annotations
 
 import itertools
 import weakref
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -51,6 +54,19 @@ def attend_compiled(
     numbers = (list(span.first), span.window or 0, terms.scaling, terms.softcap or 0.0, number)
     result: torch.Tensor = attend(query, key, value, stored, terms.sink, *numbers)
     return result
+
+
+@torch.compiler.disable
+def leave_graph(
+    serve: Callable[..., torch.Tensor],
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: Visibility | None,
+    terms: Terms,
+) -> torch.Tensor:
+    """`serve` outside of the graph that is being compiled, where autograd goes through it."""
+    return serve(query, key, value, mask, terms)
 
 
 @torch.library.custom_op("geosparse::attend", mutates_args=())
