@@ -85,7 +85,7 @@ class SparseAttention:
             or rules.window is not None
             or reads_every_key(rules.selectors, rules.tails, len(rules.budgets.n_keep))
         )
-        self._number = number_of(self)
+        self._number, self._outside = number_of(self), leave_graph()
         if self._indexed and rules.window is not None:
             receipt.note(layer, "topn", f"a sliding window of {rules.window} tokens has no pages")
 
@@ -102,7 +102,7 @@ class SparseAttention:
         terms = read_terms(module, query, kwargs)
         if torch.compiler.is_compiling():
             if needs_gradient(query, key, value, terms.sink):
-                return leave_graph(self.serve, query, key, value, attention_mask, terms)
+                return self._outside(self.serve, query, key, value, attention_mask, terms)
             return attend_compiled(self._number, query, key, value, attention_mask, terms)
         return self.serve(query, key, value, attention_mask, terms)
 
@@ -150,13 +150,13 @@ class SparseAttention:
         return result.output
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but the number by which compiled graphs find this very object."""
-        return {name: value for name, value in self.__dict__.items() if name != "_number"}
+        """All but what compiled graphs find this very object by, and leave through."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_number", "_outside")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copy is found by a number of its own; transformers may not have heard of sparse attention where it is."""
         self.__dict__.update(state)
-        self._number = number_of(self)
+        self._number, self._outside = number_of(self), leave_graph()
         register()
 
     def _hot_pages(self, key: torch.Tensor, mask: Visibility | None, bias: torch.Tensor | None) -> HotPages | None:

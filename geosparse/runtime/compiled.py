@@ -12,7 +12,8 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections.abc import Callable
-from typing import Protocol
+from functools import cache
+from typing import Any, Protocol
 
 import torch
 
@@ -56,17 +57,18 @@ def attend_compiled(
     return result
 
 
-@torch.compiler.disable
-def leave_graph(
-    serve: Callable[..., torch.Tensor],
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: Visibility | None,
-    terms: Terms,
-) -> torch.Tensor:
-    """`serve` outside of the graph that is being compiled, where autograd goes through it."""
-    return serve(query, key, value, mask, terms)
+@cache
+def leave_graph() -> Callable[..., torch.Tensor]:
+    """What calls a function outside of the graph that is being compiled, where autograd goes through it.
+
+    Made when a model is sparsified: torch loads its compiler for it.
+    """
+
+    def call(function: Callable[..., torch.Tensor], *args: Any) -> torch.Tensor:
+        return function(*args)
+
+    disabled: Callable[..., torch.Tensor] = torch.compiler.disable(call)
+    return disabled
 
 
 @torch.library.custom_op("geosparse::attend", mutates_args=())
