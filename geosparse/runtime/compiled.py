@@ -4,7 +4,7 @@ torch.compile cannot look into the attention: it counts, keeps an index and call
 remembered on a cache's tensors does not pass through an operator, so that an index is built anew at every call:
 compiled decoding with an index is right but slow, and the receipt says so.
 
-The operator has no gradient: a graph that is to be trained breaks at each attention, which then runs as without compiling.
+The operator has no gradient: a graph that is to be trained breaks at each attention, which runs as without compiling.
 """
 
 from __future__ import annotations

@@ -55,8 +55,8 @@ def triton_attention(
 ) -> Attended:
     """`reference_attention` (same arguments, same meaning); `bias` must be None.
 
-    Several queries with other selectors than `topn` or `lowbit` for all heads, or in a sliding window, masks with holes,
-    shared selections and autograd stay with the torch path.
+    Several queries with other selectors than `topn` or `lowbit` for all heads, or in a sliding window, masks with
+    holes, shared selections and autograd stay with the torch path.
     """
     batch, heads, queries, _ = query.shape
     visibility = Span() if mask is None else mask
