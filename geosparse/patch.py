@@ -73,12 +73,6 @@ def sparsify_(
     """
     if installed(model):
         raise GeosparseError("The model is already sparsified: call geosparse.restore_(model) first.")
-    for name, module in model.named_modules():
-        if ATTRIBUTE in module.__dict__:
-            raise GeosparseError(
-                f"The layer {name} of this {type(model).__name__} is sparsified already, as a part of another model "
-                "that it is shared with: restore that model first."
-            )
     if prefill not in PREFILLS:
         raise GeosparseError(f"Unknown prefill mode {prefill!r}: {did_you_mean(prefill, PREFILLS)}")
     with _whole_or_not_at_all(model):

@@ -37,7 +37,7 @@ class _Rows(NamedTuple):
     seen: torch.Tensor
     budgets: torch.Tensor
     low: int
-    index: KeyIndex | None
+    pages: KeyIndex | None
     coded: torch.Tensor | None
 
 
@@ -104,7 +104,7 @@ def _attend(
     dots = query.reshape(batch, kv_heads, -1, dim) @ key.transpose(-1, -2)
     scores = rules.finish(dots.view(batch, heads, queries, keys))
     scores = (scores if bias is None else scores + bias.float()).masked_fill(~rows.seen, -torch.inf)
-    sight = Sight(query, scores, rows.seen, rows.budgets, rules.finish, rules.scaling, rows.low, rows.index, rows.coded)
+    sight = Sight(query, scores, rows.seen, rows.budgets, rules.finish, rules.scaling, rows.low, rows.pages, rows.coded)
     choice = choose(sight, rules.selector, kv_heads, rules.share_kv)
     flags = tail_flags(rules.tail, heads, scores)
     known = scores if choice.estimate is scores else torch.where(choice.keep > 0, scores, choice.estimate)

@@ -1,4 +1,4 @@
-"""What outlives the mode that it is made in: tensors that are written to in place later on, with or without autograd."""
+"""What outlives the mode that it is made in: tensors that are written to later on, with autograd or without."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def leave_graph() -> Callable[..., torch.Tensor]:
     def call(function: Callable[..., torch.Tensor], *args: Any) -> torch.Tensor:
         return function(*args)
 
-    disabled: Callable[..., torch.Tensor] = torch.compiler.disable(call)
+    disabled: Callable[..., torch.Tensor] = torch.compiler.disable(call)  # type: ignore[no-untyped-call]
     return disabled
 
 

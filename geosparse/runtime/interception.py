@@ -171,13 +171,20 @@ def install(model: Any, handlers: Mapping[torch.nn.Module, Handler]) -> list[tup
         What `uninstall` needs to put everything back.
 
     Raises:
-        GeosparseError: The model does not take its attention from transformers' AttentionInterface.
+        GeosparseError: The model does not take its attention from transformers' AttentionInterface, or shares a module
+            with a model that is sparsified.
     """
     if not model._can_set_attn_implementation():
         raise GeosparseError(
             f"{type(model).__name__} is not supported: it does not take its attention from transformers' "
             "AttentionInterface, so nothing can be made sparse; use another architecture or a newer transformers."
         )
+    for module in handlers:
+        if ATTRIBUTE in module.__dict__:
+            raise GeosparseError(
+                f"A {type(module).__name__} of this {type(model).__name__} is sparsified already, in another model that "
+                "shares it: call geosparse.restore_ on that model first."
+            )
     register()
     before = [(config, config._attn_implementation) for config in configs_of(model)]
     try:
