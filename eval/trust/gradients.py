@@ -19,7 +19,7 @@ import torch
 
 import geosparse as gs
 from geosparse.artifact import check_writable, dump_json, write_json
-from geosparse.ops import SELECTORS, TAILS
+from geosparse.ops import SELECTORS, TAILS, Selector, Tail
 from geosparse.provenance import versions
 from geosparse.runtime.interception import ATTRIBUTE
 
@@ -78,7 +78,7 @@ def text(batch: int, length: int = LENGTH, seed: int = 0) -> torch.Tensor:
     return torch.randint(3, 128, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
-def varied_plan(model: Any, tail: str, selector: str) -> gs.Plan:
+def varied_plan(model: Any, tail: Tail, selector: Selector) -> gs.Plan:
     """Every head another budget, from 3 tokens on, below the text's length."""
     plan = gs.Plan.uniform(model, 3, tail, selector=selector)
     plan.n_keep.add_(torch.arange(plan.n_keep.numel()).view_as(plan.n_keep))
@@ -128,7 +128,7 @@ def relative_error(found: Sequence[torch.Tensor], true: Sequence[torch.Tensor]) 
     return max(float((one.double() - other).norm() / other.norm()) for one, other in pairs)
 
 
-def cases(tails: Sequence[str] = TAILS, selectors: Sequence[str] = SELECTORS) -> Iterator[Case]:
+def cases(tails: Sequence[Tail] = TAILS, selectors: Sequence[Selector] = SELECTORS) -> Iterator[Case]:
     """Each combination of words with each kind of checkpointing."""
     model, ids = tiny_model(), text(2)
     exact = copy.deepcopy(model).double()
@@ -160,7 +160,7 @@ def train(model: Any, steps: int, rate: float = 0.05) -> list[float]:
     return losses
 
 
-def trained(steps: int = STEPS, tail: str = "blend50", selector: str = "topn") -> dict[str, float | int]:
+def trained(steps: int = STEPS, tail: Tail = "blend50", selector: Selector = "topn") -> dict[str, float | int]:
     """The losses of a model that is trained sparsely and of one trained through the reference path."""
     losses = []
     for scope in (gs.sparsified, by_reference):

@@ -182,8 +182,8 @@ def install(model: Any, handlers: Mapping[torch.nn.Module, Handler]) -> list[tup
     for module in handlers:
         if ATTRIBUTE in module.__dict__:
             raise GeosparseError(
-                f"A {type(module).__name__} of this {type(model).__name__} is sparsified already, in another model that "
-                "shares it: call geosparse.restore_ on that model first."
+                f"A {type(module).__name__} of this {type(model).__name__} is sparsified already, in another model "
+                "that shares it: call geosparse.restore_ on that model first."
             )
     register()
     before = [(config, config._attn_implementation) for config in configs_of(model)]
