@@ -17,6 +17,7 @@ from .ops import (
     Visibility,
     best_path,
     budgets_of_row,
+    needs_gradient,
     needs_index,
     span_of,
     visible_rows,
@@ -26,7 +27,8 @@ from .ops.pages import HotPages, pages_of
 from .ops.types import per_head
 from .runtime.architecture import Terms, dense_attention, read_terms
 from .runtime.block import block_attention
-from .runtime.compiled import attend_compiled, number_of
+from .runtime.compiled import attend_compiled, leave_graph, number_of
+from .runtime.interception import register
 from .runtime.receipt import Receipt
 
 
@@ -83,7 +85,7 @@ class SparseAttention:
             or rules.window is not None
             or reads_every_key(rules.selectors, rules.tails, len(rules.budgets.n_keep))
         )
-        self._number = number_of(self)
+        self._number, self._outside = number_of(self), leave_graph()
         if self._indexed and rules.window is not None:
             receipt.note(layer, "topn", f"a sliding window of {rules.window} tokens has no pages")
 
@@ -99,6 +101,8 @@ class SparseAttention:
         """Sparse attention `[B, Hq, T, Dv]` of `query` `[B, Hq, T, D]` over `key`, `value` `[B, Hkv, S, D]`."""
         terms = read_terms(module, query, kwargs)
         if torch.compiler.is_compiling():
+            if needs_gradient(query, key, value, terms.sink):
+                return self._outside(self.serve, query, key, value, attention_mask, terms)
             return attend_compiled(self._number, query, key, value, attention_mask, terms)
         return self.serve(query, key, value, attention_mask, terms)
 
@@ -113,7 +117,11 @@ class SparseAttention:
         """The same with the terms of the call read."""
         (batch, _, queries, _), keys = query.shape, key.shape[2]
         mask, bias = split_mask(attention_mask, keys)
-        pages = self._hot_pages(key, mask, bias)
+        graph = torch.is_grad_enabled() and needs_gradient(query, key, value, bias, terms.sink)
+        if graph and not (key.requires_grad and value.requires_grad):
+            # A cache may write over what it handed out before the backward pass reads it.
+            key, value = key.clone(), value.clone()
+        pages = None if graph else self._hot_pages(key, mask, bias)
         if pages is None and key.device != query.device:
             key, value = key.to(query.device), value.to(query.device)
         visible = visible_rows(Span() if mask is None else mask, batch, queries, keys, query.device)
@@ -136,10 +144,20 @@ class SparseAttention:
         if pages is not None:
             result = offloaded_attention(query, key, value, budgets, pages, **rules)
         else:
-            path = best_path(query, key, value, bias) if self.path == "auto" else self.path
+            path = best_path(query, key, value, bias, terms.sink) if self.path == "auto" else self.path
             result = PATHS[path](query, key, value, budgets, share_kv=self.rules.share_kv, bias=bias, **rules)
         self.receipt.count(self.layer, visible, result.kept)
         return result.output
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but what compiled graphs find this very object by, and leave through."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_number", "_outside")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy is found by a number of its own; transformers may not have heard of sparse attention where it is."""
+        self.__dict__.update(state)
+        self._number, self._outside = number_of(self), leave_graph()
+        register()
 
     def _hot_pages(self, key: torch.Tensor, mask: Visibility | None, bias: torch.Tensor | None) -> HotPages | None:
         """The pages of offloaded keys, where a step can do with some of them."""
@@ -202,7 +220,7 @@ def split_mask(attention_mask: Visibility | None, keys: int) -> tuple[Visibility
     else:
         mask = attention_mask > torch.finfo(attention_mask.dtype).min / 2
         bias = attention_mask.masked_fill(~mask, 0.0)
-        bias = bias if bool(bias.any()) else None
+        bias = bias if needs_gradient(bias) or bool(bias.any()) else None
     if mask.shape[1] != 1:
         raise GeosparseError("A mask that differs between heads is not supported with sparse attention.")
     if mask.shape[2] == 1:

@@ -7,21 +7,28 @@ memory is bounded anyway.
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from .ops import IndexSlot, memory, remember_index, remember_value_sum
+from .errors import GeosparseError
+from .ops import IndexSlot, KeyIndex, memory, needs_gradient, remember_index, remember_value_sum
+from .ops.modes import lasting
 from .runtime.cached_keys import serve_dense
 from .runtime.receipt import Receipt
 
 # Room to spare, as a fraction: each token is copied about 1 / SPARE times in all, and memory is at most 1 + SPARE.
 SPARE = 0.125
 LEAST_SPARE = 64
+
+
+# What a stored layer does without: buffers with room to spare, and what is known of tensors by their identity.
+_UNSTORED = ("_key_buffer", "_value_buffer", "_summed", "_value_sum", "_indexed", "slot")
 
 
 class GrowingLayer(DynamicLayer):  # type: ignore[misc]
@@ -31,7 +38,10 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
     does not keep.
 
     Everything else that a cache layer does (crop, reorder, select, repeat, reset) replaces `keys` and
-    `values` by other tensors, as in the parent; the next `update` then starts new buffers from them.
+    `values` by other tensors, as in the parent; the next `update` then starts new buffers from them. With a gradient an
+    update concatenates, as in the parent: nothing that the backward pass reads is written over.
+
+    Copies (`copy`, `deepcopy`, `pickle`) hold the filled part and the index in memory of their own, and go on alone.
     """
 
     keys: Any
@@ -61,13 +71,25 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
         if self.keys is not self._indexed:
             self.slot.index = None
         untouched = self.values is self._summed
-        self._key_buffer, self.keys = _append(self._key_buffer, self.keys, key_states, self.pinned)
-        self._value_buffer, self.values = _append(self._value_buffer, self.values, value_states, self.pinned)
+        # A dense model may keep the keys for its backward pass even where it has no gradient of theirs.
+        graph = torch.is_grad_enabled() and (
+            self.dense or needs_gradient(key_states, value_states, self.keys, self.values)
+        )
+        if graph:
+            self._key_buffer = self._value_buffer = None
+            self.keys = torch.cat([self.keys, key_states], dim=-2)
+            self.values = torch.cat([self.values, value_states], dim=-2)
+        else:
+            self._key_buffer, self.keys = _append(self._key_buffer, self.keys, key_states, self.pinned)
+            self._value_buffer, self.values = _append(self._value_buffer, self.values, value_states, self.pinned)
         self._indexed = self.keys
         if self.dense:
             self._summed = None
             return serve_dense(self.keys), self.values
         remember_index(self.keys, self.slot)
+        if graph:
+            self._summed = self._value_sum = None
+            return self.keys, self.values
         if untouched and self._value_sum is not None:
             self._value_sum = self._value_sum + value_states.sum(-2, dtype=torch.float64)
         else:
@@ -109,6 +131,64 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
                 index.take(rows)
         self.slot.index, self._indexed = index, self.keys
 
+    def adopt(self, layer: Any) -> None:
+        """Fill this layer, which is empty, with the tokens of a full-attention layer that stays as it is.
+
+        Keys and values are copied, with their gradient where they have one; an index and a sum of values, where `layer`
+        has them.
+        """
+        if not layer.is_initialized:
+            return
+        device = device_of(layer)
+        self._fill(layer.keys.to(device), layer.values.to(device))
+        if isinstance(layer, GrowingLayer):
+            self._indexed = self.keys
+            self.slot.index = layer.current_index()
+            if layer.values is layer._summed:
+                self._summed, self._value_sum = self.values, layer._value_sum
+
+    def _fill(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        _initialize(self, keys, values)
+        if not keys.numel():
+            return
+        if needs_gradient(keys, values):
+            self.keys, self.values = keys.clone(), values.clone()
+        else:
+            self._key_buffer, self.keys = _append(None, self.keys, keys, self.pinned)
+            self._value_buffer, self.values = _append(None, self.values, values, self.pinned)
+
+    def current_index(self) -> KeyIndex | None:
+        """A copy of the index, if it is of these keys."""
+        index = self.slot.index if self.keys is self._indexed else None
+        return None if index is None else index.copy()
+
+    def _empty(self) -> GrowingLayer:
+        """A layer of the same kind without a token."""
+        return type(self)()
+
+    def __copy__(self) -> GrowingLayer:
+        twin = self._empty()
+        twin.dense = self.dense
+        twin.adopt(self)
+        return twin
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> GrowingLayer:
+        return self.__copy__()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is stored: the filled part, without a graph, and the index."""
+        state = {name: value for name, value in vars(self).items() if name not in _UNSTORED}
+        if self.is_initialized:
+            for name in ("keys", "values"):
+                state[name] = state[name].detach().clone(memory_format=torch.contiguous_format)
+        return state | {"index": self.current_index()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        index = state.pop("index")
+        self.__dict__.update(dict.fromkeys(_UNSTORED) | state)
+        self.slot = self.new_slot()
+        self.slot.index, self._indexed = index, self.keys
+
     def reset(self) -> None:
         """Forget all tokens and give the memory back."""
         self._key_buffer = self._value_buffer = self._summed = self._value_sum = self._indexed = None
@@ -128,13 +208,28 @@ def _append(
         # Prompts arrive once: only a cache that has begun to grow needs room.
         spare = max(LEAST_SPARE, int(SPARE * stop)) if start else LEAST_SPARE
         shape = (batch, heads, stop + spare, dim)
-        buffer = (
-            states.new_empty(shape, pin_memory=True) if pinned else memory.empty(shape, states.dtype, states.device)
-        )
+        if torch.is_inference_mode_enabled():  # the next token may come outside of it
+            with lasting():
+                buffer = _room(shape, states, pinned)
+        else:
+            buffer = _room(shape, states, pinned)
         if start:
             buffer[..., :start, :] = filled
     buffer[..., start:stop, :] = states
     return buffer, buffer[..., :stop, :]
+
+
+def _room(shape: tuple[int, ...], like: torch.Tensor, pinned: bool) -> torch.Tensor:
+    """A buffer without content."""
+    if pinned:
+        return torch.empty(shape, dtype=like.dtype, device=like.device, pin_memory=True)
+    return memory.empty(shape, like.dtype, like.device)
+
+
+def device_of(layer: Any) -> torch.device:
+    """Where the queries of a cache layer are, wherever its keys are."""
+    device: torch.device = getattr(layer, "_device", None) or layer.device
+    return device
 
 
 def _begins(buffer: torch.Tensor, filled: torch.Tensor) -> bool:
@@ -165,11 +260,55 @@ class SparseCache(DynamicCache):  # type: ignore[misc]
 
     @classmethod
     def from_cache(cls, cache: Cache, config: Any, hot_pages: int | None = None) -> SparseCache:
-        """A SparseCache that goes on from a filled `DynamicCache`, which stays as it is."""
+        """A SparseCache that goes on from a filled cache of transformers, or of this class, which stays as it is.
+
+        Both can be continued, each on its own: every layer is copied, with its index and whatever state it has, so that
+        memory for the tokens is needed twice. What has a gradient keeps it.
+
+        Raises:
+            GeosparseError: `cache` is no cache of transformers, or an encoder-decoder's.
+        """
+        if not isinstance(cache, Cache) or hasattr(cache, "self_attention_cache"):
+            raise GeosparseError(
+                f"SparseCache.from_cache takes a decoder's cache of transformers, found {type(cache).__name__}: "
+                "give the past_key_values that the model returned."
+            )
         ours = cls(config, hot_pages)
-        ours.layers = list(cache.layers)
+        for place, layer in enumerate(cache.layers):
+            if type(layer) is DynamicLayer or isinstance(layer, GrowingLayer):
+                mine = _growing_layer(hot_pages)
+                mine.adopt(layer)
+            else:
+                mine = _copied(layer)
+            ours.layers[place : place + 1] = [mine]
         grow_in_place_(ours, dense=True)
         return ours
+
+    def __copy__(self) -> SparseCache:
+        """As a deep copy: two caches that share layers would write over each other's tokens."""
+        return copy.deepcopy(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SparseCache:
+        twin = memo[id(self)] = type(self).__new__(type(self))
+        others = {name: value for name, value in vars(self).items() if name != "layers"}
+        twin.__dict__.update(copy.deepcopy(others, memo), layers=[_copied(layer) for layer in self.layers])
+        return twin
+
+
+def _copied(layer: Any) -> Any:
+    """A deep copy of any cache layer: of its tensors only what they show, and with their gradient."""
+    if isinstance(layer, GrowingLayer):
+        return copy.copy(layer)
+    return copy.deepcopy(layer, {id(tensor): tensor.clone() for tensor in _tensors(vars(layer))})
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    """The tensors in nested containers."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(part)
 
 
 def grow_in_place_(cache: Cache, dense: bool = False) -> None:
@@ -207,14 +346,33 @@ def provide_cache(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Forward pre-hook of a sparsified model: whatever dynamic cache it is about to use grows in place; the `receipt`
     says once which layers of a caller's own cache cannot."""
-    cache = kwargs.get("past_key_values")
-    if cache is None and kwargs.get("use_cache", getattr(model.config.get_text_config(), "use_cache", True)):
+    asked, given = kwargs, args
+    places = _places(model) if len(args) > 1 else {}
+    if places:
+        asked = kwargs | {name: args[place] for name, place in places.items() if place < len(args)}
+    cache = asked.get("past_key_values")
+    if cache is None and _uses_cache(model, asked.get("use_cache")):
         cache = SparseCache(model.config)
-        kwargs = kwargs | {"past_key_values": cache}
+        place = places.get("past_key_values", len(args))
+        if place < len(args):
+            given = (*args[:place], cache, *args[place + 1 :])
+        else:
+            kwargs = kwargs | {"past_key_values": cache}
     if isinstance(cache, Cache):
         grow_in_place_(cache)
         for place, layer in enumerate(cache.layers):
             if not isinstance(layer, GrowingLayer) and not getattr(layer, "is_sliding", False):
                 why = f"a {type(layer).__name__} of the caller's own cache neither grows in place nor keeps an index"
                 receipt.note(place, "slower", why)
-    return args, kwargs
+    return given, kwargs
+
+
+def _uses_cache(model: Any, asked: bool | None) -> bool:
+    """Whether `model` makes a cache where it is given none; None is as good as not asked."""
+    return bool(getattr(model.config.get_text_config(), "use_cache", True) if asked is None else asked)
+
+
+def _places(model: Any) -> dict[str, int]:
+    """Where a positional call of `model` gives the arguments that concern the cache."""
+    names = list(inspect.signature(model.forward).parameters)
+    return {name: names.index(name) for name in ("past_key_values", "use_cache") if name in names}

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from .cache import GrowingLayer
+from .cache import GrowingLayer, device_of
 from .ops import IndexSlot, remember_index, remember_value_sum
 from .ops.pages import HotPages, remember_pages
 
@@ -38,8 +38,7 @@ class OffloadedLayer(GrowingLayer):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Append `[B, Hkv, T, D]`; single queries of a sparsified model get the keys and values in host memory, and
         with them the pages; all others get them on their device."""
-        self._device = self.slot.device = key_states.device
-        self.pinned = self._device.type == "cuda"
+        self._settle_on(key_states.device)
         if self.keys is not self._indexed:
             self.pages.clear()
         keys, values = super().update(key_states.to(HOME), value_states.to(HOME))
@@ -57,6 +56,26 @@ class OffloadedLayer(GrowingLayer):
             if self._value_sum is not None and not self.dense:
                 remember_value_sum(values, self._value_sum.to(self._device))
         return keys, values
+
+    def adopt(self, layer: Any) -> None:
+        """As in the parent; keys and values come to host memory."""
+        if layer.is_initialized:
+            self._settle_on(device_of(layer))
+        super().adopt(layer)
+
+    def _fill(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        super()._fill(keys.to(HOME), values.to(HOME))
+
+    def _settle_on(self, device: torch.device) -> None:
+        """Remember where the queries are."""
+        self._device = self.slot.device = device
+        self.pinned = device.type == "cuda"
+
+    def _empty(self) -> OffloadedLayer:
+        return OffloadedLayer(self.pages.capacity)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"pages": HotPages(self.pages.capacity)}
 
     def _change_index(self, change: Callable[[], None], rows: torch.Tensor | None) -> None:
         super()._change_index(change, rows)

@@ -23,8 +23,9 @@ from .runtime.adapters import inner_model
 from .runtime.architecture import PROBE_TOKENS, AttentionLayer, attention_layers, input_device, vocabulary_of
 from .runtime.breakeven import Shape, break_even
 from .runtime.faults import ADVICE, first_fault
-from .runtime.interception import Handler, install, installed, uninstall
+from .runtime.interception import ATTRIBUTE, Handler, configs_of, install, installed, uninstall
 from .runtime.modes import evaluating
+from .runtime.norms import TERMS
 from .runtime.products import install_products, remove_products
 from .runtime.receipt import Receipt
 from .runtime.reproduction import reproduce
@@ -41,6 +42,9 @@ class _Patch(NamedTuple):
 # The record travels with the model, so that a deep copy of a sparsified model is one too, with its own receipt.
 RECORD = "_geosparse_patch"
 
+
+# What a patch puts into modules.
+MARKS = (ATTRIBUTE, TERMS, RECORD)
 
 # How several queries at once are served: each as a decode step would be, all of them densely, or in blocks.
 PREFILLS = ("exact", "dense", "block")
@@ -70,7 +74,7 @@ def sparsify_(
 
     Raises:
         GeosparseError: The plan is for another model, the model is already sparse, or its architecture is not
-            supported; the model is then as before.
+            supported; the model is then as before, as after any other exception.
     """
     model = inner_model(model)
     if installed(model):
@@ -79,6 +83,14 @@ def sparsify_(
         raise GeosparseError(f"Unknown prefill mode {prefill!r}: {did_you_mean(prefill, PREFILLS)}")
     if dense_below != "measured":
         dense_below = check_whole("dense_below", dense_below, 0)
+    with _whole_or_not_at_all(model):
+        return _sparsify(model, plan, prefill, dense_below, own_products)
+
+
+def _sparsify(
+    model: Any, plan: Plan, prefill: str, dense_below: int | Literal["measured"], own_products: bool
+) -> Receipt:
+    """`sparsify_` of a dense model; an exception may leave it half done."""
     plan.check(model)
     layers = attention_layers(model)
     _check_dense_budget(model)
@@ -105,6 +117,31 @@ def sparsify_(
     return receipt
 
 
+@contextmanager
+def _whole_or_not_at_all(model: Any) -> Iterator[None]:
+    """Whatever a patch changes in `model` is, after an exception in the block, what it was before."""
+    modules = list(model.modules())
+    classes = [type(module) for module in modules]
+    marks = [{name: module.__dict__[name] for name in MARKS if name in module.__dict__} for module in modules]
+    implementations = [(config, config._attn_implementation_internal) for config in configs_of(model)]
+    hooks = [(table, dict(table)) for table in (model._forward_pre_hooks, model._forward_pre_hooks_with_kwargs)]
+    try:
+        yield
+    except BaseException:
+        for module, kind, marked in zip(modules, classes, marks, strict=True):
+            if type(module) is not kind:
+                module.__class__ = kind
+            for name in MARKS:
+                module.__dict__.pop(name, None)
+            module.__dict__.update(marked)
+        for config, implementation in implementations:
+            config._attn_implementation_internal = implementation
+        for table, before in hooks:
+            table.clear()
+            table.update(before)
+        raise
+
+
 def rules_of(plan: Plan, layer: int, window: int | None = None) -> LayerRules:
     """What `plan` says of one layer; `window`: the layer's sliding window."""
     return LayerRules(plan.budgets.of(layer), plan.tails_of(layer), plan.selectors_of(layer), plan.share_kv, window)
@@ -124,17 +161,22 @@ def _break_even(model: Any, layer: AttentionLayer, plan: Plan, index: int) -> in
 
 
 def restore_(model: Any) -> None:
-    """Undo `sparsify_` exactly.
+    """Undo `sparsify_` exactly; after an exception the model is as sparse as before.
+
+    Caches that the model used stay as they are: see `sparsified`.
 
     Raises:
         GeosparseError: The model is not sparsified.
     """
-    patch = inner_model(model).__dict__.pop(RECORD, None)
+    model = inner_model(model)
+    patch = model.__dict__.get(RECORD)
     if patch is None:
         raise GeosparseError("The model is not sparsified: there is nothing to restore.")
-    uninstall(patch.before, patch.modules)
-    patch.hook.remove()
-    remove_products(patch.linear)
+    with _whole_or_not_at_all(model):
+        uninstall(patch.before, patch.modules)
+        patch.hook.remove()
+        remove_products(patch.linear)
+        del model.__dict__[RECORD]
 
 
 @contextmanager
@@ -146,6 +188,11 @@ def sparsified(
     own_products: bool = True,
 ) -> Iterator[Receipt]:
     """`sparsify_` for the length of a block; on a normal exit the receipt is checked against the plan.
+
+    A dynamic cache that the model is given inside the block, or makes, is usable before, inside and after it, by dense
+    models and by models with other plans: it holds the tokens' keys and values, nothing of the plan. The one change is
+    that its full-attention layers become layers that grow in place (`GrowingLayer`), and stay so; what they keep beside
+    the tokens (an index, a sum of values) is brought up to date, or made anew, by whichever model reads it.
 
     Yields:
         The receipt.
@@ -160,6 +207,8 @@ def sparsified(
         yield receipt
         if not installed(model):
             raise GeosparseError("The attention implementation was changed inside the block: the model ran dense.")
+        if model.__dict__[RECORD].receipt is not receipt:
+            raise GeosparseError("The model was sparsified anew inside the block: its receipt is not this one.")
         receipt.verify()
     finally:
         if RECORD in model.__dict__:

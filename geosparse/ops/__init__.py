@@ -29,6 +29,7 @@ from .types import (
     Tails,
     check_selector,
     meant,
+    needs_gradient,
 )
 
 # Name -> attention path; all take the arguments of `reference_attention`.
@@ -40,8 +41,16 @@ PATHS: dict[str, Callable[..., Attended]] = {
 }
 
 
-def best_path(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor | None) -> str:
-    """The name of the fastest path that takes these tensors."""
+def best_path(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    bias: torch.Tensor | None,
+    sink: torch.Tensor | None = None,
+) -> str:
+    """The name of the fastest path that takes these tensors; with a gradient, autograd's."""
+    if sink is not None and needs_gradient(sink):
+        return "torch"
     if query.is_cuda:
         return "triton" if triton.supports(query, key, value, bias) else "torch"
     return "cpu" if cpu.supports(query, key, value, bias) else "torch"
@@ -74,6 +83,7 @@ __all__ = [
     "dense_mask",
     "meant",
     "memory",
+    "needs_gradient",
     "needs_index",
     "reference_attention",
     "remember_index",

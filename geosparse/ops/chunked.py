@@ -9,7 +9,7 @@ import torch
 from .index import index_of
 from .selectors import Choice, Sight, choose, needs_index, reads_codes
 from .span import Span, Visibility, chunk_of, page_starts
-from .types import Attended, Keep, Selectors, Tails, keep_tensor, tail_flags
+from .types import Attended, Keep, Selectors, Tails, keep_tensor, needs_gradient, tail_flags
 
 # Scores of one chunk, bytes; a handful of tensors of this size are alive at once. A GPU needs larger ones to be busy.
 CHUNK_BYTES = 8 << 20
@@ -44,6 +44,23 @@ def chunked_attention(
     Returns:
         Output `[B, Hq, T, Dv]` in the dtype of `query`.
     """
+    if needs_gradient(query, key, value, bias, sink):
+        from .differentiable import differentiable_attention
+
+        return differentiable_attention(
+            query,
+            key,
+            value,
+            n_keep,
+            tail=tail,
+            scaling=scaling,
+            selector=selector,
+            share_kv=share_kv,
+            mask=mask,
+            bias=bias,
+            softcap=softcap,
+            sink=sink,
+        )
     batch, heads, queries, _ = query.shape
     keys = key.shape[2]
     visibility = Span() if mask is None else mask

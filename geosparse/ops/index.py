@@ -13,11 +13,12 @@ with W the key dimension rounded up to a multiple of WIDTH. A key is about `low 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from . import memory
+from .modes import lasting
 
 PAGE = 16
 WIDTH = 16
@@ -51,11 +52,16 @@ class KeyIndex:
 
     def extend(self, key: torch.Tensor) -> KeyIndex:
         """Take in the pages of `key` `[B, Hkv, S, D]` that are complete and not yet here; earlier ones are not read."""
-        batch, heads, keys, dim = key.shape
-        self.heads = heads
+        self.heads, keys = key.shape[1:3]
         goal = [max(0, keys - first) // PAGE for first in self.first]
-        if goal == self.pages:
-            return self
+        if goal != self.pages:
+            with lasting():
+                self._take_in(key, goal)
+        return self
+
+    def _take_in(self, key: torch.Tensor, goal: list[int]) -> None:
+        """`extend` to the pages `goal` of each row."""
+        batch, heads, _, dim = key.shape
         device = self.device or key.device
         self._reserve(max(goal), batch, heads, -(-dim // WIDTH) * WIDTH, device)
         rows = range(batch) if len(set(zip(self.first, self.pages, strict=True))) > 1 else [slice(None)]
@@ -70,7 +76,6 @@ class KeyIndex:
                 self.low[row, :, start:stop], self.high[row, :, start:stop] = low, high
                 self.codes[row, :, start:stop] = codes
         self.pages = goal
-        return self
 
     def _reserve(self, pages: int, batch: int, heads: int, width: int, device: torch.device) -> None:
         """Room for `pages` pages, amortised."""
@@ -100,8 +105,29 @@ class KeyIndex:
         self.first = tuple(self.first[row] for row in places)
         self.pages = [self.pages[row] for row in places]
         if self.low.dim() == 4:
-            rows = rows.to(self.low.device)
-            self.low, self.high, self.codes = self.low[rows], self.high[rows], self.codes[rows]
+            with lasting():
+                rows = rows.to(self.low.device)
+                self.low, self.high, self.codes = self.low[rows], self.high[rows], self.codes[rows]
+
+    def copy(self) -> KeyIndex:
+        """The same pages in memory of their own, without room to spare."""
+        twin = KeyIndex(self.first, self.bits, self.device)
+        twin.pages, twin.heads = list(self.pages), self.heads
+        if self.low.dim() == 4:
+            filled = slice(max(self.pages))
+            with lasting():
+                parts = (part[:, :, filled].clone() for part in (self.low, self.high, self.codes))
+                twin.low, twin.high, twin.codes = parts
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is stored: filled pages only."""
+        return dict(vars(self.copy()))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> KeyIndex:
+        return self.copy()
+
+    __copy__ = copy
 
     def bytes(self) -> int:
         """Bytes held, room to spare included."""

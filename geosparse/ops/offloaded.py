@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import torch
 
+from ..errors import GeosparseError
 from .chunked import add_tail_, kept_weights, logit_of
 from .cpu import value_sum_of
 from .index import index_of
 from .pages import HotPages, Resident
 from .selectors import Sight, choose, needs_index, reads_codes
 from .span import Span
-from .types import Attended, Keep, Selectors, Tails, keep_tensor, per_head
+from .types import Attended, Keep, Selectors, Tails, keep_tensor, needs_gradient, per_head
 
 # The logit of a token whose key was not read: of no weight, but not unseen.
 UNREAD = -1e30
@@ -46,7 +47,14 @@ def offloaded_attention(
         pages: The device's copies.
         selector: None that `reads_every_key`.
         mask: Without a window.
+
+    Raises:
+        GeosparseError: Autograd is to go through it.
     """
+    if needs_gradient(query, key, value, sink):
+        raise GeosparseError(
+            "Attention over offloaded pages has no gradient: give the keys as a whole, or call under torch.no_grad()."
+        )
     (batch, heads, _, dim), (kv_heads, keys), device = query.shape, key.shape[1:3], query.device
     span = Span() if mask is None else mask
     seen = span.mask(1, keys, device).expand(batch, 1, 1, keys)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 
 from .index import PAGE
+from .modes import lasting
 
 
 class Resident(NamedTuple):
@@ -54,9 +55,10 @@ class HotPages:
         batch, heads, keys, _ = key.shape
         rows, pages = batch * heads, keys // PAGE
         whole = needed[..., : pages * PAGE].reshape(rows, pages, PAGE).any(-1)
-        self._make_room(rows, pages, int(whole.sum(-1).max()) if pages else 0, key, value, needed.device)
-        self._step += 1
-        self._fetch(whole, key, value)
+        with lasting():
+            self._make_room(rows, pages, int(whole.sum(-1).max()) if pages else 0, key, value, needed.device)
+            self._step += 1
+            self._fetch(whole, key, value)
         offsets = torch.arange(PAGE, device=needed.device, dtype=torch.int64)
         places = torch.where(self._page_of[..., None] < 0, -1, self._page_of[..., None] * PAGE + offsets)
         rest = torch.arange(pages * PAGE, keys, device=needed.device, dtype=torch.int64).expand(batch, heads, -1)

@@ -23,6 +23,7 @@ def top_n(scores: torch.Tensor, n_keep: Keep) -> tuple[torch.Tensor, torch.Tenso
     Raises:
         GeosparseError: The number of budgets differs from the number of heads, or a budget is below 1.
     """
+    scores = scores.detach()  # what is chosen by comparison has no gradient
     budgets = keep_tensor(n_keep, scores.device)
     if budgets.shape[1] != scores.shape[1]:
         raise GeosparseError(f"Expected {scores.shape[1]} budgets (one per query head), found {budgets.shape[1]}.")

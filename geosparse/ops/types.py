@@ -46,6 +46,11 @@ def per_head(words: Word | Sequence[Word], heads: int) -> list[Word]:
     return [words] * heads if isinstance(words, str) else list(words)
 
 
+def needs_gradient(*tensors: torch.Tensor | None) -> bool:
+    """Whether autograd is to go through a call with these tensors."""
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
 def keep_tensor(n_keep: Keep, device: torch.device | str) -> torch.Tensor:
     """Budgets as int64 `[B or 1, Hq, T or 1]`."""
     if isinstance(n_keep, torch.Tensor):

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..ops import Attended, Span, triton
+from ..ops import Attended, Span, needs_gradient, triton
 from .architecture import Terms, dense_attention
 
 BLOCK = 64
@@ -38,7 +38,7 @@ def block_attention(
     """
     (batch, heads, queries, _), (kv_heads, keys) = query.shape, key.shape[1:3]
     groups = heads // kv_heads
-    if query.is_cuda and triton.supports(query, key, value, None):
+    if query.is_cuda and triton.supports(query, key, value, None) and not needs_gradient(terms.sink):
         each = [-(-OVERSAMPLE * max(n_keep[head : head + groups]) // BLOCK) for head in range(0, heads, groups)]
         return triton.block_prefill(query, key, value, span.starts(batch), each, BLOCK, **vars(terms))
     output = query.new_zeros(batch, heads, queries, value.shape[-1])
@@ -61,14 +61,14 @@ def _group(
     (groups, queries, _), keys = query.shape, key.shape[0]
     sinks = None if terms.sink is None else terms.sink[heads]
     terms = Terms(terms.scaling, terms.softcap, sinks)
-    low, high = _bounds(key)
+    low, high = _bounds(key.detach())  # what is chosen by comparison has no gradient
     output = query.new_empty(groups, queries, value.shape[-1])
     read = 0
     for start in range(0, queries, BLOCK):
         stop = min(start + BLOCK, queries)
         rows, seen = query[:, start:stop], keys - queries + stop
         before = (keys - queries + start) // BLOCK  # whole blocks that every query of this block sees
-        picks = _choose(rows, low[:before], high[:before], wanted)
+        picks = _choose(rows.detach(), low[:before], high[:before], wanted)
         places = (picks[:, None] * BLOCK + torch.arange(BLOCK, device=key.device, dtype=torch.int64)).flatten()
         places = torch.cat([places, torch.arange(before * BLOCK, seen, device=key.device, dtype=torch.int64)])
         mask = places <= torch.arange(seen - (stop - start), seen, device=key.device, dtype=torch.int64)[:, None]

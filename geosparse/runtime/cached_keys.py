@@ -7,6 +7,7 @@ with these keys is done with a plain tensor.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,7 @@ SDPA = torch.nn.functional.scaled_dot_product_attention
 
 
 class CachedKeys(torch.Tensor):
-    """Keys `[B, Hkv, S, D]`; a view of the tensor that it is made of."""
+    """Keys `[B, Hkv, S, D]`; a view of the tensor that it is made of. Copies and pickles are plain tensors."""
 
     @classmethod
     def __torch_function__(
@@ -32,6 +33,13 @@ class CachedKeys(torch.Tensor):
                 if output is not None:
                     return output
             return func(*args, **kwargs)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.as_subclass(torch.Tensor).__reduce_ex__(protocol)  # type: ignore[no-untyped-call]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> torch.Tensor:
+        copied: torch.Tensor = copy.deepcopy(self.as_subclass(torch.Tensor), memo)
+        return copied
 
 
 def _decode(

@@ -3,13 +3,17 @@
 torch.compile cannot look into the attention: it counts, keeps an index and calls kernels on pointers. What is
 remembered on a cache's tensors does not pass through an operator, so that an index is built anew at every call:
 compiled decoding with an index is right but slow, and the receipt says so.
+
+The operator has no gradient: a graph that is to be trained breaks at each attention, which runs as without compiling.
 """
 
 from __future__ import annotations
 
 import itertools
 import weakref
-from typing import Protocol
+from collections.abc import Callable
+from functools import cache
+from typing import Any, Protocol
 
 import torch
 
@@ -51,6 +55,20 @@ def attend_compiled(
     numbers = (list(span.first), span.window or 0, terms.scaling, terms.softcap or 0.0, number)
     result: torch.Tensor = attend(query, key, value, stored, terms.sink, *numbers)
     return result
+
+
+@cache
+def leave_graph() -> Callable[..., torch.Tensor]:
+    """What calls a function outside of the graph that is being compiled, where autograd goes through it.
+
+    Made when a model is sparsified: torch loads its compiler for it.
+    """
+
+    def call(function: Callable[..., torch.Tensor], *args: Any) -> torch.Tensor:
+        return function(*args)
+
+    disabled: Callable[..., torch.Tensor] = torch.compiler.disable(call)  # type: ignore[no-untyped-call]
+    return disabled
 
 
 @torch.library.custom_op("geosparse::attend", mutates_args=())

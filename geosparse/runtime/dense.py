@@ -32,7 +32,7 @@ def decode_dense(
     Returns:
         `[B, Hq, 1, Dv]`; None where the kernel does not take these tensors, or this mask.
     """
-    if query.shape[2] != 1 or best_path(query, key, value, None) != "cpu":
+    if query.shape[2] != 1 or best_path(query, key, value, None, sink) != "cpu":
         return None
     if isinstance(mask, torch.Tensor) and (mask.dtype != torch.bool or mask.shape[1:] != (1, 1, key.shape[2])):
         return None

@@ -142,7 +142,7 @@ def _closed_over(function: Any, maker: str) -> dict[str, Any] | None:
     return dict(zip(code.co_freevars, (cell.cell_contents for cell in function.__closure__ or ()), strict=True))
 
 
-def _configs(model: Any) -> list[Any]:
+def configs_of(model: Any) -> list[Any]:
     """Every distinct config that carries an attention implementation, outermost first."""
     from transformers import PreTrainedModel
 
@@ -156,6 +156,14 @@ def _configs(model: Any) -> list[Any]:
     return list(found.values())
 
 
+def register() -> None:
+    """Tell transformers of the attention and the mask named `NAME`."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(NAME, _attention)
+    AttentionMaskInterface.register(NAME, _mask)
+
+
 def install(model: Any, handlers: Mapping[torch.nn.Module, Handler]) -> list[tuple[Any, str | None]]:
     """Route the attention of `model` to `handlers` (attention module -> handler).
 
@@ -163,18 +171,22 @@ def install(model: Any, handlers: Mapping[torch.nn.Module, Handler]) -> list[tup
         What `uninstall` needs to put everything back.
 
     Raises:
-        GeosparseError: The model does not take its attention from transformers' AttentionInterface.
+        GeosparseError: The model does not take its attention from transformers' AttentionInterface, or shares a module
+            with a model that is sparsified.
     """
-    from transformers import AttentionInterface, AttentionMaskInterface
-
     if not model._can_set_attn_implementation():
         raise GeosparseError(
             f"{type(model).__name__} is not supported: it does not take its attention from transformers' "
             "AttentionInterface, so nothing can be made sparse; use another architecture or a newer transformers."
         )
-    AttentionInterface.register(NAME, _attention)
-    AttentionMaskInterface.register(NAME, _mask)
-    before = [(config, config._attn_implementation) for config in _configs(model)]
+    for module in handlers:
+        if ATTRIBUTE in module.__dict__:
+            raise GeosparseError(
+                f"A {type(module).__name__} of this {type(model).__name__} is sparsified already, in another model "
+                "that shares it: call geosparse.restore_ on that model first."
+            )
+    register()
+    before = [(config, config._attn_implementation) for config in configs_of(model)]
     try:
         for module, handler in handlers.items():
             setattr(module, ATTRIBUTE, handler)

@@ -11,6 +11,7 @@ import torch
 
 from ..errors import GeosparseError
 from ..ops import Budgets
+from ..ops.modes import lasting
 from ..ops.serving import Serving
 
 # Counts wait in memory, on the device, until there are so many calls or query rows.
@@ -34,7 +35,7 @@ class Receipt:
         self._names = names
         self._notes: dict[tuple[int, str, str], None] = {}
         self._lock = threading.Lock()
-        self._paused = False
+        self._paused: dict[int, int] = {}  # thread -> blocks of `paused` that it is in
         self._serving: Serving | None = None
         self._missing: str | None = None
         self.reset()
@@ -101,29 +102,40 @@ class Receipt:
         return said if self._missing is None else [self._missing, *said]
 
     def _add(self, count: _Count) -> None:
-        visible_rows = count.rows
+        if torch.is_grad_enabled() and torch._C._current_graph_task_id() >= 0:
+            return  # a backward pass computes again what was counted before: gradient checkpointing
         with self._lock:
-            if self._paused:
+            if self._paused and threading.get_ident() in self._paused:
                 return
             self._pending.append(count)
-            self._pending_rows += visible_rows.numel()
+            self._pending_rows += count.rows.numel()
             if self._pending_rows > MAX_PENDING_ROWS or len(self._pending) > MAX_PENDING:
                 self._settle()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Count nothing inside the block."""
+        """Count nothing of this thread inside the block; other threads go on counting."""
+        thread = threading.get_ident()
         with self._lock:
-            before = self._paused
-            self._paused = True
+            self._paused[thread] = self._paused.get(thread, 0) + 1
         try:
             yield
         finally:
             with self._lock:
-                self._paused = before
+                self._paused[thread] -= 1
+                if not self._paused[thread]:
+                    del self._paused[thread]
 
     def _settle(self) -> None:
-        """Add what is pending to the totals; the lock is held."""
+        """Add what is pending to the totals, all of it or, if anything fails, nothing; the lock is held."""
+        if not self._pending:
+            return
+        with lasting():
+            totals = self._totals.clone()
+            self._add_to(totals)
+        self._totals, self._pending, self._pending_rows = totals, [], 0
+
+    def _add_to(self, totals: torch.Tensor) -> None:
         kinds = {(count.layer, count.kept is None, count.planned) for count in self._pending}
         for layer, all_kept, planned in kinds:
             counts = [
@@ -136,14 +148,12 @@ class Receipt:
             seen = (rows * times).sum()
             tables = [count.kept for count in counts if count.kept is not None]
             kept = seen if all_kept else torch.stack(tables).sum(0).cpu()
-            self._totals[0, layer] += times[rows > 0].sum()
-            self._totals[1, layer] += seen
-            self._totals[2, layer] += kept
-            self._totals[3, layer] += (
+            totals[0, layer] += times[rows > 0].sum()
+            totals[1, layer] += seen
+            totals[2, layer] += kept
+            totals[3, layer] += (
                 (torch.minimum(rows, self._budgets.of(layer).at(rows)) * times).sum(-1) if planned else kept
             )
-        self._pending = []
-        self._pending_rows = 0
 
     def _total(self, place: int) -> torch.Tensor:
         with self._lock:
@@ -203,8 +213,11 @@ class Receipt:
                 )
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy counts on its own: everything but the lock."""
-        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+        """A copy counts on its own, from what is counted so far: everything but the lock and who pauses."""
+        with self._lock:
+            self._settle()
+            state = {name: value for name, value in self.__dict__.items() if name != "_lock"}
+            return state | {"_notes": dict(self._notes), "_pending": [], "_paused": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """The copied counts with a lock of their own."""

@@ -13,7 +13,7 @@ from ..chunked import chunked_attention
 from ..index import index_of
 from ..selectors import needs_index
 from ..span import Span, Visibility, page_starts
-from ..types import SELECTORS, TAILS, Attended, Keep, Selectors, Tails, keep_tensor, per_head
+from ..types import SELECTORS, TAILS, Attended, Keep, Selectors, Tails, keep_tensor, needs_gradient, per_head
 from .decode import MAX_DIM, decode, remember_value_sum, value_sum_of
 from .library import DTYPES, ISAS, isa, library, load_error
 from .norm import rms_norm
@@ -54,12 +54,12 @@ def cpu_attention(
 
     One query per row runs in one fused kernel that reads every key (or its code) once and only the kept values;
     several queries get their scores and outputs from matrix products and everything between from a kernel. Pages with
-    several queries, and shared selections, stay with the torch path.
+    several queries, shared selections and autograd stay with the torch path.
     """
     batch, heads, queries, _ = query.shape
     rules = _rules(heads, _hashable(tail), _hashable(selector))
     visibility = CAUSAL if mask is None else mask
-    if share_kv or rules.blind or (queries > 1 and rules.paged):
+    if share_kv or rules.blind or (queries > 1 and rules.paged) or needs_gradient(query, key, value, sink):
         return chunked_attention(
             query,
             key,

@@ -63,7 +63,7 @@ def _shared(sight: Sight, selector: Selector, kv_heads: int) -> torch.Tensor | N
     """Log of the group's summed attention weights, `[B, Hq, t, s]`; None for selectors that rank nothing."""
     if selector not in SHARING:
         return None
-    logits = sight.coarse if selector == "lowbit" else sight.scores
+    logits = (sight.coarse if selector == "lowbit" else sight.scores).detach()
     batch, heads, queries, keys = logits.shape
     weights = logits.softmax(-1).nan_to_num(0.0).view(batch, kv_heads, heads // kv_heads, queries, keys)
     together: torch.Tensor = weights.sum(2, keepdim=True).log().expand(weights.shape).flatten(1, 2)

@@ -13,7 +13,7 @@ from ..cpu.decode import value_sum_of
 from ..index import index_of
 from ..selectors import needs_index
 from ..span import Span, Visibility, page_starts
-from ..types import SHARES, Attended, Keep, Selectors, Tails, Word, per_head
+from ..types import SHARES, Attended, Keep, Selectors, Tails, Word, needs_gradient, per_head
 from .decode import Keys, decode, passes_of
 from .exact import exact_prefill
 from .library import runs_on
@@ -55,12 +55,13 @@ def triton_attention(
 ) -> Attended:
     """`reference_attention` (same arguments, same meaning); `bias` must be None.
 
-    Several queries with other selectors than `topn` or `lowbit` for all heads, or in a sliding window, masks with holes
-    and shared selections stay with the torch path.
+    Several queries with other selectors than `topn` or `lowbit` for all heads, or in a sliding window, masks with
+    holes, shared selections and autograd stay with the torch path.
     """
     batch, heads, queries, _ = query.shape
     visibility = Span() if mask is None else mask
-    if queries > 1 and not share_kv and isinstance(visibility, Span) and visibility.window is None:
+    graph = needs_gradient(query, key, value, sink)
+    if queries > 1 and not graph and not share_kv and isinstance(visibility, Span) and visibility.window is None:
         words = set(per_head(selector, heads))
         terms: dict[str, Any] = {"tail": tail, "scaling": scaling, "softcap": softcap, "sink": sink}
         if words == {"lowbit"}:
@@ -68,7 +69,7 @@ def triton_attention(
             terms["coded"] = index.decoded(key.shape[2], key.shape[3]).to(key.dtype)
         if words in ({"topn"}, {"lowbit"}):
             return exact_prefill(query, key, value, n_keep, visibility.starts(batch), **terms)
-    if queries > 1 or share_kv or isinstance(visibility, torch.Tensor):
+    if queries > 1 or graph or share_kv or isinstance(visibility, torch.Tensor):
         return chunked_attention(
             query,
             key,
