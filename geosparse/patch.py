@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -16,18 +15,18 @@ from .errors import GeosparseError, did_you_mean
 from .ops import Budgets, Selector
 from .ops.types import per_head
 from .plan import Plan
-from .runtime.architecture import PROBE_TOKENS, AttentionLayer, attention_layers, input_device
+from .runtime.architecture import AttentionLayer, attention_layers, probe_of
 from .runtime.breakeven import Shape, break_even
 from .runtime.faults import ADVICE, first_fault
-from .runtime.interception import Handler, install, installed, uninstall
+from .runtime.interception import Handler, Installation, install, installed, uninstall
 from .runtime.products import install_products, remove_products
 from .runtime.receipt import Receipt
 from .runtime.reproduction import reproduce
+from .runtime.signature import Remembered
 
 
 class _Patch(NamedTuple):
-    before: list[tuple[Any, str | None]]
-    modules: list[torch.nn.Module]
+    installation: Installation
     receipt: Receipt
     hook: Any
     linear: list[torch.nn.Module]
@@ -87,10 +86,10 @@ def sparsify_(
     }
     from .cache import provide_cache
 
-    before = install(model, handlers)
+    installation = install(model, handlers)
     hook = model.register_forward_pre_hook(partial(provide_cache, receipt), with_kwargs=True)
     linear = install_products(model) if own_products else []
-    model.__dict__[RECORD] = _Patch(before, list(handlers), receipt, hook, linear)
+    model.__dict__[RECORD] = _Patch(installation, receipt, hook, linear)
     return receipt
 
 
@@ -122,7 +121,7 @@ def restore_(model: Any) -> None:
     patch = model.__dict__.pop(RECORD, None)
     if patch is None:
         raise GeosparseError("The model is not sparsified: there is nothing to restore.")
-    uninstall(patch.before, patch.modules)
+    uninstall(model, patch.installation)
     patch.hook.remove()
     remove_products(patch.linear)
 
@@ -155,21 +154,16 @@ def sparsified(
             restore_(model)
 
 
-_trusted: weakref.WeakSet[Any] = weakref.WeakSet()
-
-
-def _check_dense_budget(model: Any) -> None:
-    """Hold our attention with every token kept against the model's own on a few tokens, layer by layer, once per model.
+def _reproduced(model: Any) -> bool:
+    """Hold our attention with every token kept against the model's own on a few tokens, layer by layer.
 
     This is what notices an architecture, or a release of transformers, that does more in its attention than the
     interface says.
     """
-    if model in _trusted:
-        return
     embedding = model.get_input_embeddings().weight
-    tokens = torch.arange(PROBE_TOKENS, device=input_device(model))[None] % embedding.shape[0]
+    tokens = probe_of(model)[None]
     layers = attention_layers(model)
-    unlimited = Budgets(torch.full((len(layers), layers[0].heads), PROBE_TOKENS, dtype=torch.int64))
+    unlimited = Budgets(torch.full((len(layers), layers[0].heads), tokens.shape[1], dtype=torch.int64))
     receipt = Receipt(unlimited, [layer.name for layer in layers])
     handlers: dict[torch.nn.Module, Handler] = {
         layer.module: SparseAttention(index, LayerRules(unlimited.of(index), "drop"), receipt)
@@ -190,4 +184,7 @@ def _check_dense_budget(model: Any) -> None:
                 f"{type(model).__name__} is not supported: its attention cannot be reproduced through the interface "
                 f"(with every token kept, the output of {name} is off by {100 * error:.2g} %)."
             )
-    _trusted.add(model)
+    return True
+
+
+_check_dense_budget = Remembered(_reproduced)
