@@ -11,7 +11,7 @@ import torch
 import geosparse as gs
 from geosparse.errors import GeosparseError
 
-from .tiny_configs import SPECIAL, TEXT, tiny_config
+from .tiny_configs import PARTS, SPECIAL, TEXT, tiny_config
 
 TOLERANCE = 1e-4
 EVERY = 10**6
@@ -35,10 +35,14 @@ class Letters:
 
 def tiny(kind: str) -> Any:
     """A random model of the type in fp32, with weights so large that attention is far from uniform."""
-    from transformers import AutoModelForCausalLM
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
+    config = tiny_config(kind)
+    maker = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    maker = maker[0] if isinstance(maker, tuple) else maker
+    part = getattr(config, PARTS[kind]) if kind in PARTS else config
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(tiny_config(kind), dtype=torch.float32).eval().requires_grad_(False)
+    model = maker._from_config(part, dtype=torch.float32).eval().requires_grad_(False)
     tables = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
     for weight in model.parameters():
         if weight.dim() >= 2 and id(weight) not in tables and weight.std() > 0:
@@ -113,7 +117,7 @@ def examine(kind: str) -> dict[str, Any]:
         model = tiny(kind)
         with torch.no_grad():
             finite = bool(torch.isfinite(_forward(model)).all())
-    except Exception as error:  # of transformers, whatever it is: the reason why there is nothing to compare with
+    except Exception as error:  # noqa: BLE001 - of transformers, whatever it is: the reason why there is nothing to compare with
         return {"outcome": "not run", "sentence": f"dense transformers: {in_words(error)}"}
     if not finite:
         return {"outcome": "not run", "sentence": "dense transformers: the logits of the random model are not finite"}
@@ -122,7 +126,7 @@ def examine(kind: str) -> dict[str, Any]:
         try:
             with torch.no_grad():
                 dense[name] = check(model)
-        except Exception as error:  # likewise
+        except Exception as error:  # noqa: BLE001 - likewise
             left_out[name] = f"dense transformers: {in_words(error)}"
     result: dict[str, Any] = {"class": type(model).__name__, "errors": {}}
     if left_out:
@@ -133,7 +137,7 @@ def examine(kind: str) -> dict[str, Any]:
             pass
     except GeosparseError as error:
         return result | {"outcome": "refused", "sentence": str(error)}
-    except Exception as error:  # what this command is here to find
+    except Exception as error:  # noqa: BLE001 - what this command is here to find
         return result | {"outcome": "raw", "sentence": f"sparsify: {in_words(error)}"}
     refused, raw = {}, {}
 
@@ -142,7 +146,7 @@ def examine(kind: str) -> dict[str, Any]:
             result["errors"][name] = step()
         except GeosparseError as error:
             refused[name] = str(error)
-        except Exception as error:  # what this command is here to find
+        except Exception as error:  # noqa: BLE001 - what this command is here to find
             raw[name] = in_words(error)
 
     for name in dense:
@@ -157,6 +161,22 @@ def examine(kind: str) -> dict[str, Any]:
             words = (f"{name}: {what}" for name, what in found.items())
             return result | {"outcome": outcome, "sentence": "; ".join(words)}
     return result | {"outcome": "equal"}
+
+
+def warm_up() -> None:
+    """Run one type as far as no gradient is needed: what it imports need not be imported again by each child process.
+
+    A process that has computed a gradient has threads of autograd, which do not survive a fork.
+    """
+    import geosparse.planner
+    import geosparse.profiler  # noqa: F401
+
+    model = tiny("llama")
+    with torch.no_grad():
+        for check in CHECKS.values():
+            check(model)
+        with gs.sparsified(model, gs.Plan.uniform(model, EVERY)):
+            _generated(model)
 
 
 def _difference(model: Any, plan: gs.Plan, check: Callable[[Any], torch.Tensor], dense: torch.Tensor) -> float:
@@ -181,7 +201,7 @@ def _score(model: Any, plan: gs.Plan) -> float:
     with torch.no_grad():
         logits = model(windows, use_cache=False).logits[:, :-1]
     loss = float(torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), windows[:, 1:].flatten()))
-    return max(abs(scored["dense"]["nll"] - loss), abs(scored["sparse"]["nll"] - loss)) / loss
+    return float(max(abs(scored["dense"]["nll"] - loss), abs(scored["sparse"]["nll"] - loss)) / loss)
 
 
 def _profile(model: Any) -> float:

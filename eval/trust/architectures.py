@@ -20,7 +20,7 @@ from geosparse.errors import GeosparseError, did_you_mean
 from geosparse.progress import track
 from geosparse.provenance import versions
 
-from .architecture_checks import FAULTS, examine
+from .architecture_checks import FAULTS, examine, warm_up
 from .architecture_page import page
 
 SCHEMA = "geosparse.eval.architectures/1"
@@ -150,6 +150,7 @@ def _ready() -> None:
     logging.disable(logging.WARNING)
     transformers.utils.logging.set_verbosity_error()
     torch.set_num_threads(1)
+    warm_up()
 
 
 if __name__ == "__main__":

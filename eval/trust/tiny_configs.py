@@ -190,19 +190,39 @@ SIZES: dict[str, Any] = {
 SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 # What the rules below cannot know of a type.
+ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 OVERRIDES: dict[str, dict[str, Any]] = {
-    "gemma3n_text": {"num_kv_shared_layers": 2},
-    "gemma4_assistant": {"default": {"text_config": {"hidden_size_per_layer_input": 0}}},
-    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1},
+    "bamba": {"attn_layer_indices": [1]},
+    "cohere_compass_text": {"rope_parameters": {"full_attention": ROPE, "sliding_attention": ROPE}},
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8, "rope_theta": 10000.0},
+        "ffn_config": {"ffn_hidden_size": 96, "moe_num_experts": 4, "moe_top_k": 2},
+    },
+    "deepseek_v2": {"num_experts_per_tok": 2},
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "topk_group": 1, "n_group": 1},
+    "dots3_note": {"default": {}, "text_config": {"per_layer_config": {}}},
+    "dots3_note_text": {"per_layer_config": {}},
+    "gemma4_assistant": {
+        "default": {"text_config": {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}}
+    },
     "hunyuan_v1_dense": {"head_dim": 16},
     "hunyuan_v1_moe": {"head_dim": 16},
-    "ministral": {"head_dim": 16},
-    "nemotron": {"head_dim": 16},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "mamba2": {"head_dim": 32},
-    "zaya": {"num_experts_per_tok": 1},
-    "xmod": {"default_language": "en_XX"},
+    "ministral": {"head_dim": 16},
+    "nemotron": {"head_dim": 16, "num_key_value_heads": 2},
+    "qwen4_exp": {"text_config": {}},
     "reformer": {"is_decoder": True, "axial_pos_embds_dim": [32, 32], "axial_pos_shape": [8, 64]},
+    "xmod": {"default_language": "en_XX"},
+    "zamba": {"layers_block_type": ["linear_attention", "hybrid"] * 2, "num_hidden_layers": 4},
+    "zamba2": {"attention_head_dim": 32, "layers_block_type": ["linear_attention", "hybrid"], "hybrid_layer_ids": [1]},
+    "zaya": {"num_experts_per_tok": 1},
 }
+QSA = {"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 8}
+OVERRIDES["qwen4_exp_text"] = QSA | {"indexer_compress_ratio": 4}
+OVERRIDES["qwen4_exp"] = {"text_config": OVERRIDES["qwen4_exp_text"]}
+# Types whose causal model takes a part of their configuration.
+PARTS = {"musicgen": "decoder", "musicgen_melody": "decoder"}
 
 # Lists with an entry per layer, of which one of each kind is kept.
 KINDS = ("layer_types", "mlp_layer_types", "layers_block_type", "block_types", "attention_layers", "indexer_types")
@@ -216,11 +236,14 @@ def tiny_config(kind: str) -> Any:
     maker = CONFIG_MAPPING[kind]
     own = OVERRIDES.get(kind, {})
     default = maker(**own.get("default", {}))
-    changes = _shrunk(default) | {name: value for name, value in own.items() if name != "default"}
-    return maker(**{name: value for name, value in changes.items() if value is not _LEFT})
+    changes = _joined(_shrunk(default), {name: value for name, value in own.items() if name != "default"})
+    return maker(**changes)
 
 
-_LEFT = object()
+def _joined(one: dict[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """`one` with the entries of `other`; those of a dict that both have are joined likewise."""
+    both = {name: value for name, value in other.items() if isinstance(value, dict) and isinstance(one.get(name), dict)}
+    return one | dict(other) | {name: _joined(one[name], value) for name, value in both.items()}
 
 
 def _shrunk(config: Any) -> dict[str, Any]:
@@ -230,14 +253,22 @@ def _shrunk(config: Any) -> dict[str, Any]:
     for name, value in fields.items():
         if name in (config.sub_configs or {}) and getattr(config, name) is not None:
             changes[name] = _shrunk(getattr(config, name))
-        elif name in SIZES and isinstance(value, int) and not isinstance(value, bool) and value > 0:
-            changes[name] = SIZES[name]
-        elif name in SIZES and isinstance(value, list) and value and all(isinstance(each, int) for each in value):
+        elif name in SIZES and _is_size(value):
             changes[name] = SIZES[name]
     changes |= {name: value for name, value in SPECIAL.items() if name in fields}
+    if "is_decoder" in fields:
+        changes["is_decoder"] = True
     if "kv_lora_rank" in changes:  # keys and values of each query head come from one latent
         changes["num_key_value_heads"] = changes["num_attention_heads"]
+        if fields.get("head_dim") == fields.get("qk_rope_head_dim"):
+            changes["head_dim"] = changes["qk_rope_head_dim"]
     return changes | _fewer_layers(fields)
+
+
+def _is_size(value: Any) -> bool:
+    """Whether a value is a number above 0, or one for each layer."""
+    numbers = value if isinstance(value, list) else [value]
+    return bool(numbers) and all(type(each) is int and each > 0 for each in numbers)
 
 
 def _fewer_layers(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -252,5 +283,8 @@ def _fewer_layers(fields: Mapping[str, Any]) -> dict[str, Any]:
     places = sorted({mark: place for place, mark in reversed(list(enumerate(marks)))}.values())
     if len(places) == 1:
         places = [0, 1]
-    changes: dict[str, Any] = {name: [value[place] for place in places] for name, value in lists.items()}
+    shared = fields.get("num_kv_shared_layers") or 0
+    changes: dict[str, Any] = {"num_kv_shared_layers": len(places)} if shared else {}
+    places = places * 2 if shared else places
+    changes |= {name: [value[place] for place in places] for name, value in lists.items()}
     return changes | {name: len(places) for name in LAYERS if name in fields}

@@ -19,6 +19,7 @@ from .dense import chunked_dense, decode_dense
 from .interception import Handler, intercepted
 from .keywords import check_keywords, in_words
 from .logits import body_of
+from .materialised import check_materialised
 from .signature import Remembered
 
 # Tokens of a probe, beyond what the configuration names, and the longest reach that one goes beyond.
@@ -177,16 +178,6 @@ def probe_of(model: Any) -> torch.Tensor:
     return torch.arange(tokens, device=input_device(model)) % len(model.get_input_embeddings().weight)
 
 
-def check_materialised(model: Any) -> None:
-    """Raise GeosparseError where weights are on the device `meta`, without anything that brings them when needed."""
-    empty = next((name for name, weight in model.named_parameters() if weight.is_meta), None)
-    if empty is not None and not any(hasattr(module, "_hf_hook") for module in model.modules()):
-        raise GeosparseError(
-            f"This {type(model).__name__} has no weights: {empty} is on the device meta; load the model with its "
-            "weights, e.g. by from_pretrained or gs.load_model."
-        )
-
-
 class _Probe:
     """Records each attention call, then the first module that consumes a tensor of the output's width."""
 
@@ -281,7 +272,11 @@ def _discover(model: Any) -> tuple[AttentionLayer, ...]:
     try:
         with intercepted(model, handlers), torch.no_grad():
             model.eval()
-            model(tokens[None])
+            model(tokens[None], use_cache=False)
+    except GeosparseError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever its code trips over, such a model is not supported
+        raise unsupported(model, tokens, error) from error
     finally:
         model.train(training)
         for hook in hooks:
@@ -289,6 +284,15 @@ def _discover(model: Any) -> tuple[AttentionLayer, ...]:
     layers = _checked(model, probe.calls)
     body_of(model)
     return layers
+
+
+def unsupported(model: Any, tokens: torch.Tensor, error: Exception) -> GeosparseError:
+    """What to raise where a model ends in `error` as it is run on the `tokens` of the probe."""
+    said = str(error).strip().splitlines()
+    return GeosparseError(
+        f"{type(model).__name__} is not supported: on {len(tokens)} tokens, with its attention routed through "
+        f"transformers' AttentionInterface, it ends in {type(error).__name__} ({said[0] if said else 'no message'})."
+    )
 
 
 _discovered = Remembered(_discover)

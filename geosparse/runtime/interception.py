@@ -176,10 +176,10 @@ def _closed_over(function: Any, maker: str) -> dict[str, Any] | None:
 
 def _configs(model: Any) -> list[Any]:
     """Every distinct config that carries an attention implementation, outermost first."""
-    from transformers import PreTrainedModel
-
     found: dict[int, Any] = {}
-    pending = [module.config for module in model.modules() if isinstance(module, PreTrainedModel)]
+    # A layer that was copied into the model has a config of its own.
+    own = (getattr(module, "config", None) for module in model.modules())
+    pending = [config for config in own if IMPLEMENTATION in getattr(config, "__dict__", ())]
     while pending:
         config = pending.pop(0)
         if id(config) not in found:
@@ -231,10 +231,8 @@ def install(model: Any, handlers: Mapping[torch.nn.Module, Handler]) -> Installa
         served = {id(getattr(module, "config", None)) for module in handlers}
         served |= {id(model.config), id(model.config.get_text_config())}
         for config, implementation in before:
-            if id(config) not in served:
-                config._attn_implementation_internal = implementation
-            elif implementation == "eager":
-                config._attn_implementation_internal = EagerName(NAME)
+            ours = EagerName(NAME) if implementation == "eager" else NAME
+            config._attn_implementation_internal = ours if id(config) in served else implementation
     except BaseException:
         uninstall(model, installation)
         raise

@@ -83,5 +83,6 @@ def in_words(module: torch.nn.Module) -> str:
     """An attention module by its class, and layer and model type where it knows them."""
     place, config = getattr(module, "layer_idx", None), getattr(module, "config", None)
     known = [f"layer {place}"] if place is not None else []
-    known += [f"model type {config.model_type}"] if getattr(config, "model_type", "") else []
+    kind = getattr(config, "model_type", "")
+    known += [f"model type {kind}"] if kind else []
     return type(module).__name__ + (f" ({', '.join(known)})" if known else "")

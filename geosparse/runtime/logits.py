@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from .interception import installed
+from .materialised import check_materialised
 from .signature import Remembered
 
 # Rows of logits that exist at once.
@@ -82,6 +83,7 @@ def _find_body(model: Any) -> Any:
     there is none, or where it does not leave out logits anyway."""
     from transformers import PreTrainedModel
 
+    check_materialised(model)
     base = getattr(model, "base_model", model)
     table = model.get_input_embeddings().weight
     ids = torch.arange(TOKENS, device="cpu" if table.is_meta else table.device) % len(table)

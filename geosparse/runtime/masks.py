@@ -25,14 +25,16 @@ class SpanMask(torch.Tensor):
         cls, span: Span, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device | str
     ) -> SpanMask:
         """Args: what is visible, `[B, 1, T, S]`, bool or the dtype of a mask that is added, where it would lie."""
-        mask: SpanMask = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=device)  # type: ignore
+        mask: SpanMask = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=device)  # type: ignore[no-untyped-call]
         mask.span, mask.lengths = span, shape[2:]
         return mask
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
-    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         """What the operation gives for the stored mask."""
         kwargs = kwargs or {}
         if function is torch.ops.aten._to_copy.default and kwargs.get("dtype") in (None, args[0].dtype):
