@@ -16,8 +16,10 @@ from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from .ops import IndexSlot, memory, remember_index, remember_value_sum
+from .runtime.architecture import probe_of
 from .runtime.cached_keys import serve_dense
 from .runtime.receipt import Receipt
+from .runtime.signature import Remembered
 
 # Room to spare, as a fraction: each token is copied about 1 / SPARE times in all, and memory is at most 1 + SPARE.
 SPARE = 0.125
@@ -198,13 +200,33 @@ def _growing_layer(hot_pages: int | None) -> GrowingLayer:
     return OffloadedLayer(hot_pages)
 
 
+def _takes_our_cache(model: Any) -> bool:
+    """Whether a dense model decodes two tokens from a SparseCache as it does from the cache that it makes itself."""
+    tokens = probe_of(model)[None, :2]
+    results = []
+    with torch.no_grad():
+        for cache in (None, SparseCache(model.config)):
+            try:
+                output = model(tokens[:, :1], past_key_values=cache, use_cache=True)
+                output = model(tokens[:, 1:], past_key_values=output.past_key_values, use_cache=True)
+            except Exception:  # noqa: BLE001 - some demand a class of their own, others fields that only theirs has
+                return False
+            results.append(output.logits.float())
+    own, ours = results
+    return bool((own - ours).abs().max() <= 0.05 * own.abs().max())
+
+
+takes_our_cache = Remembered(_takes_our_cache)
+"""The same, once for each state of a model: one that does not makes its cache itself, and that is left as it is."""
+
+
 def provide_cache(
-    receipt: Receipt, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    receipt: Receipt, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], ours: bool = True
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Forward pre-hook of a sparsified model: whatever dynamic cache it is about to use grows in place; the `receipt`
-    says once which layers of a caller's own cache cannot."""
+    says once which layers of a caller's own cache cannot. Without `ours` a model makes its cache itself."""
     cache = kwargs.get("past_key_values")
-    if cache is None and kwargs.get("use_cache", getattr(model.config.get_text_config(), "use_cache", True)):
+    if ours and cache is None and kwargs.get("use_cache", getattr(model.config.get_text_config(), "use_cache", True)):
         cache = SparseCache(model.config)
         kwargs = kwargs | {"past_key_values": cache}
     if isinstance(cache, Cache):

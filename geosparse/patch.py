@@ -84,10 +84,11 @@ def sparsify_(
         )
         for index, layer in enumerate(layers)
     }
-    from .cache import provide_cache
+    from .cache import provide_cache, takes_our_cache
 
+    provide = partial(provide_cache, receipt, ours=takes_our_cache(model))
     installation = install(model, handlers)
-    hook = model.register_forward_pre_hook(partial(provide_cache, receipt), with_kwargs=True)
+    hook = model.register_forward_pre_hook(provide, with_kwargs=True)
     linear = install_products(model) if own_products else []
     model.__dict__[RECORD] = _Patch(installation, receipt, hook, linear)
     return receipt
@@ -163,7 +164,7 @@ def _reproduced(model: Any) -> bool:
     embedding = model.get_input_embeddings().weight
     tokens = probe_of(model)[None]
     layers = attention_layers(model)
-    unlimited = Budgets(torch.full((len(layers), layers[0].heads), tokens.shape[1], dtype=torch.int64))
+    unlimited = Budgets(torch.full((len(layers), layers[0].heads), tokens.shape[1], dtype=torch.int64, device="cpu"))
     receipt = Receipt(unlimited, [layer.name for layer in layers])
     handlers: dict[torch.nn.Module, Handler] = {
         layer.module: SparseAttention(index, LayerRules(unlimited.of(index), "drop"), receipt)

@@ -35,14 +35,15 @@ class Letters:
 
 def tiny(kind: str) -> Any:
     """A random model of the type in fp32, with weights so large that attention is far from uniform."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
     config = tiny_config(kind)
-    maker = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    maker = maker[0] if isinstance(maker, tuple) else maker
-    part = getattr(config, PARTS[kind]) if kind in PARTS else config
     torch.manual_seed(0)
-    model = maker._from_config(part, dtype=torch.float32).eval().requires_grad_(False)
+    if kind in PARTS:
+        model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._from_config(getattr(config, PARTS[kind]))
+    else:
+        model = AutoModelForCausalLM.from_config(config)
+    model = model.float().eval().requires_grad_(False)
     tables = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
     for weight in model.parameters():
         if weight.dim() >= 2 and id(weight) not in tables and weight.std() > 0:

@@ -200,24 +200,39 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     },
     "deepseek_v2": {"num_experts_per_tok": 2},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "topk_group": 1, "n_group": 1},
-    "dots3_note": {"default": {}, "text_config": {"per_layer_config": {}}},
-    "dots3_note_text": {"per_layer_config": {}},
     "gemma4_assistant": {
         "default": {"text_config": {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}}
     },
     "hunyuan_v1_dense": {"head_dim": 16},
     "hunyuan_v1_moe": {"head_dim": 16},
+    "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"]},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "mamba2": {"head_dim": 32},
     "ministral": {"head_dim": 16},
     "nemotron": {"head_dim": 16, "num_key_value_heads": 2},
     "qwen4_exp": {"text_config": {}},
+    "recurrent_gemma": {"block_types": ["recurrent", "attention"]},
     "reformer": {"is_decoder": True, "axial_pos_embds_dim": [32, 32], "axial_pos_shape": [8, 64]},
     "xmod": {"default_language": "en_XX"},
-    "zamba": {"layers_block_type": ["linear_attention", "hybrid"] * 2, "num_hidden_layers": 4},
-    "zamba2": {"attention_head_dim": 32, "layers_block_type": ["linear_attention", "hybrid"], "hybrid_layer_ids": [1]},
+    "zamba": {
+        "attention_hidden_size": 128,
+        "attention_head_dim": 32,
+        "layers_block_type": ["linear_attention", "hybrid"] * 2,
+        "num_hidden_layers": 4,
+        "num_key_value_heads": 4,
+    },
+    "zamba2": {
+        "attention_head_dim": 32,
+        "layers_block_type": ["linear_attention", "hybrid"],
+        "hybrid_layer_ids": [1],
+        "num_key_value_heads": 4,
+    },
     "zaya": {"num_experts_per_tok": 1},
 }
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 4}
+OVERRIDES["dots3_note_text"] = {"per_layer_config": {"02": HEADS}}
+OVERRIDES["dots3_note"] = {"text_config": OVERRIDES["dots3_note_text"]}
 QSA = {"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 8}
 OVERRIDES["qwen4_exp_text"] = QSA | {"indexer_compress_ratio": 4}
 OVERRIDES["qwen4_exp"] = {"text_config": OVERRIDES["qwen4_exp_text"]}

@@ -299,7 +299,7 @@ def _inputs_that_need_grad(model: Any) -> Iterator[list[torch.Tensor]]:
     def ask(module: torch.nn.Module, arguments: Any, output: torch.Tensor) -> torch.Tensor:
         output = output.detach().requires_grad_(True)
         inputs.append(output)
-        return output
+        return output.clone()  # which a model may scale in place
 
     hook = model.get_input_embeddings().register_forward_hook(ask)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

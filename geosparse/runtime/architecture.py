@@ -175,7 +175,7 @@ def probe_of(model: Any) -> torch.Tensor:
     """
     tokens = max((reach for reach in reaches(model.config) if reach <= LONGEST_REACH), default=0) + PROBE_TOKENS
     tokens = min(tokens, context_limit(model) or tokens)
-    return torch.arange(tokens, device=input_device(model)) % len(model.get_input_embeddings().weight)
+    return torch.arange(tokens, dtype=torch.int64, device=input_device(model)) % len(model.get_input_embeddings().weight)
 
 
 class _Probe:
@@ -197,9 +197,11 @@ class _Probe:
     ) -> torch.Tensor:
         terms = read_terms(module, query, kwargs)
         if query.shape[2] != self.tokens or key.shape[2] != self.tokens:
-            raise GeosparseError(f"{type(module).__name__} is not supported: it is not plain self-attention.")
+            raise GeosparseError(f"{in_words(module)} is not supported: it is not plain self-attention.")
+        if isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 4 and attention_mask.shape[1] != 1:
+            raise GeosparseError(f"{in_words(module)} is not supported: its mask differs between heads.")
         if isinstance(attention_mask, torch.Tensor) and _looks_ahead(attention_mask):
-            raise GeosparseError(f"{type(module).__name__} is not supported: its attention is not causal.")
+            raise GeosparseError(f"{in_words(module)} is not supported: its attention is not causal.")
         self.waiting = {
             "module": module,
             "heads": query.shape[1],

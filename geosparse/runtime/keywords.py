@@ -54,6 +54,7 @@ MEANINGS = {
     "max_length_k": "the bounds of packed sequences",
     "seq_idx": "the bounds of packed sequences",
     "output_attentions": "a wish for the attention weights, which sparse attention does not have",
+    "sinks": "learned sinks in a form of its own",
     "encoder_hidden_states": "attention to another sequence",
 }
 

@@ -75,7 +75,7 @@ def keep_last(model: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
     """
     if "logits_to_keep" not in inspect.signature(type(model).forward).parameters:
         return {}
-    return {"logits_to_keep": torch.tensor([len(ids) - 1], device=ids.device)}
+    return {"logits_to_keep": torch.tensor([len(ids) - 1], dtype=torch.int64, device=ids.device)}
 
 
 def _find_body(model: Any) -> Any:
@@ -86,7 +86,7 @@ def _find_body(model: Any) -> Any:
     check_materialised(model)
     base = getattr(model, "base_model", model)
     table = model.get_input_embeddings().weight
-    ids = torch.arange(TOKENS, device="cpu" if table.is_meta else table.device) % len(table)
+    ids = torch.arange(TOKENS, dtype=torch.int64, device="cpu" if table.is_meta else table.device) % len(table)
     if base is model or not keep_last(model, ids):
         return None
     calls: list[tuple[Any, Any]] = []
