@@ -209,6 +209,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "mamba2": {"head_dim": 32},
+    "minimax_m3_vl_text": {"layer_types": ["minimax_m3_sparse"] * 2},
     "ministral": {"head_dim": 16},
     "nemotron": {"head_dim": 16, "num_key_value_heads": 2},
     "qwen4_exp": {"text_config": {}},
@@ -223,15 +224,17 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 4,
     },
     "zamba2": {
+        "attention_hidden_size": 128,
         "attention_head_dim": 32,
         "layers_block_type": ["linear_attention", "hybrid"],
         "hybrid_layer_ids": [1],
+        "n_mamba_heads": 8,
         "num_key_value_heads": 4,
     },
     "zaya": {"num_experts_per_tok": 1},
 }
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 4}
-OVERRIDES["dots3_note_text"] = {"per_layer_config": {"02": HEADS}}
+OVERRIDES["dots3_note_text"] = {"head_dim": 24, "per_layer_config": {"02": HEADS}}
 OVERRIDES["dots3_note"] = {"text_config": OVERRIDES["dots3_note_text"]}
 QSA = {"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 8}
 OVERRIDES["qwen4_exp_text"] = QSA | {"indexer_compress_ratio": 4}

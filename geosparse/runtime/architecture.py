@@ -28,6 +28,7 @@ LONGEST_REACH = 256
 # Words in the names of what a configuration says of how far attention reaches.
 REACHES = ("window", "chunk", "block", "topk", "top_k", "local", "extent", "stride", "compress", "budget", "pattern")
 
+
 @dataclass(frozen=True, eq=False)
 class AttentionLayer:
     """One attention layer of a model."""
@@ -175,7 +176,8 @@ def probe_of(model: Any) -> torch.Tensor:
     """
     tokens = max((reach for reach in reaches(model.config) if reach <= LONGEST_REACH), default=0) + PROBE_TOKENS
     tokens = min(tokens, context_limit(model) or tokens)
-    return torch.arange(tokens, dtype=torch.int64, device=input_device(model)) % len(model.get_input_embeddings().weight)
+    vocabulary = len(model.get_input_embeddings().weight)
+    return torch.arange(tokens, dtype=torch.int64, device=input_device(model)) % vocabulary
 
 
 class _Probe:
@@ -277,7 +279,7 @@ def _discover(model: Any) -> tuple[AttentionLayer, ...]:
             model(tokens[None], use_cache=False)
     except GeosparseError:
         raise
-    except Exception as error:  # noqa: BLE001 - whatever its code trips over, such a model is not supported
+    except Exception as error:  # whatever its code trips over, such a model is not supported
         raise unsupported(model, tokens, error) from error
     finally:
         model.train(training)

@@ -179,7 +179,7 @@ def _configs(model: Any) -> list[Any]:
     found: dict[int, Any] = {}
     # A layer that was copied into the model has a config of its own.
     own = (getattr(module, "config", None) for module in model.modules())
-    pending = [config for config in own if IMPLEMENTATION in getattr(config, "__dict__", ())]
+    pending: list[Any] = [config for config in own if IMPLEMENTATION in getattr(config, "__dict__", ())]
     while pending:
         config = pending.pop(0)
         if id(config) not in found:

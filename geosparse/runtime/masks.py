@@ -25,7 +25,7 @@ class SpanMask(torch.Tensor):
         cls, span: Span, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device | str
     ) -> SpanMask:
         """Args: what is visible, `[B, 1, T, S]`, bool or the dtype of a mask that is added, where it would lie."""
-        mask: SpanMask = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=device)  # type: ignore[no-untyped-call]
+        mask: SpanMask = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=torch.device(device))
         mask.span, mask.lengths = span, shape[2:]
         return mask
 

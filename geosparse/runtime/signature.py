@@ -51,7 +51,8 @@ class Remembered(Generic[T]):
         """What the function says of `model`."""
         known = self._known.get(model)
         if known is None or not known[0].holds(model):
-            known = self._known[model] = (Signature(model), self.find(model))
+            found = self.find(model)  # which refuses what is no model
+            known = self._known[model] = (Signature(model), found)
         return known[1]
 
     def known(self, model: Any) -> T | None:

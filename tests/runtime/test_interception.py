@@ -101,7 +101,7 @@ def test_a_copy_of_a_sparse_model_is_restored_for_itself(implementation):
 def test_a_model_without_weights_is_refused_in_one_sentence(use):
     with torch.device("meta"):
         model = transformers.LlamaForCausalLM(tiny_model("llama").config)
-    with pytest.raises(GeosparseError, match="has no weights: .* is on the device meta; load the model"):
+    with pytest.raises(GeosparseError, match=r"has no weights: .* is on the device meta; load the model"):
         use(model)
     with pytest.raises(GeosparseError, match="device meta"):
         gs.sparsify_(model, gs.Plan.uniform(tiny_model("llama"), 4))
