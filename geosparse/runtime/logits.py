@@ -115,6 +115,8 @@ _remembered = Remembered(_find_body)
 
 def body_of(model: Any) -> Any:
     """`_find_body`, once; of a model that is sparsified only what was found before."""
+    if getattr(model, "base_model", model) is model:
+        return None
     return _remembered.known(model) if installed(model) else _remembered(model)
 
 
