@@ -201,14 +201,14 @@ def _growing_layer(hot_pages: int | None) -> GrowingLayer:
 
 
 def _takes_our_cache(model: Any) -> bool:
-    """Whether a dense model decodes two tokens from a SparseCache as it does from the cache that it makes itself."""
-    tokens = probe_of(model)[None, :2]
+    """Whether a dense model goes on from a SparseCache as it does from the cache that it makes itself."""
+    tokens = probe_of(model)[None, :4]
     results = []
     with torch.no_grad():
         for cache in (None, SparseCache(model.config)):
             try:
-                output = model(tokens[:, :1], past_key_values=cache, use_cache=True)
-                output = model(tokens[:, 1:], past_key_values=output.past_key_values, use_cache=True)
+                output = model(tokens[:, :2], past_key_values=cache, use_cache=True)
+                output = model(tokens[:, 2:], past_key_values=output.past_key_values, use_cache=True)
             except Exception:  # noqa: BLE001 - some demand a class of their own, others fields that only theirs has
                 return False
             results.append(output.logits.float())
