@@ -19,8 +19,11 @@ from transformers.cache_utils import DynamicLayer
 from .errors import GeosparseError
 from .ops import IndexSlot, KeyIndex, memory, needs_gradient, remember_index, remember_value_sum
 from .ops.modes import lasting
+from .runtime.architecture import probe_of
 from .runtime.cached_keys import serve_dense
+from .runtime.modes import evaluating
 from .runtime.receipt import Receipt
+from .runtime.signature import Remembered
 
 # Room to spare, as a fraction: each token is copied about 1 / SPARE times in all, and memory is at most 1 + SPARE.
 SPARE = 0.125
@@ -341,17 +344,37 @@ def _growing_layer(hot_pages: int | None) -> GrowingLayer:
     return OffloadedLayer(hot_pages)
 
 
+def _takes_our_cache(model: Any) -> bool:
+    """Whether a dense model goes on from a SparseCache as it does from the cache that it makes itself."""
+    tokens = probe_of(model)[None, :4]
+    results = []
+    with torch.no_grad(), evaluating(model):
+        for cache in (None, SparseCache(model.config)):
+            try:
+                output = model(tokens[:, :2], past_key_values=cache, use_cache=True)
+                output = model(tokens[:, 2:], past_key_values=output.past_key_values, use_cache=True)
+            except Exception:  # noqa: BLE001 - some demand a class of their own, others fields that only theirs has
+                return False
+            results.append(output.logits.float())
+    own, ours = results
+    return bool((own - ours).abs().max() <= 0.05 * own.abs().max())
+
+
+takes_our_cache = Remembered(_takes_our_cache)
+"""The same, once for each state of a model: one that does not makes its cache itself, and that is left as it is."""
+
+
 def provide_cache(
-    receipt: Receipt, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    receipt: Receipt, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], ours: bool = True
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Forward pre-hook of a sparsified model: whatever dynamic cache it is about to use grows in place; the `receipt`
-    says once which layers of a caller's own cache cannot."""
+    says once which layers of a caller's own cache cannot. Without `ours` a model makes its cache itself."""
     asked, given = kwargs, args
     places = _places(model) if len(args) > 1 else {}
     if places:
         asked = kwargs | {name: args[place] for name, place in places.items() if place < len(args)}
     cache = asked.get("past_key_values")
-    if cache is None and _uses_cache(model, asked.get("use_cache")):
+    if ours and cache is None and _uses_cache(model, asked.get("use_cache")):
         cache = SparseCache(model.config)
         place = places.get("past_key_values", len(args))
         if place < len(args):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -20,20 +19,20 @@ from .ops.types import per_head
 from .plan import Plan
 from .runtime.action import device_of_module
 from .runtime.adapters import inner_model
-from .runtime.architecture import PROBE_TOKENS, AttentionLayer, attention_layers, input_device, vocabulary_of
+from .runtime.architecture import AttentionLayer, attention_layers, input_device, probe_of
 from .runtime.breakeven import Shape, break_even
 from .runtime.faults import ADVICE, first_fault
-from .runtime.interception import ATTRIBUTE, Handler, configs_of, install, installed, uninstall
+from .runtime.interception import ATTRIBUTE, Handler, Installation, configs_of, install, installed, uninstall
 from .runtime.modes import evaluating
 from .runtime.norms import TERMS
 from .runtime.products import install_products, remove_products
 from .runtime.receipt import Receipt
 from .runtime.reproduction import reproduce
+from .runtime.signature import Remembered
 
 
 class _Patch(NamedTuple):
-    before: list[tuple[Any, str | None]]
-    modules: list[torch.nn.Module]
+    installation: Installation
     receipt: Receipt
     hook: Any
     linear: list[torch.nn.Module]
@@ -108,12 +107,13 @@ def _sparsify(
         )
         for index, layer in enumerate(layers)
     }
-    from .cache import provide_cache
+    from .cache import provide_cache, takes_our_cache
 
-    before = install(model, handlers)
-    hook = model.register_forward_pre_hook(partial(provide_cache, receipt), with_kwargs=True)
+    provide = partial(provide_cache, receipt, ours=takes_our_cache(model))
+    installation = install(model, handlers)
+    hook = model.register_forward_pre_hook(provide, with_kwargs=True)
     linear = install_products(model) if own_products else []
-    model.__dict__[RECORD] = _Patch(before, list(handlers), receipt, hook, linear)
+    model.__dict__[RECORD] = _Patch(installation, receipt, hook, linear)
     return receipt
 
 
@@ -123,19 +123,22 @@ def _whole_or_not_at_all(model: Any) -> Iterator[None]:
     modules = list(model.modules())
     classes = [type(module) for module in modules]
     marks = [{name: module.__dict__[name] for name in MARKS if name in module.__dict__} for module in modules]
-    implementations = [(config, config._attn_implementation_internal) for config in configs_of(model)]
+    settings = [(config, dict(vars(config))) for config in configs_of(model)]
+    ours = {id(config) for config, _ in settings}
+    named = [{name: value for name, value in vars(module).items() if id(value) in ours} for module in modules]
     hooks = [(table, dict(table)) for table in (model._forward_pre_hooks, model._forward_pre_hooks_with_kwargs)]
     try:
         yield
     except BaseException:
-        for module, kind, marked in zip(modules, classes, marks, strict=True):
+        for module, kind, marked, configs in zip(modules, classes, marks, named, strict=True):
             if type(module) is not kind:
                 module.__class__ = kind
             for name in MARKS:
                 module.__dict__.pop(name, None)
-            module.__dict__.update(marked)
-        for config, implementation in implementations:
-            config._attn_implementation_internal = implementation
+            module.__dict__.update(marked | configs)
+        for config, values in settings:
+            vars(config).clear()
+            vars(config).update(values)
         for table, before in hooks:
             table.clear()
             table.update(before)
@@ -173,7 +176,7 @@ def restore_(model: Any) -> None:
     if patch is None:
         raise GeosparseError("The model is not sparsified: there is nothing to restore.")
     with _whole_or_not_at_all(model):
-        uninstall(patch.before, patch.modules)
+        uninstall(model, patch.installation)
         patch.hook.remove()
         remove_products(patch.linear)
         del model.__dict__[RECORD]
@@ -215,20 +218,15 @@ def sparsified(
             restore_(model)
 
 
-_trusted: weakref.WeakSet[Any] = weakref.WeakSet()
-
-
-def _check_dense_budget(model: Any) -> None:
-    """Hold our attention with every token kept against the model's own on a few tokens, layer by layer, once per model.
+def _reproduced(model: Any) -> bool:
+    """Hold our attention with every token kept against the model's own on a few tokens, layer by layer.
 
     This is what notices an architecture, or a release of transformers, that does more in its attention than the
     interface says.
     """
-    if model in _trusted:
-        return
-    tokens = torch.arange(PROBE_TOKENS, device=input_device(model), dtype=torch.int64)[None] % vocabulary_of(model)
+    tokens = probe_of(model)[None]
     layers = attention_layers(model)
-    unlimited = Budgets(torch.full((len(layers), layers[0].heads), PROBE_TOKENS, dtype=torch.int64, device="cpu"))
+    unlimited = Budgets(torch.full((len(layers), layers[0].heads), tokens.shape[1], dtype=torch.int64, device="cpu"))
     receipt = Receipt(unlimited, [layer.name for layer in layers])
     handlers: dict[torch.nn.Module, Handler] = {
         layer.module: SparseAttention(index, LayerRules(unlimited.of(index), "drop"), receipt)
@@ -252,4 +250,7 @@ def _check_dense_budget(model: Any) -> None:
                 f"{type(model).__name__} is not supported: its attention cannot be reproduced through the interface "
                 f"(with every token kept, the output of {name} is off by {100 * error:.2g} %)."
             )
-    _trusted.add(model)
+    return True
+
+
+_check_dense_budget = Remembered(_reproduced)

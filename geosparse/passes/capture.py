@@ -17,7 +17,7 @@ from ..ops.chunked import attention_scores, attention_weights
 from ..runtime.architecture import AttentionLayer, Terms, attention_layers, dense_attention, input_device, read_terms
 from ..runtime.faults import ADVICE, first_fault, heads_at_fault, heads_in_words
 from ..runtime.interception import intercepted
-from ..runtime.logits import last_states, targets_of
+from ..runtime.logits import keep_last, last_states, targets_of
 from .transposed import gradients_through
 
 # Windows of more tokens are run with each decoder layer computed again in the backward pass, not kept from the forward.
@@ -191,7 +191,7 @@ def walk_layers(model: Any, window: torch.Tensor, positions: torch.Tensor | Sequ
     recorder = Recorder(positions)
     ids = window[None].to(input_device(model))
     with intercepted(model, {layer.module: recorder for layer in layers}), torch.no_grad():
-        model(ids, use_cache=False, logits_to_keep=1)
+        model(ids, use_cache=False, **keep_last(model, ids[0]))
     for index, layer in enumerate(layers):
         yield LayerRows(index, layer, positions, recorder.calls.pop(layer.module))
 
@@ -311,7 +311,7 @@ def _inputs_that_need_grad(model: Any) -> Iterator[list[torch.Tensor]]:
     def ask(module: torch.nn.Module, arguments: Any, output: torch.Tensor) -> torch.Tensor:
         output = output.detach().requires_grad_(True)
         inputs.append(output)
-        return output
+        return output.clone()  # which a model may scale in place
 
     hook = model.get_input_embeddings().register_forward_hook(ask)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -7,7 +7,6 @@ result: that is each layer's output projection. A model that never calls is refu
 from __future__ import annotations
 
 import math
-import weakref
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -21,16 +20,17 @@ from .action import Taken, action_of, device_of_module, dtype_of, nonlinearity, 
 from .adapters import inner_model
 from .dense import chunked_dense, decode_dense
 from .interception import Handler, intercepted
+from .keywords import check_keywords, in_words
+from .logits import body_of
+from .materialised import check_materialised
 from .modes import evaluating
+from .signature import Remembered
 
+# Tokens of a probe, beyond what the configuration names, and the longest reach that one goes beyond.
 PROBE_TOKENS = 8
-
-# Arguments that would change the result and that geosparse does not implement.
-REFUSED = {
-    "position_bias": "a learned position bias",
-    "head_mask": "a head mask",
-    "cache": "a paged cache",
-}
+LONGEST_REACH = 256
+# Words in the names of what a configuration says of how far attention reaches.
+REACHES = ("window", "chunk", "block", "topk", "top_k", "local", "extent", "stride", "compress", "budget", "pattern")
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,12 +72,10 @@ class Terms:
 
 def read_terms(module: torch.nn.Module, query: torch.Tensor, kwargs: dict[str, Any]) -> Terms:
     """The terms of an attention call; raises GeosparseError where it asks for what would have to be ignored."""
-    for name, meaning in REFUSED.items():
-        if kwargs.get(name) is not None:
-            raise GeosparseError(f"{type(module).__name__} is not supported: it uses {meaning} ({name}).")
+    check_keywords(module, kwargs)
     causal = kwargs.get("is_causal")
     if not (getattr(module, "is_causal", True) if causal is None else causal):
-        raise GeosparseError(f"{type(module).__name__} is not supported: its attention is not causal.")
+        raise GeosparseError(f"{in_words(module)} is not supported: its attention is not causal.")
     if kwargs.get("dropout"):
         raise GeosparseError("Attention dropout is not supported with sparse attention: call model.eval() first.")
     scaling = kwargs.get("scaling")
@@ -166,10 +164,36 @@ def _sdpa(
     )
 
 
+def reaches(config: Any) -> list[int]:
+    """How far the attention of a model may reach, tokens, by what its configuration says: windows, chunks, blocks and
+    numbers of selected tokens or blocks, and the products of the latter."""
+    found = {
+        name: value
+        for name, value in config.get_text_config().to_dict().items()
+        if isinstance(value, int) and value > 1 and any(word in name for word in REACHES)
+    }
+    sizes = [value for name, value in found.items() if "block" in name]
+    counts = [value for name, value in found.items() if "topk" in name or "top_k" in name]
+    return sorted({*found.values(), *(size * count for size in sizes for count in counts)})
+
+
+def probe_of(model: Any) -> torch.Tensor:
+    """Token ids `[T]` that a model is tried on, longer than what its attention reaches.
+
+    A reach of more than `LONGEST_REACH` tokens would make the probe of a large model slow. What acts only there has no
+    other way into our attention than the mask, which is obeyed as it is, or a keyword, which is understood or refused
+    by name at any length.
+    """
+    tokens = max((reach for reach in reaches(model.config) if reach <= LONGEST_REACH), default=0) + PROBE_TOKENS
+    tokens = min(tokens, context_limit(model) or tokens)
+    return torch.arange(tokens, dtype=torch.int64, device=input_device(model)) % vocabulary_of(model)
+
+
 class _Probe:
     """Records each attention call, then the first module that consumes a tensor of the output's width."""
 
-    def __init__(self) -> None:
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
         self.calls: list[dict[str, Any]] = []
         self.waiting: dict[str, Any] | None = None
 
@@ -183,10 +207,12 @@ class _Probe:
         **kwargs: Any,
     ) -> torch.Tensor:
         terms = read_terms(module, query, kwargs)
-        if query.shape[2] != PROBE_TOKENS or key.shape[2] != PROBE_TOKENS:
-            raise GeosparseError(f"{type(module).__name__} is not supported: it is not plain self-attention.")
+        if query.shape[2] != self.tokens or key.shape[2] != self.tokens:
+            raise GeosparseError(f"{in_words(module)} is not supported: it is not plain self-attention.")
+        if isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 4 and attention_mask.shape[1] != 1:
+            raise GeosparseError(f"{in_words(module)} is not supported: its mask differs between heads.")
         if isinstance(attention_mask, torch.Tensor) and _looks_ahead(attention_mask):
-            raise GeosparseError(f"{type(module).__name__} is not supported: its attention is not causal.")
+            raise GeosparseError(f"{in_words(module)} is not supported: its attention is not causal.")
         self.waiting = {
             "module": module,
             "heads": query.shape[1],
@@ -211,8 +237,8 @@ class _Probe:
 
 
 def _looks_ahead(mask: torch.Tensor) -> bool:
-    """Whether a mask of the probe's tokens, bool or additive, shows a query what comes after it."""
-    seen = mask[..., :PROBE_TOKENS]
+    """Whether a mask `[..., T, S]` of the probe's T tokens, bool or additive, shows a query what comes after it."""
+    seen = mask[..., : mask.shape[-2]]
     seen = seen if seen.dtype == torch.bool else seen > torch.finfo(seen.dtype).min / 2
     return bool(seen.triu(1).any())
 
@@ -225,20 +251,15 @@ def drops_soft_cap(config: Any) -> bool:
     return capped and int(__version__.split(".")[0]) < 5
 
 
-_discovered: weakref.WeakKeyDictionary[Any, tuple[AttentionLayer, ...]] = weakref.WeakKeyDictionary()
-
-
 def attention_layers(model: Any) -> tuple[AttentionLayer, ...]:
-    """The attention layers of a causal language model in the order in which they run; found once, then remembered.
+    """The attention layers of a causal language model in the order in which they run; remembered for as long as its
+    modules, weights and configuration are the same.
 
     Raises:
-        GeosparseError: The model is an encoder-decoder, bypasses the attention interface, or has heads that differ
-            from layer to layer.
+        GeosparseError: The model is an encoder-decoder, bypasses the attention interface, has heads that differ from
+            layer to layer, or has no weights.
     """
-    model = inner_model(model)
-    if model not in _discovered:
-        _discovered[model] = _discover(model)
-    return _discovered[model]
+    return _discovered(inner_model(model))
 
 
 def _discover(model: Any) -> tuple[AttentionLayer, ...]:
@@ -257,18 +278,37 @@ def _discover(model: Any) -> tuple[AttentionLayer, ...]:
             'transformers leaves out the soft cap of its logits; load it with attn_implementation="eager", or use '
             "transformers 5."
         )
-    probe = _Probe()
+    check_materialised(model)
+    tokens = probe_of(model)
+    probe = _Probe(len(tokens))
     modules = dict.fromkeys(model.modules())
     handlers: dict[torch.nn.Module, Handler] = dict.fromkeys(modules, probe)
     hooks = [module.register_forward_pre_hook(probe.before_module) for module in modules]
-    device = input_device(model)
     try:
         with intercepted(model, handlers), torch.no_grad(), evaluating(model):
-            model(torch.arange(PROBE_TOKENS, device=device, dtype=torch.int64)[None] % vocabulary_of(model))
+            model(tokens[None], use_cache=False)
+    except GeosparseError:
+        raise
+    except Exception as error:  # whatever its code trips over, such a model is not supported
+        raise unsupported(model, tokens, error) from error
     finally:
         for hook in hooks:
             hook.remove()
-    return _checked(model, probe.calls)
+    layers = _checked(model, probe.calls)
+    body_of(model)
+    return layers
+
+
+def unsupported(model: Any, tokens: torch.Tensor, error: Exception) -> GeosparseError:
+    """What to raise where a model ends in `error` as it is run on the `tokens` of the probe."""
+    said = str(error).strip().splitlines()
+    return GeosparseError(
+        f"{type(model).__name__} is not supported: on {len(tokens)} tokens, with its attention routed through "
+        f"transformers' AttentionInterface, it ends in {type(error).__name__} ({said[0] if said else 'no message'})."
+    )
+
+
+_discovered = Remembered(_discover)
 
 
 def _checked(model: Any, calls: list[dict[str, Any]]) -> tuple[AttentionLayer, ...]:

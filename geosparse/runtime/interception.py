@@ -7,17 +7,25 @@ the attention is not optional: an attention without one is called with `attentio
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
 from ..errors import GeosparseError
 from ..ops import Span, Visibility
+from .masks import SpanMask, added
 
 NAME = "geosparse"
 ATTRIBUTE = "_geosparse_handler"
+IMPLEMENTATION = "_attn_implementation_internal"
+
+
+class EagerName(str):
+    """`NAME` in the config of a model that was eager: its code may count on masks that are always there and added."""
 
 
 class Handler(Protocol):
@@ -49,11 +57,20 @@ def _attention(
         raise GeosparseError(
             f"The attention layer {type(module).__name__} has no plan: sparsify the whole model, or restore it first."
         )
+    if type(attention_mask) is SpanMask:
+        attention_mask = attention_mask.of(query.shape[2], key.shape[2])
     output = handler(module, query, key, value, attention_mask, dropout=dropout, **kwargs)
     return output.transpose(1, 2).contiguous(), None
 
 
-def _mask(
+def _mask(*, dtype: torch.dtype = torch.float32, config: Any = None, **kwargs: Any) -> torch.Tensor | None:
+    """`visible_mask`, in the form that the model's own attention gets."""
+    if isinstance(getattr(config, "_attn_implementation", None), EagerName):
+        return _eager_mask(visible_mask(**kwargs | {"allow_is_causal_skip": False}), dtype)
+    return visible_mask(**kwargs)
+
+
+def visible_mask(
     *,
     batch_size: int,
     kv_length: int,
@@ -63,42 +80,57 @@ def _mask(
     cache_position: torch.Tensor | None = None,
     attention_mask: torch.Tensor | None = None,
     mask_function: Any = None,
+    allow_is_causal_skip: bool = True,
+    device: torch.device | str = "cpu",
     **kwargs: Any,
-) -> Span | torch.Tensor | None:
-    """What the queries see: None for plain causality with the last query at the last key, a Span where causality,
-    padding and a window say it all, else transformers' boolean mask."""
+) -> torch.Tensor | None:
+    """What the queries see, `[B, 1, T, S]` bool: None for plain causality with the last query at the last key unless
+    the caller insists on a mask, a SpanMask where causality, padding and a window say it all, else transformers'."""
     from transformers import AttentionMaskInterface, masking_utils
 
     places: dict[str, Any] = {"q_length": q_length, "q_offset": q_offset}
     if cache_position is not None:  # transformers 4: where the queries are, one by one
         places = {"cache_position": cache_position}
         q_length = len(cache_position)
+        device = cache_position.device
         if not torch.compiler.is_compiling():
             q_offset = int(cache_position[0])
         elif q_length != kv_length:  # a compiled graph does not know the numbers in a tensor
             q_offset = cache_position[0]
     aligned = not isinstance(q_offset, torch.Tensor) and q_offset + q_length == kv_offset + kv_length
     if torch.compiler.is_compiling():  # which cannot look into mask functions
-        if aligned and attention_mask is None and mask_function is masking_utils.causal_mask_function:
+        plain = attention_mask is None and mask_function is masking_utils.causal_mask_function
+        if aligned and plain and allow_is_causal_skip:
             return None
     elif aligned:
         span = _described(mask_function, attention_mask, batch_size, kv_length, kv_offset)
         if span is not None:
             window = span.window if span.window is not None and span.window < kv_length else None
             span = Span(span.first, window)
-            return None if span.is_causal else span
-    kwargs["allow_is_causal_skip"] = aligned and kwargs.get("allow_is_causal_skip", True)
-    kwargs.pop("dtype", None)
+            if span.is_causal and allow_is_causal_skip:
+                return None
+            return SpanMask(span, (batch_size, 1, q_length, kv_length), torch.bool, device)
     mask = AttentionMaskInterface()["sdpa"](
         batch_size=batch_size,
         kv_length=kv_length,
         kv_offset=kv_offset,
         attention_mask=attention_mask,
         mask_function=mask_function,
+        allow_is_causal_skip=aligned and allow_is_causal_skip,
+        device=device,
         **places,
-        **kwargs,
+        **kwargs | {"allow_is_bidirectional_skip": False},  # None means causality here
     )
     return None if mask is None else mask.bool()
+
+
+def _eager_mask(mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+    """A bool mask as one that is added to the logits."""
+    assert mask is not None
+    if type(mask) is SpanMask:
+        batch, heads, queries, keys = mask.shape
+        return SpanMask(mask.span, (batch, heads, queries, keys), dtype, mask.device)
+    return added(mask, dtype)
 
 
 def _described(mask_function: Any, padding: torch.Tensor | None, batch: int, keys: int, kv_offset: int) -> Span | None:
@@ -144,10 +176,10 @@ def _closed_over(function: Any, maker: str) -> dict[str, Any] | None:
 
 def configs_of(model: Any) -> list[Any]:
     """Every distinct config that carries an attention implementation, outermost first."""
-    from transformers import PreTrainedModel
-
     found: dict[int, Any] = {}
-    pending = [module.config for module in model.modules() if isinstance(module, PreTrainedModel)]
+    # A layer that was copied into the model has a config of its own.
+    own = (getattr(module, "config", None) for module in model.modules())
+    pending: list[Any] = [config for config in own if IMPLEMENTATION in getattr(config, "__dict__", ())]
     while pending:
         config = pending.pop(0)
         if id(config) not in found:
@@ -164,11 +196,24 @@ def register() -> None:
     AttentionMaskInterface.register(NAME, _mask)
 
 
-def install(model: Any, handlers: Mapping[torch.nn.Module, Handler]) -> list[tuple[Any, str | None]]:
+@dataclass
+class Installation:
+    """What `uninstall` needs to put everything back.
+
+    Attributes:
+        configs: Every config of the model, with the copy that stands in its place.
+        handlers: The modules that carry one.
+    """
+
+    configs: list[tuple[Any, Any]]
+    handlers: list[torch.nn.Module]
+
+
+def install(model: Any, handlers: Mapping[torch.nn.Module, Handler]) -> Installation:
     """Route the attention of `model` to `handlers` (attention module -> handler).
 
-    Returns:
-        What `uninstall` needs to put everything back.
+    The implementation is named in the config, which other models may share. Until `uninstall`, this model therefore
+    has copies of its configs.
 
     Raises:
         GeosparseError: The model does not take its attention from transformers' AttentionInterface, or shares a module
@@ -186,32 +231,47 @@ def install(model: Any, handlers: Mapping[torch.nn.Module, Handler]) -> list[tup
                 "that shares it: call geosparse.restore_ on that model first."
             )
     register()
-    before = [(config, config._attn_implementation) for config in configs_of(model)]
+    configs = [(config, copy.copy(config)) for config in configs_of(model)]
+    installation = Installation(configs, list(handlers))
     try:
+        _replace(model, configs)
+        before = [(ours, ours._attn_implementation) for _, ours in configs]
         for module, handler in handlers.items():
             setattr(module, ATTRIBUTE, handler)
         model.set_attn_implementation(NAME)
         # A vision tower beside the language model keeps its own attention.
         served = {id(getattr(module, "config", None)) for module in handlers}
         served |= {id(model.config), id(model.config.get_text_config())}
-        _put_back((config, implementation) for config, implementation in before if id(config) not in served)
+        for config, implementation in before:
+            ours = EagerName(NAME) if implementation == "eager" else NAME
+            config._attn_implementation_internal = ours if id(config) in served else implementation
     except BaseException:
-        uninstall(before, handlers)
+        uninstall(model, installation)
         raise
-    return before
+    return installation
 
 
-def uninstall(before: Iterable[tuple[Any, str | None]], modules: Iterable[torch.nn.Module]) -> None:
-    """Undo `install`: the implementation of every config and the absence of every handler."""
-    _put_back(before)
-    for module in modules:
+def uninstall(model: Any, installation: Installation) -> None:
+    """Undo `install`: the model's own configs, with what was set in their copies meanwhile, and no handler."""
+    for config, ours in installation.configs:
+        own = {id(copied): original for original, copied in installation.configs}
+        kept = {IMPLEMENTATION: config._attn_implementation_internal}
+        changed = {name: own.get(id(value), value) for name, value in vars(ours).items()}
+        vars(config).clear()
+        vars(config).update(changed | kept)
+    _replace(model, [(ours, config) for config, ours in installation.configs])
+    for module in installation.handlers:
         module.__dict__.pop(ATTRIBUTE, None)
 
 
-def _put_back(before: Iterable[tuple[Any, str | None]]) -> None:
-    """Let configs name the implementation that they named before."""
-    for config, implementation in before:
-        config._attn_implementation_internal = implementation
+def _replace(model: Any, pairs: Iterable[tuple[Any, Any]]) -> None:
+    """Let the modules of `model`, and the new configs among themselves, refer to the second of each pair."""
+    ours = {id(old): new for old, new in pairs}
+    holders = [*model.modules(), *ours.values()]
+    for holder in holders:
+        for name, value in vars(holder).items():
+            if id(value) in ours:
+                vars(holder)[name] = ours[id(value)]
 
 
 def installed(model: Any) -> bool:
@@ -224,8 +284,8 @@ def intercepted(model: Any, handlers: Mapping[torch.nn.Module, Handler]) -> Iter
     """`install` for the length of a block."""
     if installed(model):
         raise GeosparseError("The model is already sparsified: call geosparse.restore_(model) first.")
-    before = install(model, handlers)
+    installation = install(model, handlers)
     try:
         yield
     finally:
-        uninstall(before, handlers)
+        uninstall(model, installation)

@@ -74,11 +74,11 @@ def reproduce(
         feed = partial(calls.feed, turns)
         hooks = [module.register_forward_pre_hook(feed, with_kwargs=True) for module in names]
         hooks += [module.register_forward_hook(compare, with_kwargs=True) for module in names]
-        before = install(model, dict(handlers))
+        installation = install(model, dict(handlers))
         try:
             model(tokens, use_cache=False)
         finally:
-            uninstall(before, handlers)
+            uninstall(model, installation)
             _remove(hooks)
     return logits, errors
 

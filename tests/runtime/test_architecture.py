@@ -6,9 +6,16 @@ import transformers
 
 import geosparse as gs
 from geosparse import GeosparseError
-from geosparse.runtime.architecture import Terms, attention_layers, dense_attention
+from geosparse.runtime.architecture import (
+    LONGEST_REACH,
+    PROBE_TOKENS,
+    Terms,
+    attention_layers,
+    dense_attention,
+    reaches,
+)
 
-from ..tiny import EXTRA, WINDOW, save_tiny, tiny_model
+from ..tiny import EXTRA, VOCABULARY, WINDOW, save_tiny, tiny_model, tiny_tokenizer, tokens
 
 
 @pytest.mark.parametrize("kind", sorted(EXTRA))
@@ -109,3 +116,87 @@ def test_a_mask_that_shows_later_tokens_is_refused(monkeypatch, additive):
     monkeypatch.setattr(kind, "forward", both_ways)
     with pytest.raises(GeosparseError, match="its attention is not causal"):
         attention_layers(model)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "tokens"),
+    [
+        ("llama", {}, 8),
+        ("mistral", {"sliding_window": 16}, 24),
+        ("mistral", {"sliding_window": 4096}, 8),
+        ("llama4_text", {"attention_chunk_size": 40, "floor_scale": 8192}, 48),
+        ("minimax_m3_vl_text", {"index_block_size": 8, "index_topk_blocks": 5}, 48),
+    ],
+)
+def test_the_probe_is_longer_than_what_the_configuration_says_attention_reaches(kind, changes, tokens):
+    if kind not in transformers.CONFIG_MAPPING:
+        pytest.skip("this release of transformers does not have it")
+    config = transformers.AutoConfig.for_model(kind, max_position_embeddings=512, **changes)
+    assert longest_of(config) >= tokens
+    assert longest_of(config) <= LONGEST_REACH + PROBE_TOKENS
+
+
+def longest_of(config):
+    return max((reach for reach in reaches(config) if reach <= LONGEST_REACH), default=0) + PROBE_TOKENS
+
+
+@pytest.mark.parametrize("window", [5, 16, 300])
+def test_what_acts_only_beyond_a_window_of_the_config_is_noticed_and_windows_of_any_length_are_kept(
+    monkeypatch, window
+):
+    model = tiny_model("mistral", sliding_window=window)
+    ids = tokens(1, min(window + 40, 400))
+    with torch.no_grad():
+        dense = model(ids, use_cache=False).logits
+        with gs.sparsified(model, gs.Plan.uniform(model, 10**6)):
+            sparse = model(ids, use_cache=False).logits
+    assert (sparse - dense).abs().max() <= 1e-4 * dense.abs().max()
+    if window > LONGEST_REACH:
+        return
+    kind = type(model.model.layers[0].self_attn)
+    attend = kind.forward
+
+    def other(self, hidden_states, *args, **kwargs):
+        output, weights = attend(self, hidden_states, *args, **kwargs)
+        long = hidden_states.shape[1] > window and self.config._attn_implementation == "sdpa"
+        return output * (2 if long else 1), weights
+
+    monkeypatch.setattr(kind, "forward", other)
+    model = tiny_model("mistral", sliding_window=window)
+    plan = gs.Plan.uniform(model, 4)
+    with pytest.raises(GeosparseError, match="cannot be reproduced"):
+        gs.sparsify_(model, plan)
+
+
+def test_a_model_whose_code_trips_over_our_attention_is_refused_by_name(monkeypatch):
+    model = tiny_model("llama")
+    kind = type(model.model.layers[0].self_attn)
+    attend = kind.forward
+
+    def wants_weights(self, *args, **kwargs):
+        output, weights = attend(self, *args, **kwargs)
+        return output, weights.sum()
+
+    monkeypatch.setattr(kind, "forward", wants_weights)
+    with pytest.raises(GeosparseError, match=r"LlamaForCausalLM is not supported: .* it ends in AttributeError"):
+        attention_layers(model)
+
+
+@pytest.mark.parametrize("kind", ["opt", "bart", "ctrl"])
+def test_models_whose_head_is_reached_otherwise_or_that_scale_in_place_are_profiled(kind):
+    sizes = {
+        "opt": {"ffn_dim": 96, "word_embed_proj_dim": 48},
+        "bart": {"d_model": 48, "decoder_layers": 2, "decoder_attention_heads": 6, "decoder_ffn_dim": 64},
+        "ctrl": {"n_embd": 48, "n_layer": 2, "n_head": 6, "dff": 64, "n_positions": 512},
+    }
+    model = tiny_model(kind, vocab_size=len(VOCABULARY), **sizes[kind])
+    config = gs.ProfileConfig(48, 2, queries=8, budgets=(4, 16), random_sets=1, geometry_queries=2)
+    profile = gs.profile_model(model, tiny_tokenizer(), ["some words of text " * 40], config)
+    plan = gs.make_plan(profile, 8)
+    ids = tokens(2, 40)
+    scored = gs.score(model, gs.Plan.uniform(model, 10**6), ids)
+    with torch.no_grad():
+        loss = torch.nn.functional.cross_entropy(model(ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    assert scored["dense"]["nll"] == pytest.approx(float(loss), rel=1e-4)
+    assert scored["sparse"]["nll"] == pytest.approx(float(loss), rel=1e-4)
+    assert plan.mean_keep == pytest.approx(8, rel=0.2)
