@@ -44,7 +44,7 @@ LAYERS = [
     {"__main__", "__init__"},
 ]
 # The same for eval: a folder imports only from those on lower floors.
-STUDY_ORDER = "harness, statistics < baselines, benchmarks, report, tasks < gpu, studies, trust < run, speed"
+STUDY_ORDER = "statistics < harness < baselines, benchmarks, report, tasks < gpu, studies, trust < run, speed"
 # Subclasses of transformers' classes live here; the module itself is imported when used.
 SUBCLASSES = {"cache", "offload"}
 # What triton compiles has to be decorated by it; imported when used.
