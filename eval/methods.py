@@ -1,4 +1,4 @@
-"""How the model is run: densely, by a plan, or by a peer's method."""
+"""How the model is run: densely, by a plan, or by a baseline's method."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The virtual environment of the peers, built on first use: they need an older transformers than geosparse does."""
+"""The virtual environment of the baselines, built on first use: they need an older transformers than geosparse does."""
 
 from __future__ import annotations
 
