@@ -91,7 +91,7 @@ def file_map() -> str:
             own = path.name if path.name != "__init__.py" else ""
             if said:
                 folders[name].append(f"| `{name}{own}` | {_cell(said)} |")
-    tables = [f"### {name}\n\n| file | what |\n|---|---|\n" + "\n".join(rows) for name, rows in folders.items()]
+    tables = [f"### `{name}`\n\n| file | what |\n|---|---|\n" + "\n".join(rows) for name, rows in folders.items()]
     return "\n\n".join(tables) + "\n"
 
 

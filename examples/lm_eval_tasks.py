@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 import lm_eval
+from lm_eval.tasks import TaskManager
 
 import geosparse as gs
 import geosparse.integrations.lm_eval  # lm-eval knows the model type `geosparse` from here on
@@ -32,14 +33,14 @@ def main() -> None:
         plan = gs.make_plan(profile, mean_keep=64).save(Path(folder) / "plan.json")
         # Needle tasks load a tokenizer themselves.
         tokenizer.save_pretrained(folder)
-        metadata = {"max_seq_lengths": [options.context], "tokenizer": folder}
+        manager = TaskManager(metadata={"max_seq_lengths": [options.context], "tokenizer": folder})
         for name, more in (("dense", {}), ("sparse", {"plan": str(plan)})):
             found = lm_eval.simple_evaluate(
                 model="geosparse",
                 model_args={"pretrained": options.model, **more},
                 tasks=options.tasks.split(","),
                 limit=options.limit,
-                metadata=metadata,
+                task_manager=manager,
                 bootstrap_iters=0,
             )
             for task, scores in found["results"].items():

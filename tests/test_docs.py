@@ -57,8 +57,8 @@ UNWANTED = {
     "of our own": "name the subject",
     "in turn": "name the order",
 }
-# "a head" as a subject is plain English; as a unit it is "per head".
-UNIT_A_HEAD = re.compile(r"\b(?:tokens?|bytes|N|keys) a head\b", re.IGNORECASE)
+# As a unit it is "per head"; "the tokens a head keeps" is plain English.
+UNIT_A_HEAD = re.compile(r"\b(?:tokens?|bytes|N|keys) a head\b(?! (?:keeps|may|sees))", re.IGNORECASE)
 WEIGHTS = {"SmolLM2": "Q4_1", "Gemma-3-270M": "Q4_K_M"}
 
 
@@ -72,7 +72,7 @@ def reference():
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """Where a reader would be: a model, texts, and another plan to compare with."""
+    """Where a reader would be: a model, texts, and the plan that some pages start from."""
     model = tiny_model(vocab_size=len(VOCABULARY), max_position_embeddings=8192)
     model.save_pretrained(tmp_path / "smollm2-135m")
     tokenizer = tiny_tokenizer()
@@ -86,6 +86,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("GEOSPARSE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
     monkeypatch.setattr(breakeven, "CONTEXTS", (64, 128))
+    gs.Plan.uniform(gs.load_model("smollm2-135m")[0], 8).save("plan.json")
     return tmp_path
 
 

@@ -11,7 +11,9 @@ from .shared import Add, Options, add_model, load, load_plan, show
 
 WHAT = "write text with the sparse model"
 EXAMPLE = "smollm2-135m --plan plan.json --prompt 'Why is the sky blue?' --chat"
-DENSE_HELP = "use dense attention below N tokens; 'measured' takes the break-even found by `geosparse doctor --calibrate`"
+DENSE_HELP = (
+    "use dense attention below N tokens; 'measured' takes the break-even found by `geosparse doctor --calibrate`"
+)
 
 
 def arguments(add: Add) -> None:

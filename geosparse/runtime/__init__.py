@@ -1,1 +1,1 @@
-"""What a running model needs in addition to `attention`, `cache` and `patch`: ways in, dense paths, counts, break-evens."""
+"""What a running model needs besides `attention`, `cache` and `patch`: ways in, dense paths, counts, break-evens."""
