@@ -213,7 +213,7 @@ RESULTS = [
     ("smollm2-135m/frontier", "perplexity-wiki.test.raw-1024", "fisher-blend-64"),
     ("smollm2-135m/frontier", "perplexity-wiki.test.raw-1024", "fisher-blend-32"),
     ("smollm2-135m/frontier", "perplexity-wiki.test.raw-1024", "fisher-blend-16"),
-    ("smollm2-135m/peers", "decode-2701_moby_dick.txt-8192", "fisher-blend-5pct-lowbit"),
+    ("smollm2-135m/baselines", "decode-2701_moby_dick.txt-8192", "fisher-blend-5pct-lowbit"),
     ("gemma3-270m/8k", "perplexity-2600_war_and_peace.txt-8192", "fisher-blend-64"),
     ("gemma3-270m/32k", "perplexity-2600_war_and_peace.txt-32768", "fisher-blend-64"),
 ]
