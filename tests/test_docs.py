@@ -258,6 +258,31 @@ def test_the_demo_table_is_the_committed_result():
     assert table == markdown_table(json.loads((ROOT / "results/demo/result.json").read_text(encoding="utf-8")))
 
 
+def committed(path):
+    return json.loads((ROOT / "results" / path).read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("file", ["smollm2-135m-8000", "smollm2-135m-8000-bf16", "smollm2-135m-1024"])
+def test_the_speed_page_has_the_committed_milliseconds(file):
+    found = committed(f"speed/cpu/{file}.json")
+    text = (DOCS / "benchmarks" / "speed.md").read_text(encoding="utf-8")
+    dtype = {"float32": "fp32", "bfloat16": "bf16"}[found["dtype"]]
+    times = [f"{found[kind]['ms_per_token']:.0f}" for kind in ("dense", "sparse")]
+    plan = f"`{found['sparse']['tail']}`, `topn`"
+    row = f"| AMD EPYC (Zen 4), {dtype} | {found['context']:,} | {plan} | {' | '.join(times)} |"
+    (shown,) = [line for line in text.splitlines() if line.startswith(row)]
+    numbers = re.findall(r"[\d.]+", shown.removeprefix(row))
+    assert float(numbers[0]) - 0.05 <= found["ratio"] <= float(numbers[-1]) + 0.05
+
+
+def test_the_memory_page_has_the_committed_peak():
+    text = (DOCS / "benchmarks" / "memory.md").read_text(encoding="utf-8")
+    assert f"{committed('runtime/gemma3-270m/memory-32768.json')['peak_bytes'] / 2**30:.1f} GiB at the peak" in text
+    ratio = committed("runtime/smollm2-135m/scoring-4096.json")["sparse_over_dense"]
+    speed = (DOCS / "benchmarks" / "speed.md").read_text(encoding="utf-8")
+    assert f"Scoring 4,096 tokens takes {ratio:.2f} times as long" in speed
+
+
 def test_the_pictures_for_light_and_dark_pages_are_one_drawing():
     light, dark = ((DOCS / "assets" / f"pipeline-{n}.svg").read_text(encoding="utf-8") for n in ("light", "dark"))
     colour = re.compile(r"#[0-9a-f]{6}")
