@@ -73,6 +73,7 @@ def test_the_result_says_everything(whole: Path) -> None:
     assert (whole / "report.html").read_text().startswith("<!doctype html>")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0])
 def test_killed_at_random_moments(seed: int, recipe: Path, whole: Path, tmp_path: Path) -> None:
     """SIGKILL, at moments that no one has prepared for: after each some seconds more until it is through."""
@@ -149,6 +150,7 @@ def test_limit_and_only(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert [path.parent.parent.parent.name for path in tmp_path.rglob("result.json")] == ["_scratch"]
 
 
+@pytest.mark.slow
 def test_a_parked_run_goes_on_elsewhere(
     recipe: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -63,6 +63,7 @@ def test_the_same_text_twice_is_refused(place, capsys):
     assert "two disjoint ones" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_synthetic_coverage_is_at_least_nominal_where_the_law_holds():
     table = simulation.synthetic_coverage(0, (64,), 20)["cases"]
     exact = table["exact, D = 64"]

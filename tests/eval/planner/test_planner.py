@@ -25,6 +25,7 @@ def test_all_the_mass_is_dense_and_less_keeps_less(kind):
     assert top_p_nll(model, windows, mass, "matched")[1] <= 6.0
 
 
+@pytest.mark.slow
 def test_parts_are_run_once_and_kept(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(parts, "MEANS", (4.0, 8.0))
     save_tiny(tmp_path / "model")
