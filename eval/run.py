@@ -10,46 +10,53 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from geosparse.errors import GeosparseError
+from geosparse.console import Parser, json_text, run_command, whole
 
-ROOT = Path(__file__).parents[1]
-DECIDES = ("geosparse", "eval", "recipes")
-STOPPED = 130
-DIFFERS = 1
+from .harness.checkout import ROOT
+
+EXIT_DIFFERS = 1
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
-    options = _parser().parse_args(arguments)
-    if options.data is not None:
-        _look_below(options.data)
-    try:
-        from .session import Session
+    stopped = "stopped; the same command goes on from here."
+    return run_command("eval.run", lambda: _run(vars(_parser().parse_args(arguments))), stopped)
 
-        session = Session(options)
-        if session.elsewhere:
-            return session.run_elsewhere()
-        if options.check is not None:
-            text, same = session.check()
-            print(text)
-            return 0 if same else DIFFERS
-        print(session.run())
-    except GeosparseError as error:
-        print(f"eval.run: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("eval.run: stopped; the same command goes on from here.", file=sys.stderr)
-        return STOPPED
+
+def _run(options: dict[str, Any]) -> int:
+    from .baselines import baseline
+    from .baselines.environment import inside, run_inside
+    from .harness.session import Session, SessionOptions
+    from .report.page import write_page
+    from .report.text import table
+    from .tasks import TASKS
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # as lm-eval does: its bootstrap forks
+    as_json = options.pop("json")
+    if options["data"] is not None:
+        _look_below(options["data"])
+    session = Session(SessionOptions(**options), TASKS, baseline)
+    if session.recipe.environment == "peers" and not inside():
+        return run_inside(["-m", "eval.run", *sys.argv[1:]])
+    if session.options.check is not None:
+        check, folder = session.check()
+        print(json_text(check.to_json()) if as_json else check.text(folder), end="" if as_json else "\n")
+        return 0 if check.same else EXIT_DIFFERS
+    result, sentence = session.run()
+    if result is None:
+        print(sentence)
+        return 0
+    write_page(session.folder / "report.html", [session.folder])
+    print(json_text(result.to_json()) if as_json else f"{table(result)}\n\n{sentence}", end="" if as_json else "\n")
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m eval.run",
         description=(__doc__ or "").splitlines()[0],
         epilog="example: python -m eval.run smoke",
@@ -58,16 +65,26 @@ def _parser() -> argparse.ArgumentParser:
     add("recipe", help="a file, or its name below recipes/ without the ending")
     add("--data", type=Path, help="folder of texts named data:FILE; data sets of lm-eval are looked for in its hub/")
     add("--results", type=Path, default=ROOT / "results", help="where results go (results/)")
-    add("--limit", type=int, help="at most so many samples per task; the result goes to results/_scratch/")
-    add("--only", help="score samples of these tasks only, by id, comma-separated; no result until all are there")
-    add("--variants", help="the same for variants")
+    add("--limit", type=whole(1), help="at most so many samples per task; the result goes to results/_scratch/")
+    add(
+        "--only",
+        type=_names,
+        default=(),
+        help="score samples of these tasks only, by id, comma-separated; no result until all are there",
+    )
+    add("--variants", type=_names, default=(), help="the same for variants")
     what = "score nothing: put plans and samples into results/NAME/unfinished/, from where another machine goes on"
     add("--park", action="store_true", help=what)
     what = "score the first so many samples of each task anew, by the committed plans, and compare: 1 where they differ"
-    add("--check", type=int, metavar="SAMPLES", help=what)
+    add("--check", type=whole(1), metavar="SAMPLES", help=what)
     add("--model", help="another model than the recipe's: a folder, alias or hub id (results/_scratch/)")
     add("--json", action="store_true", help="print the result as JSON")
     return parser
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """Names with commas between them."""
+    return tuple(text.split(",")) if text else ()
 
 
 def _look_below(data: Path) -> None:
@@ -79,25 +96,6 @@ def _look_below(data: Path) -> None:
         os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
     if (data / "nltk_data").is_dir():
         os.environ.setdefault("NLTK_DATA", str((data / "nltk_data").resolve()))
-
-
-def commit() -> tuple[str | None, bool]:
-    """The commit of this checkout and whether what decides numbers is as committed; (None, True) without git."""
-    try:
-        head = _git("rev-parse", "--short=12", "HEAD").strip()
-        changed = bool(_git("status", "--porcelain", "--", *DECIDES).strip())
-    except (OSError, subprocess.CalledProcessError):
-        return None, True
-    return head, not changed
-
-
-def _git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-
-
-def show(data: Any) -> None:
-    """Progress, on standard error."""
-    print(data, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,11 @@ With `--device cuda` as the first arguments, kernels and whole models on a GPU: 
 Every variant passes a correctness gate against the fp64 reference first. Each call, of whichever variant, takes the
 buffers of the next of many layers, so that the processor's cache does not hide memory traffic. Variants take turns,
 some calls in a row each, as a step makes them layer by layer; the first call of a row, whose code and threads another
-variant has put to sleep, is told apart. Ratios are within one run; medians with p20 and p80.
+variant has put to sleep, is kept apart. Ratios are within one run; medians with p20 and p80.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -21,7 +20,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from geosparse.artifact import dump_json, write_json
+from geosparse.artifact import write_json
+from geosparse.console import Parser, json_text, run_command, whole
 from geosparse.errors import GeosparseError
 from geosparse.ops import Selector, Tail, cpu, memory, reference_attention
 from geosparse.ops.cpu.read import read_rows
@@ -30,16 +30,16 @@ from geosparse.plan import Plan
 from geosparse.progress import track
 from geosparse.provenance import device_name, versions
 
-from .calls import overhead, prefill_time, raggedness
-from .layers import BYTES_IN_TURN, DTYPES, SHAPES, Layer, layers_of, ours_with, seconds
+from .benchmarks.cpu_calls import overhead, prefill_time, uneven_budgets
+from .benchmarks.layers import BYTES_IN_TURN, DTYPES, SHAPES, Layer, layers_of, ours_with, seconds
 
 SCHEMA = "geosparse.speed.kernel/3"
 REPEATS = 20
-READ = 16 << 20  # bytes of random rows, read at once
-ROW = 5  # calls of one variant in a row, the first told apart
+READ_BYTES = 16 << 20  # bytes of random rows, read at once
+CALLS_IN_A_ROW = 5  # calls of one variant in a row, the first kept apart
 
 
-class Variant(NamedTuple):
+class KernelVariant(NamedTuple):
     """What is timed, and the bytes that it must read: in the order of memory, and in runs of some bytes anywhere."""
 
     run: Callable[[Layer], torch.Tensor]
@@ -60,7 +60,7 @@ class Memory(NamedTuple):
     stream: float
     rows: dict[int, float]
 
-    def floor(self, variant: Variant, run_bytes: int | None = None) -> float:
+    def floor(self, variant: KernelVariant, run_bytes: int | None = None) -> float:
         """Seconds that the variant's bytes take, with runs of that many bytes (default: as long as its own)."""
         gathered = variant.gathered / self.rows[run_bytes or variant.run_bytes] if variant.gathered else 0.0
         return variant.streamed / self.stream + gathered
@@ -68,7 +68,7 @@ class Memory(NamedTuple):
 
 def variants_of(
     shape: tuple[int, int, int], context: int, dtype: torch.dtype, keeps: Sequence[int]
-) -> dict[str, Variant]:
+) -> dict[str, KernelVariant]:
     """SDPA and two products as torch has them, our dense kernel, and our selectors."""
     heads, kv_heads, dim = shape
     row = dim * dtype.itemsize
@@ -89,10 +89,10 @@ def variants_of(
     def ours(n: int, selector: Selector, tail: Tail) -> Callable[[Layer], torch.Tensor]:
         return ours_with((n,) * heads, selector, tail, scaling)
 
-    result: dict[str, Variant] = {
-        "sdpa": Variant(sdpa, dense, 0, row, None, None),
-        "bmm": Variant(products, dense, 0, row, None, None),
-        "own dense": Variant(ours(context, "topn", "drop"), dense, 0, row, context, "topn"),
+    result: dict[str, KernelVariant] = {
+        "sdpa": KernelVariant(sdpa, dense, 0, row, None, None),
+        "bmm": KernelVariant(products, dense, 0, row, None, None),
+        "own dense": KernelVariant(ours(context, "topn", "drop"), dense, 0, row, context, "topn"),
     }
     bounds, codes = 2 * 2 * dim // PAGE, dim // 2
     for n in keeps:
@@ -103,15 +103,16 @@ def variants_of(
             ("paged", "renormalize", kv_heads * context * bounds, 2 * kept, PAGE * row),
         )
         for selector, tail, streamed, gathered, run_bytes in choices:
-            variant = Variant(ours(n, selector, tail), streamed, gathered, run_bytes, n, selector)
+            variant = KernelVariant(ours(n, selector, tail), streamed, gathered, run_bytes, n, selector)
             result[f"{selector} N={n}"] = variant
     return result
 
 
-def gate(layer: Layer, variant: Variant, scaling: float) -> float:
+def gate(layer: Layer, variant: KernelVariant, scaling: float) -> float:
     """Largest difference from the fp64 reference; raises GeosparseError where rounding cannot explain it."""
     heads, context = layer.query.shape[1], layer.key.shape[2]
-    n, selector = variant.n_keep or context, variant.selector or "topn"
+    n = context if variant.n_keep is None else variant.n_keep
+    selector = "topn" if variant.selector is None else variant.selector
     tail: Tail = "centroid" if selector == "lowbit" or (selector == "topn" and n < context) else "renormalize"
     true = reference_attention(*layer, [n] * heads, tail=tail, scaling=scaling, selector=selector).output
     error = float((variant.run(layer).double() - true).abs().max())
@@ -123,7 +124,7 @@ def gate(layer: Layer, variant: Variant, scaling: float) -> float:
 
 def bandwidth() -> float:
     """Bytes per second that a sum over a large buffer reads, best of several."""
-    buffer = torch.ones(64 << 20)
+    buffer = torch.ones(64 << 20, dtype=torch.float32, device="cpu")
     best = min(seconds(buffer.sum) for _ in range(8))
     return buffer.numel() * 4 / best
 
@@ -132,7 +133,10 @@ def random_bandwidth(run_bytes: int) -> float:
     """Bytes per second of rows of `run_bytes` read in random order from memory, best of several."""
     table = memory.empty((BYTES_IN_TURN // run_bytes, run_bytes // 4), torch.float32).fill_(1.0)
     generator = torch.Generator().manual_seed(0)
-    orders = [torch.randint(len(table), (READ // run_bytes,), generator=generator) for _ in range(8)]
+    orders = [
+        torch.randint(len(table), (READ_BYTES // run_bytes,), generator=generator, dtype=torch.int64, device="cpu")
+        for _ in range(8)
+    ]
     best = min(seconds(partial(read_rows, table, order)) for order in orders)
     return len(orders[0]) * run_bytes / best
 
@@ -144,7 +148,7 @@ def memory_speed(shapes: Sequence[str], dtypes: Sequence[str]) -> Memory:
 
 
 def measure(
-    shape_name: str, context: int, dtype_name: str, keeps: Sequence[int], speed: Memory, repeats: int = 0
+    shape_name: str, context: int, dtype_name: str, keeps: Sequence[int], speed: Memory, repeats: int | None = None
 ) -> dict[str, Any]:
     """Times of all variants on one shape, in turns, beside what their bytes take at the speed of memory."""
     shape, dtype = SHAPES[shape_name], DTYPES[dtype_name]
@@ -154,15 +158,19 @@ def measure(
     times: dict[str, list[float]] = {name: [] for name in variants}
     firsts: dict[str, list[float]] = {name: [] for name in variants}
     turns = cycle(layers)
-    for _ in range(repeats or REPEATS):
+    for _ in range(REPEATS if repeats is None else repeats):
         for name, variant in variants.items():
-            first, *others = (seconds(partial(variant.run, next(turns))) for _ in range(ROW))
+            first, *others = (seconds(partial(variant.run, next(turns))) for _ in range(CALLS_IN_A_ROW))
             firsts[name].append(first)
             times[name] += others
     sdpa, own = (median(times[name]) for name in ("sdpa", "own dense"))
     rows = []
     for name, variant in variants.items():
-        p20, p50, p80 = torch.tensor(times[name]).quantile(torch.tensor([0.2, 0.5, 0.8])).tolist()
+        p20, p50, p80 = (
+            torch.tensor(times[name], dtype=torch.float32, device="cpu")
+            .quantile(torch.tensor([0.2, 0.5, 0.8], dtype=torch.float32, device="cpu"))
+            .tolist()
+        )
         first = median(firsts[name])
         rows.append(
             {
@@ -185,18 +193,22 @@ def measure(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print a table, write JSON."""
+    return run_command("eval.speed", lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:2] == ["--device", "cuda"]:
         from .gpu.__main__ import main as main_on_gpu
 
         return main_on_gpu(["--stages", "correctness", "kernels", "models", "prefill", *given[2:]])
-    parser = argparse.ArgumentParser(prog="python -m eval.speed", description=__doc__)
+    parser = Parser(prog="python -m eval.speed", description=__doc__)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["smollm2"])
-    parser.add_argument("--contexts", nargs="+", type=int, default=[8192])
+    parser.add_argument("--contexts", nargs="+", type=whole(1), default=[8192])
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["fp32", "bf16"])
-    parser.add_argument("--keep", nargs="+", type=int, default=[64, 256])
-    parser.add_argument("--repeats", type=int, default=0, help=f"of every variant, default {REPEATS}")
-    parser.add_argument("--prefill", type=int, metavar="N", help="also time exact prefill keeping N tokens")
+    parser.add_argument("--keep", nargs="+", type=whole(1), default=[64, 256])
+    parser.add_argument("--repeats", type=whole(1), help=f"of every variant, default {REPEATS}")
+    parser.add_argument("--prefill", type=whole(1), metavar="N", help="also time exact prefill keeping N tokens")
     parser.add_argument("--plan", type=Path, help="also time this plan's budgets against even ones")
     parser.add_argument("--out", type=Path, help="write JSON here")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -213,18 +225,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             measure(*case, options.keep, speed, options.repeats) for case in track(cases, "speed", not options.json)
         ],
     }
-    if options.plan:
+    if options.plan is not None:
         plan = Plan.load(options.plan)
-        result["ragged"] = [raggedness(*case, plan, "lowbit") for case in cases]
-    if options.prefill:
+        result["ragged"] = [uneven_budgets(*case, plan, "lowbit") for case in cases]
+    if options.prefill is not None:
         result["prefill"] = [prefill_time(*case, options.prefill) for case in cases]
     result["overhead_us"], result["outside_kernel_us"] = (
         overhead()
     )  # last: libgomp puts its threads to sleep sooner once their number has changed
-    if options.out:
+    if options.out is not None:
         write_json(options.out, result)
     if options.json:
-        print(dump_json(result), end="")
+        print(json_text(result), end="")
         return 0
     rows = ", ".join(f"{size} bytes {found:.1f}" for size, found in result["random_gb_per_second"].items())
     print(f"{result['device']}; a sum reads {result['read_gb_per_second']:.1f} GB/s, random rows of {rows}")

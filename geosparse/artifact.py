@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import math
 import os
@@ -11,6 +12,7 @@ import secrets
 import shutil
 import stat
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,6 +31,12 @@ def os_errors_as(action: str, path: Path | str) -> Iterator[None]:
     """Turn an OSError (disk full, not writable, not there) into one sentence that names the path."""
     if "\0" in str(path):
         raise GeosparseError(f"Cannot {action} {str(path)!r}: a file name has no zero byte in it; give another one.")
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        raise GeosparseError(
+            f"Cannot {action} {str(path)!a}: no file name has half a surrogate pair in it; give another one."
+        ) from None
     try:
         yield
     except OSError as error:
@@ -55,17 +63,44 @@ def check_writable(path: Path | str) -> Path:
     """Fail before long work starts when `path` (a file to be) cannot be written; leaves nothing behind."""
     path = Path(path)
     with os_errors_as("write", path):
-        if path.is_dir():
-            raise GeosparseError(f"Cannot write {path}: it is a folder; give a file name.")
-        # A rename would put a plain file in the place of a device such as /dev/null.
-        if path.exists() and not path.is_file():
-            raise GeosparseError(f"Cannot write {path}: it is not a plain file; give another file name.")
-        probe = _temporary(next(parent for parent in path.absolute().parents if parent.exists()), path.name)
+        target = _target(path)
+        probe = _temporary(next(parent for parent in target.parents if parent.exists()), target.name)
         try:
             _create(probe)
         finally:
             _forget(probe)
     return path
+
+
+def _target(path: Path) -> Path:
+    """The plain file, there or to be, that `path` means: links are followed, so that a link stays one.
+
+    Raises:
+        GeosparseError: It is a folder or anything else that a rename would put a plain file in the place of.
+    """
+    if path.is_dir():
+        raise GeosparseError(f"Cannot write {path}: it is a folder; give a file name.")
+    # Links in /proc, to which /dev/stdout leads, stand for open files and not for names.
+    if path.exists() and (not path.is_file() or _stands_for_open_file(path)):
+        raise GeosparseError(f"Cannot write {path}: it is not a plain file; give another file name.")
+    target = Path(os.path.realpath(path))
+    if target.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+    # A rename asks for the folder's permission alone.
+    if target.exists() and not os.access(target, os.W_OK):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+    return target
+
+
+def _stands_for_open_file(path: Path) -> bool:
+    """Whether a link on the way from `path` to its target is one of /proc or /dev/fd."""
+    path = path.absolute()
+    while path.is_symlink():
+        folder = os.path.realpath(path.parent)
+        if folder.startswith(("/proc/", "/dev/fd")):
+            return True
+        path = Path(folder, os.readlink(path))
+    return os.path.realpath(path.parent).startswith(("/proc/", "/dev/fd"))
 
 
 def own_prefix(name: str) -> str:
@@ -74,7 +109,8 @@ def own_prefix(name: str) -> str:
 
 
 def remove_stale(folder: Path, name: str) -> None:
-    """Remove the temporary files and folders for `name` of processes on this machine that were killed."""
+    """Remove the temporary files and folders for `name` of processes that were killed and whose number means the same
+    here: on this machine, since it was started, in this container."""
     if os.name != "posix":
         return
     prefix = _prefix(name)
@@ -90,7 +126,22 @@ def remove_stale(folder: Path, name: str) -> None:
 
 def _prefix(name: str) -> str:
     # Cut, as a file name has 255 bytes and the name itself may take most of them.
-    return f".{name.encode()[:99].decode(errors='ignore')}.{platform.node()[:64]}."
+    return f".{name.encode(errors='replace')[:99].decode(errors='ignore')}.{platform.node()[:64]}.{_numbering()}."
+
+
+def _numbering() -> str:
+    """What tells apart machines and containers that have one host name: only here do process numbers mean the same.
+
+    A word of 12 hex digits, from the start of the system and the namespace of process numbers; random where the system
+    does not say them, so that no file of another process is ever taken for ours.
+    """
+    if not sys.platform.startswith("linux"):
+        return hashlib.sha256(f"{platform.node()} {uuid.getnode()}".encode(errors="replace")).hexdigest()[:12]
+    try:
+        started = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
+        return hashlib.sha256(f"{started} {os.readlink('/proc/self/ns/pid')}".encode()).hexdigest()[:12]
+    except OSError:
+        return secrets.token_hex(6)
 
 
 def _alive(pid: int) -> bool:
@@ -106,13 +157,14 @@ def _alive(pid: int) -> bool:
 def _temporary(folder: Path, name: str) -> Path:
     """A file to be in `folder` whose name only this process knows; known before there is a file, so that no interrupt
     can come between the two."""
-    if len(name.encode()) > MAX_NAME:
+    if len(os.fsencode(name)) > MAX_NAME:
         raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
     return folder / f"{own_prefix(name)}{secrets.token_hex(6)}"
 
 
 def _create(path: Path) -> None:
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    """An empty file, with the permissions that the process gives to new files."""
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666))
 
 
 def _forget(path: Path) -> None:
@@ -124,28 +176,76 @@ def _forget(path: Path) -> None:
 def write_atomic(path: Path | str, write: Callable[[Path], object]) -> Path:
     """Call `write(temporary)` beside `path`, flush it to disk, then rename: the target is old or whole, never half.
 
+    Where `path` is a symbolic link, what it leads to is written. A file that is replaced passes on its permissions.
+
     Raises:
-        GeosparseError: The folder is not writable or the disk is full; nothing is left behind.
+        GeosparseError: The folder is not writable, the disk is full, or a text holds half a surrogate pair; nothing is
+            left behind.
     """
     path = check_writable(path)
     with os_errors_as("write", path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        remove_stale(path.parent, path.name)
-        temporary = _temporary(path.parent, path.name)
+        target = _target(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        remove_stale(target.parent, target.name)
+        temporary = _temporary(target.parent, target.name)
     try:
         with os_errors_as("write", path):
             _create(temporary)
             write(temporary)
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
-            umask = os.umask(0)
-            os.umask(umask)
-            temporary.chmod(0o666 & ~umask)
-            temporary.replace(path)
-            _flush_folder(path.parent)
+            _pass_on(target, temporary)
+            temporary.replace(target)
+            _flush_folder(target.parent)
+    except UnicodeEncodeError as error:
+        found = error.object[error.start]
+        raise GeosparseError(
+            f"Cannot write {path}: its text holds {found!a}, which UTF-8 has no bytes for; give other text."
+        ) from error
     finally:
         _forget(temporary)
     return path
+
+
+def _pass_on(target: Path, temporary: Path) -> None:
+    """Give `temporary` the permissions of the file that it replaces, and where possible its owner."""
+    try:
+        old = target.stat()
+    except FileNotFoundError:
+        return
+    new = temporary.stat()
+    if hasattr(os, "chown") and (old.st_uid, old.st_gid) != (new.st_uid, new.st_gid):
+        with suppress(OSError):
+            os.chown(temporary, old.st_uid, old.st_gid)
+    temporary.chmod(stat.S_IMODE(old.st_mode))
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Inside, no other process or thread that asks for it changes the file `path`: what one adds, no other takes away.
+
+    The lock is on a file beside it, which stays. Where the system has no such locks (Windows), nothing is locked.
+
+    Raises:
+        GeosparseError: The folder is not writable.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with os_errors_as("write", path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError:
+            os.close(handle)
+            raise
+    try:
+        yield
+    finally:
+        os.close(handle)
 
 
 def _flush_folder(folder: Path) -> None:
@@ -158,9 +258,9 @@ def _flush_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def dump_json(data: object) -> str:
+def dump_json(data: object, ascii_only: bool = False) -> str:
     """Stable, readable JSON: same data, same bytes; NaN and infinity are refused."""
-    return json.dumps(data, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
+    return json.dumps(data, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=ascii_only) + "\n"
 
 
 def parse_json(text: str) -> Any:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from .bounds import check_whole
 from .errors import GeosparseError
 from .ops import best_path, cpu
 from .ops.types import per_head
@@ -25,9 +26,11 @@ from .plan import Plan
 from .planning.traffic import Rows, dense_bytes, layer_bytes
 from .progress import track
 from .provenance import device_name
-from .runtime.architecture import attention_layers, check_context
+from .runtime.adapters import inner_model
+from .runtime.architecture import attention_layers, check_context, input_device
+from .runtime.held import held
 from .runtime.products import products
-from .scoring import density
+from .scoring import density, served
 
 WARMUP = 2
 
@@ -53,10 +56,10 @@ def bench(
     Raises:
         GeosparseError: Sparse attention with every token kept does not reproduce the dense logits here.
     """
-    if new_tokens < 1:
-        raise GeosparseError(f"Time at least 1 new token, found {new_tokens}.")
+    new_tokens = check_whole("new_tokens", new_tokens, 1)
+    model = inner_model(model)
     check_context(model, len(prompt) + new_tokens + WARMUP, "give a smaller --context or --new-tokens")
-    device = model.get_input_embeddings().weight.device
+    device = input_device(model)
     ids = prompt[None].to(device)
     gate = _gate(model, ids)
     dense, cache, token = _prefill(model, ids)
@@ -92,7 +95,7 @@ def bench(
         "products_ratio": steps[0]["ms_per_token"] / steps[2]["ms_per_token"],
         "gate": gate,
         "note": f"single queries through {_path(model)}",
-    }
+    } | served(model, plan)
     if plan is None:
         return result
     planned = {"policy": plan.policy, "tail": plan.tail, "mean_keep": plan.mean_keep}
@@ -210,14 +213,14 @@ def _now(device: torch.device) -> float:
 
 def _add_bandwidth(model: Any, context: int, variant: dict[str, Any], plan: Plan | None) -> None:
     """Modelled bytes per decoded token: the weights, and what `traffic` says of the cache."""
-    total: float = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    total: float = sum(part.nbytes for _, part in held(model) if isinstance(part, torch.Tensor))
     for index, layer in enumerate(attention_layers(model)):
         seen = min(context, layer.window or context)
         rows = Rows(layer.key_dim, layer.value_dim, model.dtype.itemsize)
         if plan is None:
             total += dense_bytes(layer.kv_heads, [seen], rows)
         else:
-            n_keep = plan.budgets.of(index).at(torch.tensor(seen))
+            n_keep = plan.budgets.of(index).at(torch.tensor(seen, dtype=torch.int64, device="cpu"))
             total += layer_bytes(n_keep, plan.selectors_of(index), layer.kv_heads, seen, rows)
     variant["bytes_per_token"] = total
     variant["gb_per_second"] = total / variant["ms_per_token"] / 1e6

@@ -90,7 +90,11 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every batch row, index and all."""
-        rows = torch.arange(len(self.keys)).repeat_interleave(repeats) if self.get_seq_length() else None
+        rows = (
+            torch.arange(len(self.keys), dtype=torch.int64, device="cpu").repeat_interleave(repeats)
+            if self.get_seq_length()
+            else None
+        )
         self._change_index(lambda: super(GrowingLayer, self).batch_repeat_interleave(repeats), rows)
 
     def _change_index(self, change: Callable[[], None], rows: torch.Tensor | None) -> None:

@@ -9,41 +9,29 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
 
 from . import __version__
 from .commands import COMMANDS
-from .commands.shared import DEFAULT_MODEL, printable
-from .errors import GeosparseError
+from .commands.shared import DEFAULT_MODEL
+from .console import Parser, run_command
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     # OpenMP threads that spin for long stall every other process of a small machine, threads that sleep at once wake
     # too late for a kernel of 100 us; a few microseconds of spinning do neither. Must precede the import of torch.
-    if "OMP_WAIT_POLICY" not in os.environ:
+    if "OMP_WAIT_POLICY" not in os.environ and "torch" not in sys.modules:
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     try:
-        with _cleaned_up():
-            options = _parse(arguments)
-            options.run(options)
-            sys.stdout.flush()
+        return run_command("geosparse", lambda: _run(arguments))
     except _Ended as end:
         return 128 + end.number
-    except GeosparseError as error:
-        print(f"geosparse: error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("geosparse: interrupted", file=sys.stderr)
-        return 130
-    except OSError as error:
-        # What is still buffered would fail once more, with a traceback, when Python ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if not isinstance(error, BrokenPipeError):
-            where = error.filename or "standard output"
-            print(f"geosparse: error: Cannot use {where}: {error.strerror or error}.", file=sys.stderr)
-        return 1
-    return 0
+
+
+def _run(arguments: list[str] | None) -> None:
+    with _cleaned_up():
+        options = _parse(arguments)
+        options.run(options)
 
 
 class _Ended(BaseException):
@@ -89,9 +77,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
-    parser = _Parser(prog="geosparse", description="Per-head sparse attention, planned from measured geometry.")
+    parser = Parser(prog="geosparse", description="Per-head sparse attention, planned from measured geometry.")
     parser.add_argument("--version", action="version", version=f"geosparse {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
     for name, command in COMMANDS.items():
         example = f"example:\n  geosparse {name} {command.EXAMPLE}"
         own = commands.add_parser(name, help=command.WHAT, description=command.WHAT, epilog=example)
@@ -99,17 +87,3 @@ def build_parser() -> argparse.ArgumentParser:
         own.set_defaults(run=command.run)
         command.arguments(own.add_argument)
     return parser
-
-
-class _Parser(argparse.ArgumentParser):
-    """One sentence and exit code 2 on a wrong flag; no abbreviations, so that lm-eval's flags stay its own."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}; see `{self.prog} --help`.\n")
-
-    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
-        sys.stdout.flush()
-        super().exit(status, message)

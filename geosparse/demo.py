@@ -13,13 +13,14 @@ from .bench import WARMUP, bench
 from .errors import GeosparseError
 from .models import load_model
 from .plan import Plan, PlanTail
-from .planner import DEFAULT_POLICY, DEFAULT_TAIL, make_plan
+from .planner import DEFAULT_TAIL, make_plan
+from .policies import DEFAULT_POLICY
 from .profile import Profile
-from .profiler import ProfileConfig, profile_model
+from .profiler import ProfileConfig, config_json, profile_model
 from .provenance import command_line, device_name, versions
 from .reports.demo import require_plots, save_frontier_png, terminal_table, write_report
 from .runtime.architecture import context_limit
-from .scoring import density, excess, policy_label, sparse_nll, summary, token_nll
+from .scoring import density, excess, policy_label, served, sparse_nll, summary, token_nll
 from .text import load_texts, text_sha256, token_windows
 
 SCHEMA = "geosparse.result/1"
@@ -67,7 +68,7 @@ def run_demo(
     """
     started = time.perf_counter()
     require_plots()
-    config = config or ProfileConfig()
+    config = ProfileConfig() if config is None else config
     for name in ("profile.safetensors", "plan.json", "result.json", "report.html", "frontier.png"):
         check_writable(out / name)
     calibration_texts, test_texts = load_texts(calibration), load_texts(text)
@@ -84,7 +85,8 @@ def run_demo(
         for budget in BUDGETS
         for policy, tail in VARIANTS
     ]
-    room = (context_limit(model) or SPEED_CONTEXT + SPEED_TOKENS + WARMUP) - SPEED_TOKENS - WARMUP
+    limit = context_limit(model)
+    room = SPEED_CONTEXT if limit is None else limit - SPEED_TOKENS - WARMUP
     prompt = token_windows(tokenizer, test_texts, min(SPEED_CONTEXT, config.longest, room), 1)[0]
     result: dict[str, Any] = {
         "schema": SCHEMA,
@@ -98,6 +100,7 @@ def run_demo(
             "calibration_windows": profile.windows,
         },
         "dense": summary(dense),
+        **served(model, plan),
         "rows": rows,
         "speed": bench(model, plan, prompt, SPEED_TOKENS, show_progress),
         "provenance": versions()
@@ -120,8 +123,6 @@ def _profile(
     path: Path, model: Any, tokenizer: Any, texts: list[str], config: ProfileConfig, show_progress: bool
 ) -> Profile:
     """The profile in `path` where it is of this model, text, configuration and version; else a fresh one."""
-    from dataclasses import asdict
-
     from .identity import identify
 
     if path.is_file():
@@ -133,7 +134,7 @@ def _profile(
             old is not None
             and old.model.difference(identify(model)) is None
             and old.calibration.get("sha256") == text_sha256(texts)
-            and old.config == {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(config).items()}
+            and old.config == {key: list(v) if isinstance(v, tuple) else v for key, v in config_json(config).items()}
             and old.provenance == versions()
         ):
             return old

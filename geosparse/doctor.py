@@ -10,6 +10,7 @@ import torch
 from .errors import GeosparseError
 from .ops import PATHS, TAILS, best_path, cpu, reference_attention
 from .ops.cpu.direct import direct
+from .ops.serving import serving
 from .provenance import device_name, versions
 from .weights import ALIASES, cache_dir
 
@@ -23,9 +24,13 @@ def examine() -> tuple[dict[str, Any], str]:
     """Versions, extras, cached models and a self-test, as a JSON object and as text."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     models = cache_dir() / "models"
+    path, why = serving(device)
     data: dict[str, Any] = {
         "versions": versions(),
         "device": device_name(device),
+        "device_type": device,
+        "path": path,
+        "path_reason": why,
         "extras": {extra: find_spec(module) is not None for extra, module in EXTRAS.items()},
         "cache": str(cache_dir()),
         "cached_models": sorted(name for name in ALIASES if any(models.glob(f"{name}-*"))),
@@ -45,6 +50,7 @@ def examine() -> tuple[dict[str, Any], str]:
     kernels = data["cpu_kernels"]
     called = f"{kernels}, called through {data['cpu_calls']}"
     lines.append("CPU kernels: " + (called if cpu.library() is not None else f"the torch path is in use ({kernels})"))
+    lines.append(f"sparse attention is served by: {data['path']} ({data['path_reason']})")
     lines.append(f"self-test: sparse attention within {data['self_test_error']:.1e} of the fp64 reference")
     return data, "\n".join(lines)
 
@@ -52,7 +58,10 @@ def examine() -> tuple[dict[str, Any], str]:
 def _self_test(device: str) -> float:
     """Largest difference of the fast path from the fp64 reference on random tensors, over all tails."""
     generator = torch.Generator().manual_seed(0)
-    query, key, value = (torch.randn(2, heads, 65, 16, generator=generator).to(device) for heads in (6, 2, 2))
+    query, key, value = (
+        torch.randn(2, heads, 65, 16, generator=generator, dtype=torch.float32, device="cpu").to(device)
+        for heads in (6, 2, 2)
+    )
     worst = 0.0
     for tail in TAILS:
         arguments: dict[str, Any] = {"tail": tail, "scaling": 0.25}

@@ -7,12 +7,15 @@ from typing import Any, Literal
 
 import torch
 
+from .bounds import check_whole
 from .errors import GeosparseError
 from .patch import sparsified
 from .plan import Plan
-from .runtime.architecture import check_context
+from .runtime.adapters import inner_model
+from .runtime.architecture import check_context, input_device
 from .runtime.faults import ADVICE, first_fault
-from .scoring import density
+from .scoring import density, served
+from .text import check_text
 
 
 class _Finite:
@@ -28,7 +31,7 @@ class _Finite:
 
     def stop(self, input_ids: torch.Tensor, scores: torch.Tensor, **rest: object) -> torch.Tensor:
         """Which sequences end here."""
-        return torch.full((len(input_ids),), self.broken is not None, device=input_ids.device)
+        return torch.full((len(input_ids),), self.broken is not None, device=input_ids.device, dtype=torch.bool)
 
 
 def generate(
@@ -59,12 +62,13 @@ def generate(
         A JSON object: text, prompt_tokens, new_tokens and, with a plan, density, mean_kept and the receipt's notes.
 
     Raises:
-        GeosparseError: An empty prompt, no chat template, nothing to generate, or logits that are not finite.
+        GeosparseError: A prompt that is empty or no text, no chat template, nothing to generate, or logits that are not
+            finite.
     """
+    check_text(prompt, "The prompt")
     if not prompt.strip():
         raise GeosparseError("The prompt is empty: give some text to continue.")
-    if max_new_tokens < 1:
-        raise GeosparseError(f"Generate at least 1 token, found {max_new_tokens}.")
+    max_new_tokens = check_whole("max_new_tokens", max_new_tokens, 1)
     if chat and not tokenizer.chat_template:
         raise GeosparseError("This tokenizer has no chat template: leave out --chat.")
     if chat:
@@ -75,8 +79,9 @@ def generate(
     length = ids["input_ids"].shape[1]
     if not length:
         raise GeosparseError("The prompt holds no token that this tokenizer knows: give other text.")
+    model = inner_model(model)
     check_context(model, length + max_new_tokens, "give a shorter prompt or a smaller --max-new-tokens")
-    ids = ids.to(model.get_input_embeddings().weight.device)
+    ids = ids.to(input_device(model))
     from transformers import TextStreamer
 
     guard = _Finite()
@@ -101,8 +106,12 @@ def generate(
             f"{model.dtype}, overflow on this prompt, first at {where}; {ADVICE}."
         )
     new = output[0, length:]
-    return {
-        "text": tokenizer.decode(new, skip_special_tokens=True),
-        "prompt_tokens": length,
-        "new_tokens": len(new),
-    } | ({} if receipt is None else density(receipt) | {"notes": receipt.notes})
+    return (
+        {
+            "text": tokenizer.decode(new, skip_special_tokens=True),
+            "prompt_tokens": length,
+            "new_tokens": len(new),
+        }
+        | served(model, plan)
+        | ({} if receipt is None else density(receipt) | {"notes": receipt.notes})
+    )

@@ -72,7 +72,7 @@ def selection_order(score: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
 
 def random_order(seen: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """A random order of the visible tokens: the nested control sets are its prefixes."""
-    noise = torch.rand(seen.shape, generator=generator).to(seen.device)
+    noise = torch.rand(seen.shape, generator=generator, dtype=torch.float32, device="cpu").to(seen.device)
     return selection_order(noise, seen)
 
 
@@ -84,7 +84,7 @@ def contribution_score(alpha: torch.Tensor, value: torch.Tensor) -> torch.Tensor
 
 def rank_of(order: torch.Tensor) -> torch.Tensor:
     """The place of each token in a complete `order`, `[..., Q, L]`."""
-    places = torch.arange(order.shape[-1], device=order.device).expand_as(order)
+    places = torch.arange(order.shape[-1], device=order.device, dtype=torch.int64).expand_as(order)
     return torch.empty_like(order).scatter_(-1, order, places)
 
 
@@ -158,7 +158,7 @@ def _rows_of(value: torch.Tensor, picked: torch.Tensor) -> torch.Tensor:
         value = value.expand(*picked.shape[:-2], *value.shape[-2:])
     rows = value.reshape(-1, value.shape[-1])
     if value.dim() > 2:
-        start = torch.arange(0, len(rows), value.shape[-2], device=value.device)
+        start = torch.arange(0, len(rows), value.shape[-2], device=value.device, dtype=torch.int64)
         picked = picked + start.view(*picked.shape[:-2], 1, 1)
     return rows.index_select(0, picked.flatten()).view(*picked.shape, value.shape[-1])
 

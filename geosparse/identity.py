@@ -9,6 +9,9 @@ from typing import Any
 import torch
 
 from .artifact import is_count, require
+from .errors import GeosparseError
+from .runtime.adapters import inner_model
+from .runtime.held import FLOATS, held
 
 SAMPLES_PER_TENSOR = 1024
 # Below this, fp16 cannot hold every bf16 value; such weights are read as zero so that the dtype does not matter.
@@ -45,6 +48,7 @@ def identify(model: Any) -> ModelIdentity:
     """The identity of a loaded model. Raises GeosparseError where the architecture is not supported."""
     from .runtime.architecture import attention_layers
 
+    model = inner_model(model)
     layers = attention_layers(model)
     return ModelIdentity(
         name=str(getattr(model.config, "_name_or_path", "") or type(model).__name__).rstrip("/").rsplit("/", 1)[-1],
@@ -58,28 +62,37 @@ def identify(model: Any) -> ModelIdentity:
 
 
 def weight_fingerprint(model: Any) -> str:
-    """A hash of evenly spaced weights of every parameter, rounded to bf16: the same in fp32, bf16 and fp16."""
+    """A hash of evenly spaced values of every tensor that decides what the model computes.
+
+    Floating values are rounded to bf16: the same in fp32, bf16 and fp16. Of quantized modules the codes and scales
+    count, whatever their class; of adapters those that serve. The dtype of the arithmetic does not count.
+
+    Raises:
+        GeosparseError: A tensor is not in memory, or of a class that cannot be read.
+    """
     digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        flat = _at_hand(model, name, parameter).detach().reshape(-1)
-        picks = torch.linspace(0, flat.numel() - 1, min(SAMPLES_PER_TENSOR, flat.numel()), dtype=torch.float64).long()
-        sample = flat[picks.to(flat.device)].float().cpu()
-        sample = torch.where(sample.abs() < SMALLEST, 0.0, sample).bfloat16()
-        digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        digest.update(sample.view(torch.int16).numpy().tobytes())
+    for name, value in held(inner_model(model)):
+        if isinstance(value, torch.Tensor):
+            digest.update(f"{name}{tuple(value.shape)}".encode())
+            digest.update(_sample(name, value))
+        else:
+            digest.update(f"{name}={value!r}".encode())
     return digest.hexdigest()[:16]
 
 
-def _at_hand(model: Any, name: str, parameter: torch.Tensor) -> torch.Tensor:
-    """The parameter, fetched where a `device_map` keeps it on disk or on another device until it is used."""
-    if not parameter.is_meta:
-        return parameter
-    from accelerate.utils import align_module_device
-
-    owner, _, last = name.rpartition(".")
-    with align_module_device(model.get_submodule(owner), "cpu"):
-        fetched: torch.Tensor = getattr(model.get_submodule(owner), last).detach().clone()
-    return fetched
+def _sample(name: str, tensor: torch.Tensor) -> bytes:
+    """The bytes of evenly spaced elements; floating ones as bf16."""
+    if tensor.is_meta:
+        raise GeosparseError(f"The weights {name} are on the meta device, which holds no values: load the model again.")
+    flat = tensor.reshape(-1)
+    picks = torch.linspace(0, flat.numel() - 1, min(SAMPLES_PER_TENSOR, flat.numel()), dtype=torch.float64).long()
+    if tensor.dtype not in FLOATS:
+        width = flat.element_size()
+        codes = flat.contiguous().view(torch.uint8).reshape(-1, width)
+        return bytes(codes[picks.to(flat.device)].cpu().numpy().tobytes())
+    sample = flat[picks.to(flat.device)].float().cpu()
+    sample = torch.where(sample.abs() < SMALLEST, 0.0, sample).bfloat16()
+    return bytes(sample.view(torch.int16).numpy().tobytes())
 
 
 def parse_identity(data: Any) -> ModelIdentity:

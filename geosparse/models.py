@@ -128,7 +128,7 @@ def _device(device: str | None, device_map: Any) -> torch.device | None:
     if device_map is not None:
         raise GeosparseError(f"Both device={device!r} and device_map={device_map!r} were given; give one of them.")
     try:
-        torch.empty(0, device=device)
+        torch.empty(0, device=device, dtype=torch.float32)
         return torch.device(device)
     except (RuntimeError, AssertionError, ImportError) as error:
         raise GeosparseError(f"Device {device!r} cannot be used here ({reason(error)}); try cpu.") from error

@@ -12,14 +12,19 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from .attention import LayerRules, SparseAttention
+from .bounds import check_whole
 from .errors import GeosparseError, did_you_mean
 from .ops import Budgets, Selector
+from .ops.serving import missing_kernels, serving, warn_once
 from .ops.types import per_head
 from .plan import Plan
-from .runtime.architecture import PROBE_TOKENS, AttentionLayer, attention_layers, input_device
+from .runtime.action import device_of_module
+from .runtime.adapters import inner_model
+from .runtime.architecture import PROBE_TOKENS, AttentionLayer, attention_layers, input_device, vocabulary_of
 from .runtime.breakeven import Shape, break_even
 from .runtime.faults import ADVICE, first_fault
 from .runtime.interception import Handler, install, installed, uninstall
+from .runtime.modes import evaluating
 from .runtime.products import install_products, remove_products
 from .runtime.receipt import Receipt
 from .runtime.reproduction import reproduce
@@ -51,7 +56,7 @@ def sparsify_(
     """Make `model` attend sparsely by `plan`, in place, until `restore_(model)`.
 
     Args:
-        model: A transformers causal language model.
+        model: A transformers causal language model, or a PeftModel around one.
         plan: A plan for this model.
         prefill: How several queries at once are served: "exact", every query selects as it would in a decode step,
             "dense", without selection, or "block", dense within blocks of keys chosen for blocks of queries (the
@@ -67,14 +72,20 @@ def sparsify_(
         GeosparseError: The plan is for another model, the model is already sparse, or its architecture is not
             supported; the model is then as before.
     """
+    model = inner_model(model)
     if installed(model):
         raise GeosparseError("The model is already sparsified: call geosparse.restore_(model) first.")
     if prefill not in PREFILLS:
         raise GeosparseError(f"Unknown prefill mode {prefill!r}: {did_you_mean(prefill, PREFILLS)}")
+    if dense_below != "measured":
+        dense_below = check_whole("dense_below", dense_below, 0)
     plan.check(model)
     layers = attention_layers(model)
     _check_dense_budget(model)
     receipt = Receipt(plan.budgets, [layer.name for layer in layers])
+    weight = model.get_input_embeddings().weight
+    receipt.served_by(serving(weight.device, weight.dtype), missing_kernels(weight.device))
+    warn_once(weight.device)
     handlers: dict[torch.nn.Module, Handler] = {
         layer.module: SparseAttention(
             index,
@@ -101,9 +112,8 @@ def rules_of(plan: Plan, layer: int, window: int | None = None) -> LayerRules:
 
 def shape_of(model: Any, layer: AttentionLayer) -> Shape:
     """What the break-even of a layer is measured for."""
-    embedding = model.get_input_embeddings().weight
-    weight = next(layer.module.parameters(), embedding)
-    return Shape(layer.heads, layer.kv_heads, layer.key_dim, embedding.dtype, weight.device)
+    device = device_of_module(layer.module, input_device(model))
+    return Shape(layer.heads, layer.kv_heads, layer.key_dim, layer.dtype, device)
 
 
 def _break_even(model: Any, layer: AttentionLayer, plan: Plan, index: int) -> int:
@@ -119,7 +129,7 @@ def restore_(model: Any) -> None:
     Raises:
         GeosparseError: The model is not sparsified.
     """
-    patch = model.__dict__.pop(RECORD, None)
+    patch = inner_model(model).__dict__.pop(RECORD, None)
     if patch is None:
         raise GeosparseError("The model is not sparsified: there is nothing to restore.")
     uninstall(patch.before, patch.modules)
@@ -144,6 +154,7 @@ def sparsified(
         GeosparseError: As `sparsify_`; or a planned layer was not reached, a count differs from the plan, or the
             attention implementation was changed inside the block.
     """
+    model = inner_model(model)
     receipt = sparsify_(model, plan, prefill, dense_below, own_products)
     try:
         yield receipt
@@ -166,26 +177,28 @@ def _check_dense_budget(model: Any) -> None:
     """
     if model in _trusted:
         return
-    embedding = model.get_input_embeddings().weight
-    tokens = torch.arange(PROBE_TOKENS, device=input_device(model))[None] % embedding.shape[0]
+    tokens = torch.arange(PROBE_TOKENS, device=input_device(model), dtype=torch.int64)[None] % vocabulary_of(model)
     layers = attention_layers(model)
-    unlimited = Budgets(torch.full((len(layers), layers[0].heads), PROBE_TOKENS, dtype=torch.int64))
+    unlimited = Budgets(torch.full((len(layers), layers[0].heads), PROBE_TOKENS, dtype=torch.int64, device="cpu"))
     receipt = Receipt(unlimited, [layer.name for layer in layers])
     handlers: dict[torch.nn.Module, Handler] = {
         layer.module: SparseAttention(index, LayerRules(unlimited.of(index), "drop"), receipt)
         for index, layer in enumerate(layers)
     }
-    logits, errors = reproduce(model, tokens, {layer.module: layer.name for layer in layers}, handlers)
+    with evaluating(model):
+        logits, errors = reproduce(model, tokens, {layer.module: layer.name for layer in layers}, handlers)
     if not (bool(torch.isfinite(logits).all()) and all(math.isfinite(error) for error in errors.values())):
         raise GeosparseError(
-            f"The logits of this {type(model).__name__} are not finite: its weights or its dtype, {embedding.dtype}, "
+            f"The logits of this {type(model).__name__} are not finite: its weights or its dtype, {layers[0].dtype}, "
             f"overflow, first at {first_fault(model, tokens)}; {ADVICE}."
         )
     # Not a test of rounding but of meaning: another formula is off by far more. Our arithmetic is fp32.
-    eps, single = torch.finfo(embedding.dtype).eps, torch.finfo(torch.float32).eps
+    eps, single = torch.finfo(layers[0].dtype).eps, torch.finfo(torch.float32).eps
     allowed = 2000 * single if eps <= single else 32 * eps
+    # Modules that round what they take, to int8 say, make other steps of a difference that is none.
+    rounding = {layer.name: layer.rounding() for layer in layers}
     for name, error in errors.items():
-        if not error <= allowed:
+        if not error <= allowed + 8 * rounding[name]:
             raise GeosparseError(
                 f"{type(model).__name__} is not supported: its attention cannot be reproduced through the interface "
                 f"(with every token kept, the output of {name} is off by {100 * error:.2g} %)."

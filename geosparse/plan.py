@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import Any, Literal, cast
 
 import torch
 
-from .artifact import MAX_COUNT, damaged, is_count, is_number, read_json, require, write_json
+from .artifact import MAX_COUNT, damaged, dump_json, is_count, is_number, read_json, require, write_json
+from .bounds import as_whole, check_whole
 from .errors import GeosparseError, did_you_mean
 from .identity import ModelIdentity, identify, parse_identity
 from .ops import CHOICES, SELECTORS, TAILS, Budgets, Selector, Selectors, Tail, Tails, check_selector
@@ -25,6 +27,8 @@ VERIFIED = ("tolerance", "increase", "limit", "windows", "failed")
 """The numbers that every verification has."""
 # Written only where they say something; a file without them is an older plan.
 OPTIONAL = {"head_tails", "head_selectors", "growth", "share_kv", "selector", "verified"}
+DECISIVE = ("n_keep", "tail", "head_tails", "selector", "head_selectors", "growth", "share_kv", "reference_length")
+"""What a model sees of a plan; all else says where it comes from."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,8 +85,7 @@ class Plan:
         if int(self.n_keep.min()) < 1 or int(self.n_keep.max()) > MAX_COUNT:
             found = f"{int(self.n_keep.min())} to {int(self.n_keep.max())}"
             raise GeosparseError(f"Every head keeps from 1 to {MAX_COUNT} tokens, found budgets of {found}.")
-        if self.reference_length < 1:
-            raise GeosparseError(f"The reference length is at least 1 token, found {self.reference_length}.")
+        check_whole("reference_length", self.reference_length, 1)
         if self.growth is not None:
             sound = tuple(self.growth.shape) == shape and self.growth.dtype == torch.float64
             sound = sound and bool(((self.growth >= 0) & (self.growth <= MAX_GROWTH)).all())
@@ -147,15 +150,19 @@ class Plan:
             reference_length: Recorded only; by default the longest context of the model.
             selector: How the tokens are found.
         """
-        if isinstance(n_keep, bool) or not 1 <= n_keep <= MAX_COUNT or not float(n_keep).is_integer():
+        if not is_count(as_whole(n_keep)):
             raise GeosparseError(f"n_keep is a whole number of tokens >= 1, found {n_keep}.")
+        n_keep = int(n_keep)
         identity = identify(model)
-        longest = getattr(model.config.get_text_config(), "max_position_embeddings", None) or n_keep
-        budgets = torch.full((identity.layers, identity.heads), int(n_keep), dtype=torch.int64)
+        longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        if reference_length is None:
+            reference_length = longest if is_count(longest) else n_keep
+        reference_length = check_whole("reference_length", reference_length, 1)
+        budgets = torch.full((identity.layers, identity.heads), n_keep, dtype=torch.int64, device="cpu")
         return cls(
             budgets,
             tail,
-            int(reference_length or longest),
+            reference_length,
             "uniform",
             {"mean_keep": float(n_keep)},
             identity,
@@ -181,7 +188,7 @@ class Plan:
 
     def at(self, length: int) -> torch.Tensor:
         """Tokens kept `[layers, Hq]` int64 by a query that sees `length` tokens."""
-        return self.budgets.at(torch.tensor(length)).clamp_max(length)
+        return self.budgets.at(torch.tensor(length, dtype=torch.int64, device="cpu")).clamp_max(length)
 
     @property
     def mean_keep(self) -> float:
@@ -208,6 +215,12 @@ class Plan:
         defaults: dict[str, Any] = dict.fromkeys(("head_tails", "head_selectors", "growth"))
         defaults |= {"share_kv": False, "selector": "topn", "verified": {}}
         return {key: value for key, value in data.items() if key not in defaults or value != defaults[key]}
+
+    def digest(self) -> str:
+        """SHA-256 of what the model sees of the plan (`DECISIVE`): plans that differ in provenance only share it."""
+        data = self.to_json()
+        seen = {"plan": {key: data[key] for key in DECISIVE if key in data}}
+        return hashlib.sha256(dump_json(seen).encode()).hexdigest()
 
     def save(self, path: Path | str) -> Path:
         """Write the plan as JSON, atomically."""
@@ -282,7 +295,7 @@ def _is_table(rows: Any, identity: ModelIdentity) -> bool:
 def _parse_words(rows: Any, identity: ModelIdentity, words: Sequence[str], key: str) -> torch.Tensor:
     require(_is_table(rows, identity), f"{key} is misshapen.")
     require(all(word in words for row in rows for word in row), f"{key} holds an unknown word.")
-    return torch.tensor([[words.index(word) for word in row] for row in rows], dtype=torch.int64)
+    return torch.tensor([[words.index(word) for word in row] for row in rows], dtype=torch.int64, device="cpu")
 
 
 def _parse_growth(rows: Any, identity: ModelIdentity) -> torch.Tensor:
@@ -291,10 +304,10 @@ def _parse_growth(rows: Any, identity: ModelIdentity) -> torch.Tensor:
     require(numbers, "growth holds something that is not a number.")
     sound = all(0 <= power <= MAX_GROWTH for row in rows for power in row)
     require(sound, f"growth holds one exponent from 0 to {MAX_GROWTH:g} per head.")
-    return torch.tensor(rows, dtype=torch.float64)
+    return torch.tensor(rows, dtype=torch.float64, device="cpu")
 
 
 def _parse_budgets(rows: Any, identity: ModelIdentity) -> torch.Tensor:
     require(_is_table(rows, identity), "n_keep is misshapen.")
     require(all(is_count(n) for row in rows for n in row), "n_keep holds something that is not a whole number >= 1.")
-    return torch.tensor(rows, dtype=torch.int64)
+    return torch.tensor(rows, dtype=torch.int64, device="cpu")

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import torch
 
-from .artifact import MAX_COUNT
-from .errors import GeosparseError, did_you_mean
+from .artifact import MAX_COUNT, is_count
+from .bounds import as_number, as_whole
+from .errors import GeosparseError
 from .ops import CHOICES, SELECTORS
 from .plan import Plan, PlanTail, check_tail
 from .planning.byte_budget import Market, Split, spend_bytes
@@ -16,18 +17,15 @@ from .planning.choices import AUTO, Choices, Chosen
 from .planning.curves import complete_at
 from .planning.growth import Growth, law_of
 from .planning.traffic import Rows, split_bytes
-from .policies import POLICIES, SHAREABLE
+from .policies import DEFAULT_POLICY, POLICIES, Policy
 from .policies.permuted import deal, undo_deal
 from .policies.scale import scale_to
 from .profile import Profile
 from .provenance import versions
 
-__all__ = ["DEFAULT_POLICY", "DEFAULT_TAIL", "POLICIES", "make_plan", "predicted_damage"]
+__all__ = ["DEFAULT_TAIL", "make_plan", "predicted_damage"]
 
-DEFAULT_POLICY = "fisher"
 DEFAULT_TAIL: PlanTail = "blend"
-# Policies that go by an error, which selectors can be compared in.
-PRICED = ("fisher", "alone", "output_error")
 MORE = 0.05
 """How much larger the measured errors of 4-bit codes may be, for them to be the usual way to find tokens."""
 ROUNDS = 6
@@ -66,8 +64,7 @@ def make_plan(
     Args:
         profile: Measurements of the model.
         mean_keep: Tokens kept per head, on average, at the length planned for; heads keep from 1 to that length.
-        policy: A name in `POLICIES`: "fisher" (default), "alone", "output_error", "mass", "separability", "entropy",
-            "regime", "uniform", or one of the controls "permuted" and "random".
+        policy: A name in `POLICIES`: a built-in one, or one that an installed package adds by an entry point.
         tail: What stands for the discarded tokens: one of `ops.TAILS` for all heads, or for each head the one of the
             least price at its N, in what the policy pays for: of all of them ("blend", default), or of "drop",
             "renormalize" and "centroid" ("best"); none that give mass to the mean of the visible values for heads of
@@ -85,25 +82,27 @@ def make_plan(
         GeosparseError: An unknown policy, tail or selector, a budget below one token, or not exactly one of
             `mean_keep`, `density` and `bytes_read`; a length that the profile says nothing about.
     """
-    if policy not in POLICIES:
-        raise GeosparseError(f"Unknown policy {policy!r}: {did_you_mean(policy, POLICIES)}")
+    POLICIES.check(policy)
+    rule = POLICIES[policy]
     check_tail(tail)
-    if not 0 <= seed <= MAX_COUNT:
+    if (whole := as_whole(seed)) is None or not 0 <= whole <= MAX_COUNT:
         raise GeosparseError(f"seed is a whole number from 0 to {MAX_COUNT}, found {seed}.")
-    if share_kv and policy not in SHAREABLE:
-        raise GeosparseError(f"share_kv goes with the policies {', '.join(SHAREABLE)} only, found {policy!r}.")
+    if share_kv and not rule.shareable:
+        able = ", ".join(name for name in POLICIES if POLICIES[name].shareable)
+        raise GeosparseError(f"share_kv goes with the policies {able} only, found {policy!r}.")
     length = _checked_length(profile, length)
     request = _request(length, mean_keep, density, bytes_read)
-    if request.kind == "bytes" and policy not in PRICED:
-        raise GeosparseError(f"A budget in bytes goes with the policies {', '.join(PRICED)} only, found {policy!r}.")
+    if request.kind == "bytes" and rule.measure is None:
+        able = ", ".join(name for name in POLICIES if POLICIES[name].measure is not None)
+        raise GeosparseError(f"A budget in bytes goes with the policies {able} only, found {policy!r}.")
     near = profile.at(min(profile.distinct_lengths, key=lambda known: abs(math.log(known / length))))
-    measure = policy if policy in PRICED else "fisher"
+    measure = rule.measure or "fisher"
     if selector is None and request.kind == "bytes":
         selector = AUTO
     elif selector is None:
         per_head = request.amount * near.length / length
         selector = _usual_selector(near, tail, share_kv, measure, per_head)
-    task = _Task(profile, Choices.of(near, tail, selector, share_kv), policy, measure, seed, length)
+    task = _Task(profile, Choices.of(near, tail, selector, share_kv), rule, measure, seed, length)
     found = _by_bytes(task, request.amount) if request.kind == "bytes" else _by_tokens(task, request.amount)
     chosen = _choose(task, found)
     words = chosen.selectors.flatten()
@@ -144,7 +143,7 @@ class _Task(NamedTuple):
 
     profile: Profile
     choices: Choices
-    policy: str
+    policy: Policy
     measure: str
     seed: int
     length: int
@@ -158,7 +157,7 @@ class _Task(NamedTuple):
         """N at `length` over N at `near`, `[layers, Hq]`."""
         model = self.profile.model
         if growth is None:
-            return torch.ones(model.layers, model.heads, dtype=torch.float64)
+            return torch.ones(model.layers, model.heads, dtype=torch.float64, device="cpu")
         return (self.length / self.near) ** growth.exponents
 
     def limits(self) -> list[int]:
@@ -181,7 +180,10 @@ def _by_tokens(task: _Task, mean: float) -> _Found:
     total = min(round(mean * heads), task.length * heads)
 
     def policy(tokens: float) -> torch.Tensor:
-        return POLICIES[task.policy](choices, min(max(round(tokens), heads), task.near * heads), task.seed)
+        wanted = min(max(round(tokens), heads), task.near * heads)
+        budgets = task.policy(choices, wanted, task.seed)
+        _check_budgets(task, budgets, wanted)
+        return budgets
 
     start = total * (task.near / task.length) ** TYPICAL_GROWTH
     growth = _law(task, start)
@@ -193,9 +195,21 @@ def _by_tokens(task: _Task, mean: float) -> _Found:
         start *= total / float((budgets * stretch).sum())
         budgets = policy(start)
     wanted = (budgets * stretch)[:, ::members]
-    most = torch.full(wanted.shape, task.length, dtype=torch.int64)
+    most = torch.full(wanted.shape, task.length, dtype=torch.int64, device="cpu")
     scaled = scale_to(lambda factor: wanted * factor, total // members, most)
     return _Found(scaled.repeat_interleave(members, dim=-1), growth)
+
+
+def _check_budgets(task: _Task, budgets: torch.Tensor, total: int) -> None:
+    """Raise GeosparseError unless a policy, which may be another package's, did what a policy has to do."""
+    model, members = task.profile.model, task.choices.members
+    shape, spent = (model.layers, model.heads), total // members * members
+    whole = isinstance(budgets, torch.Tensor) and budgets.dtype == torch.int64 and tuple(budgets.shape) == shape
+    if not whole or int(budgets.min()) < 1 or int(budgets.max()) > task.near or int(budgets.sum()) != spent:
+        raise GeosparseError(
+            f"The policy {task.policy.name!r} returned budgets that are not int64 {list(shape)} from 1 to {task.near} "
+            f"with the sum {spent}: mend it, or choose another policy."
+        )
 
 
 def _by_bytes(task: _Task, most: float) -> _Found:
@@ -207,7 +221,7 @@ def _by_bytes(task: _Task, most: float) -> _Found:
         {word: choices.pooled(choices.curve(task.measure, word)) for word in choices.allowed},
         1 if choices.share_kv else model.heads // model.kv_heads,
         rows,
-        torch.tensor(limits),
+        torch.tensor(limits, dtype=torch.int64, device="cpu"),
         stretch[:, :: choices.members],
     )
 
@@ -226,11 +240,11 @@ def _by_bytes(task: _Task, most: float) -> _Found:
 def _law(task: _Task, tokens: float) -> Growth | None:
     """The law of the policy: its own exponents where it has any, else the typical one for every head that grows."""
     growth = law_of(task.profile, task.choices, task.measure, tokens)
-    if growth is None or task.policy in PRICED:
+    if growth is None or task.policy.measure is not None:
         return growth
-    if task.policy == "permuted":
+    if task.policy.deals:
         return growth._replace(exponents=deal(growth.exponents, task.seed))
-    fixed = torch.tensor(task.profile.limits) <= task.profile.distinct_lengths[0]
+    fixed = torch.tensor(task.profile.limits, dtype=torch.int64, device="cpu") <= task.profile.distinct_lengths[0]
     typical = torch.full_like(growth.exponents, growth.typical).masked_fill(fixed[:, None], 0.0)
     return growth._replace(exponents=typical)
 
@@ -241,7 +255,7 @@ def _choose(task: _Task, found: _Found) -> Chosen:
     The permuted control deals whole heads: each N takes along what it had in the plan before.
     """
     at_near = (found.budgets / task.stretch(found.growth)).round().long()
-    if task.policy != "permuted":
+    if not task.policy.deals:
         return task.choices.at(at_near, task.measure, found.selectors)
     before = task.choices.at(undo_deal(at_near, task.seed), "fisher")
     return Chosen(deal(before.selectors, task.seed), deal(before.tails, task.seed))
@@ -267,7 +281,7 @@ def _predicted(task: _Task, found: _Found, chosen: Chosen) -> dict[str, float]:
 def _checked_length(profile: Profile, length: int | None) -> int:
     if length is None or length == profile.length:
         return profile.length
-    if length < 1 or length > MAX_COUNT:
+    if not is_count(as_whole(length)):
         raise GeosparseError(f"The length to plan for is a whole number of tokens from 1, found {length}.")
     if len(profile.distinct_lengths) == 1:
         raise GeosparseError(
@@ -279,7 +293,7 @@ def _checked_length(profile: Profile, length: int | None) -> int:
 
 def _request(length: int, mean_keep: float | None, density: float | None, bytes_read: float | None) -> Request:
     given = {"mean_keep": mean_keep, "density": density, "bytes": bytes_read}
-    asked = {kind: float(amount) for kind, amount in given.items() if amount is not None}
+    asked = {kind: as_number(kind, amount) for kind, amount in given.items() if amount is not None}
     if len(asked) != 1:
         found = " and ".join(asked) or "none"
         raise GeosparseError(f"The budget is one of mean_keep, density and bytes, found {found}: give one of them.")

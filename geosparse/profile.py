@@ -127,7 +127,7 @@ class Profile:
         for name, array in later.items():
             require(bool(torch.isfinite(array).all()), f"the array {name} holds NaN or infinity.")
         if self.moments is not None:
-            tokens = torch.tensor(self.lengths, dtype=torch.float64)[:, None, None]
+            tokens = torch.tensor(self.lengths, dtype=torch.float64, device="cpu")[:, None, None]
             sound = bool((self.moments.windows == 1).all()) and bool((self.moments.tokens == tokens).all())
             require(sound, "its moments are not of its windows.")
 
@@ -176,7 +176,7 @@ class Profile:
 
     def longest(self, name: str) -> torch.Tensor:
         """The array `name` of the longest windows, fp64, with its windows dimension."""
-        rows = torch.tensor([length == self.length for length in self.lengths])
+        rows = torch.tensor([length == self.length for length in self.lengths], dtype=torch.bool, device="cpu")
         return self.arrays[name][rows].double()
 
     def mean(self, name: str) -> torch.Tensor:

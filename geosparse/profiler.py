@@ -12,21 +12,25 @@ from typing import Any
 
 import torch
 
-from .artifact import MAX_COUNT, check_writable
+from .artifact import check_writable
 from .assumptions.moments import Moments
+from .bounds import check_whole
 from .errors import GeosparseError
 from .identity import identify
 from .interplay import Interplay
 from .ops import check_selector
+from .ops.serving import warn_once
 from .passes.capture import LayerRows, Rows, forward_backward, walk_layers
 from .passes.measures import KvHead, joined, kv_heads, measure
-from .passes.parts import Parts, Window, process_rank, wait_for_all
+from .passes.parts import Parts, Window, process_group, process_rank, wait_for_all
 from .passes.second_pass import interplay_of_window, mean_interplay
 from .planner import make_plan
 from .profile import ARRAYS, Profile
 from .progress import steps, track
 from .provenance import versions
+from .runtime.adapters import inner_model
 from .runtime.architecture import AttentionLayer, attention_layers, check_context
+from .runtime.modes import evaluating
 from .text import text_sha256, token_windows
 from .threads import mapped
 
@@ -49,12 +53,16 @@ SECOND_WINDOWS, SECOND_QUERIES, SECOND_SHARE, SECOND_LENGTH = 4, 128, 32, 4096
 PASS_STEPS = 30
 
 
+class _Only(int):
+    """The one of `lengths`, as a configuration says it of itself: `dataclasses.replace` hands it back unasked."""
+
+
 @dataclass(frozen=True)
 class ProfileConfig:
     """How to profile.
 
     Attributes:
-        length: Short form of `lengths` with one entry, which it replaces where it is given.
+        length: The one entry of `lengths`, None of several; where it is given, `lengths` becomes it alone.
         windows: Windows of the shortest length, evenly spaced over the text; of a longer one as many as hold about as
             many tokens, but at least 2 (or `windows`, where that is less).
         queries: Query positions sampled per window, stratified over the window.
@@ -82,19 +90,17 @@ class ProfileConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be profiled."""
-        if self.length is not None:
+        if self.length is not None and not (isinstance(self.length, _Only) and self.lengths != (self.length,)):
             object.__setattr__(self, "lengths", (self.length,))
-            object.__setattr__(self, "length", None)
-        lengths = list(self.lengths)
-        if not lengths or lengths != sorted(set(lengths)):
-            raise GeosparseError(f"lengths must ascend, found {lengths}.")
+        lengths = tuple(check_whole("length", length, 8) for length in self.lengths)
+        if not lengths or list(lengths) != sorted(set(lengths)):
+            raise GeosparseError(f"lengths must ascend, found {list(lengths)}.")
+        object.__setattr__(self, "lengths", lengths)
+        object.__setattr__(self, "length", _Only(lengths[0]) if len(lengths) == 1 else None)
         least = {"windows": 1, "queries": 1, "random_sets": 1, "seed": 0, "geometry_queries": 1}
-        values = {"length": lengths[0]} | {name: getattr(self, name) for name in least}
-        for name, bound in ({"length": 8} | least).items():
-            if values[name] < bound:
-                raise GeosparseError(f"{name} must be at least {bound}, found {values[name]}.")
-        if self.seed > MAX_COUNT:
-            raise GeosparseError(f"seed must be at most {MAX_COUNT}, found {self.seed}.")
+        for name, bound in least.items():
+            object.__setattr__(self, name, check_whole(name, getattr(self, name), bound))
+        object.__setattr__(self, "budgets", tuple(check_whole("budgets", budget) for budget in self.budgets))
         if not self.budgets or min(self.budgets) < 1 or list(self.budgets) != sorted(set(self.budgets)):
             raise GeosparseError(f"budgets must ascend from at least 1, found {list(self.budgets)}.")
         if self.budgets[0] >= lengths[0]:
@@ -114,6 +120,11 @@ class ProfileConfig:
         return max(min(FEWEST_WINDOWS, self.windows), round(self.windows * self.lengths[0] / length))
 
 
+def config_json(config: ProfileConfig) -> dict[str, Any]:
+    """A configuration as a profile holds it: one length is in `lengths` alone, however it was given."""
+    return asdict(config) | {"length": None}
+
+
 def profile_model(
     model: Any,
     tokenizer: Any,
@@ -125,7 +136,8 @@ def profile_model(
     """Measure every head of `model` on calibration text.
 
     Args:
-        model: A transformers causal language model; it is not changed.
+        model: A transformers causal language model, or a PeftModel around one; it is not changed, and measured in
+            evaluation mode.
         tokenizer: Its tokenizer.
         texts: A text, or documents that are joined.
         config: How to profile.
@@ -134,7 +146,9 @@ def profile_model(
     Raises:
         GeosparseError: The text is too short, the architecture is not supported, or the loss is not finite.
     """
-    return _profile(model, tokenizer, texts, config or ProfileConfig(), None, show_progress)
+    model = inner_model(model)
+    with evaluating(model):
+        return _profile(model, tokenizer, texts, ProfileConfig() if config is None else config, None, show_progress)
 
 
 def profile_to_file(
@@ -157,11 +171,13 @@ def profile_to_file(
     """
     path = check_writable(path)
     parts = path.with_name(f"{path.name}.parts")
-    profile = _profile(model, tokenizer, texts, config or ProfileConfig(), parts, show_progress)
-    if process_rank()[0] == 0:
-        profile.save(path)
-        shutil.rmtree(parts, ignore_errors=True)
-    wait_for_all()
+    model = inner_model(model)
+    with process_group(), evaluating(model):
+        profile = _profile(model, tokenizer, texts, ProfileConfig() if config is None else config, parts, show_progress)
+        if process_rank()[0] == 0:
+            profile.save(path)
+            shutil.rmtree(parts, ignore_errors=True)
+        wait_for_all()
     return profile
 
 
@@ -175,6 +191,7 @@ def _profile(
 ) -> Profile:
     """`profile_model`; with a folder for the finished windows, resumed and shared between processes."""
     layers = attention_layers(model)
+    warn_once(model.get_input_embeddings().weight.device)
     check_context(model, config.longest, "give a smaller --length")
     texts = [texts] if isinstance(texts, str) else list(texts)
     windows = [
@@ -185,7 +202,7 @@ def _profile(
     about: dict[str, Any] = {
         "model": identify(model).to_json(),
         "calibration": {"sha256": text_sha256(texts), "windows": len(windows), "lengths": list(config.lengths)},
-        "config": asdict(config),
+        "config": config_json(config),
         "provenance": versions(),
     }
     parts = None if folder is None else Parts(folder, about | {"dtype": str(model.dtype)})
@@ -293,8 +310,8 @@ def window_generator(seed: int, length: int, index: int) -> torch.Generator:
 def sample_positions(length: int, count: int, generator: torch.Generator) -> torch.Tensor:
     """`count` ascending query positions, one drawn from each of equal parts of the window; never the last position,
     whose output predicts nothing."""
-    edges = torch.linspace(0, length - 1, min(count, length - 1) + 1, dtype=torch.float64)
-    draw = torch.rand(len(edges) - 1, generator=generator, dtype=torch.float64)
+    edges = torch.linspace(0, length - 1, min(count, length - 1) + 1, dtype=torch.float64, device="cpu")
+    draw = torch.rand(len(edges) - 1, generator=generator, dtype=torch.float64, device="cpu")
     positions: torch.Tensor = torch.unique((edges[:-1] + draw * edges.diff()).long().clamp_max(length - 2))
     return positions
 
@@ -318,7 +335,7 @@ def _window_arrays(
     length = len(window)
     generator = window_generator(config.seed, length, index)
     positions = sample_positions(length, config.queries, generator)
-    queries = torch.cat([positions, torch.tensor([length - 1])])
+    queries = torch.cat([positions, torch.tensor([length - 1], dtype=torch.int64, device="cpu")])
     loss, calls, gradients = forward_backward(model, layers, window, queries, positions)
     advance(length * PASS_STEPS)
     chosen = [*evenly(config.geometry_queries, len(positions)), len(positions)]
@@ -326,7 +343,9 @@ def _window_arrays(
 
     def heads() -> Iterator[KvHead]:
         for call, gradient, gram in zip(calls, gradients, grams, strict=True):
-            noise = torch.rand(config.random_sets, len(queries), length, generator=generator)
+            noise = torch.rand(
+                config.random_sets, len(queries), length, generator=generator, dtype=torch.float32, device="cpu"
+            )
             yield from kv_heads(call, gradient, gram, chosen, noise[:, chosen])
 
     parts = mapped(

@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 def track(items: Iterable[T], what: str, show: bool = True) -> Iterable[T]:
     """`items` with a progress bar and time left, when `show` is set and standard error is a terminal."""
-    if not show or not sys.stderr.isatty():
+    if not show or not _on_terminal():
         return items
     from tqdm import tqdm
 
@@ -21,10 +21,16 @@ def track(items: Iterable[T], what: str, show: bool = True) -> Iterable[T]:
     return bar
 
 
+def _on_terminal() -> bool:
+    """Whether standard error is there, open and a terminal."""
+    stream = sys.stderr
+    return stream is not None and not getattr(stream, "closed", False) and stream.isatty()
+
+
 @contextmanager
 def steps(total: int, what: str, show: bool = True) -> Iterator[Callable[[int], object]]:
     """A progress bar over `total` units of work, under the same conditions; yields what takes the units just done."""
-    if not show or not sys.stderr.isatty():
+    if not show or not _on_terminal():
         yield lambda units: None
         return
     from tqdm import tqdm

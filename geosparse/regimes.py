@@ -134,26 +134,6 @@ def classify(typical_signatures: torch.Tensor) -> Regimes:
     return Regimes(label.masked_fill(confidence < CONFIDENT, REGIMES.index("unclear")), confidence, probability)
 
 
-def cohen_kappa(first: torch.Tensor, second: torch.Tensor) -> float:
-    """Agreement of two labelings beyond chance: (p_o - p_e) / (1 - p_e) (Cohen 1960); 1 where both have one label only.
-
-    Args:
-        first: Integer labels, any shape.
-        second: Of the same shape, the same items.
-
-    Raises:
-        GeosparseError: The shapes differ or there is nothing to compare.
-    """
-    if first.shape != second.shape or not first.numel():
-        found = f"{list(first.shape)} and {list(second.shape)}"
-        raise GeosparseError(f"Kappa compares two labelings of the same items, found the shapes {found}.")
-    labels = torch.unique(torch.cat([first.flatten(), second.flatten()]))
-    observed = float((first == second).double().mean())
-    shares = [[float((part == label).double().mean()) for label in labels] for part in (first, second)]
-    expected = math.fsum(a * b for a, b in zip(*shares, strict=True))
-    return 1.0 if expected >= 1.0 else (observed - expected) / (1 - expected)
-
-
 def shares_by_layer(label: torch.Tensor) -> torch.Tensor:
     """The share of each regime among the heads of each layer: labels `[layers, Hq]` -> `[layers, len(REGIMES)]`."""
     return torch.nn.functional.one_hot(label, len(REGIMES)).double().mean(-2)

@@ -10,13 +10,16 @@ import torch
 
 from .artifact import finite_or_none
 from .errors import GeosparseError
+from .ops.serving import serving
 from .patch import sparsified
 from .plan import Plan
 from .progress import track
+from .runtime.adapters import inner_model
 from .runtime.architecture import check_context, input_device
 from .runtime.faults import ADVICE, first_fault
 from .runtime.interception import installed
 from .runtime.logits import last_states, targets_of
+from .runtime.modes import evaluating
 from .runtime.receipt import Receipt
 from .statistics import mean_interval
 
@@ -36,10 +39,12 @@ def token_nll(model: Any, windows: torch.Tensor, what: str = "score", show_progr
     Raises:
         GeosparseError: The loss is not finite.
     """
+    model = inner_model(model)
+    _check_tokens(windows)
     check_context(model, windows.shape[1], "give a smaller --length")
     device = input_device(model)
     losses = []
-    with torch.no_grad():
+    with torch.no_grad(), evaluating(model):
         for window in track(windows, what, show_progress):
             states = last_states(model, window.to(device))
             parts = (_losses(states.logits(rows), targets_of(window, rows)) for rows in states.predicting())
@@ -54,6 +59,17 @@ def token_nll(model: Any, windows: torch.Tensor, what: str = "score", show_progr
             f"{where}; {ADVICE}."
         )
     return nll
+
+
+def _check_tokens(windows: torch.Tensor) -> None:
+    """Refuse what are no windows of token ids, or windows in which nothing is predicted."""
+    if not isinstance(windows, torch.Tensor) or windows.dim() != 2 or windows.dtype not in (torch.int64, torch.int32):
+        found = (
+            f"{windows.dtype} {list(windows.shape)}" if isinstance(windows, torch.Tensor) else type(windows).__name__
+        )
+        raise GeosparseError(f"Windows are whole token ids [windows, length], found {found}: see token_windows.")
+    if windows.shape[0] < 1 or windows.shape[1] < 2:
+        raise GeosparseError(f"Give 1 window or more of 2 tokens or more, found {list(windows.shape)}.")
 
 
 def _losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -101,7 +117,7 @@ def score(model: Any, plan: Plan | None, windows: torch.Tensor, show_progress: b
         "length": windows.shape[1],
         "tokens": dense.numel(),
         "dense": summary(dense),
-    }
+    } | served(model, plan)
     if plan is not None:
         nll, receipt = sparse_nll(model, plan, windows, "sparse", show_progress)
         result["sparse"] = summary(nll) | excess(dense, nll) | density(receipt)
@@ -111,6 +127,15 @@ def score(model: Any, plan: Plan | None, windows: torch.Tensor, show_progress: b
 def density(receipt: Receipt) -> dict[str, float | None]:
     """What a receipt says of the work: kept over visible tokens, and tokens kept per query and head."""
     return {"density": finite_or_none(receipt.density), "mean_kept": finite_or_none(receipt.mean_kept)}
+
+
+def served(model: Any, plan: Plan | None) -> dict[str, str]:
+    """What serves the attention of `model` under a plan, or without one, and why; for results."""
+    if plan is None:
+        return {"path": f"transformers ({model.config._attn_implementation})", "path_reason": "there is no plan"}
+    weight = model.get_input_embeddings().weight
+    path, why = serving(weight.device, weight.dtype)
+    return {"path": path, "path_reason": why}
 
 
 def policy_label(plan: Plan) -> str:

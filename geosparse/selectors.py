@@ -49,7 +49,7 @@ class Scored:
             query=self.query[None].float(),
             scores=self.scores[None],
             seen=self.seen[None, None],
-            budgets=torch.full((1, len(self.query), 1), budget, device=self.scores.device),
+            budgets=torch.full((1, len(self.query), 1), budget, device=self.scores.device, dtype=torch.int64),
             finish=logit_of(self.terms.scaling, self.terms.softcap),
             scaling=self.terms.scaling,
             index=self.index,
@@ -82,7 +82,7 @@ def sink_recent(rows: Scored, budgets: Sequence[int]) -> Iterator[Selected]:
     place = rows.seen.cumsum(-1)
     visible = place[..., -1:]
     for budget in budgets:
-        sinks = int(sink_count(torch.tensor(budget)))
+        sinks = int(sink_count(torch.tensor(budget, dtype=torch.int64, device="cpu")))
         keep = rows.seen & ((place <= sinks) | (place > visible - (budget - sinks)))
         yield Selected(keep.expand(rows.scores.shape))
 

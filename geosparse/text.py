@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .artifact import os_errors_as
+from .bounds import check_whole
 from .errors import GeosparseError, did_you_mean
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def load_texts(source: str | Path) -> list[str]:
         The documents that are not blank, in order.
 
     Raises:
-        GeosparseError: Nothing there, no text in it, not UTF-8, a bad line, or an unknown part.
+        GeosparseError: Nothing there, no text in it, not UTF-8, half a surrogate pair, a bad line, or an unknown part.
     """
     name = str(source)
     if name.startswith("hf:"):
@@ -71,14 +72,18 @@ def token_windows(
         int64 [windows, length]; fewer than `count` windows where the text has no more.
 
     Raises:
-        GeosparseError: `length` or `count` too small, or the text is shorter than one window.
+        GeosparseError: `length` or `count` too small, no text, or less of it than one window.
     """
     import torch
 
+    length = check_whole("length", length)
     if length < 2:
         raise GeosparseError(f"A window of {length} token(s) has nothing to predict; give a length of 2 or more.")
-    if count is not None and count < 1:
+    if count is not None and check_whole("count", count) < 1:
         raise GeosparseError(f"Cannot take {count} windows; give a count of 1 or more.")
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    for place, text in enumerate(texts):
+        check_text(text, "The text" if len(texts) == 1 else f"Document {place + 1} of {len(texts)}")
     first = [tokenizer.bos_token_id] if _adds_bos(tokenizer) else []
     # verbose=False: the whole text is longer than the model's context, on purpose.
     ids = tokenizer(_joined(texts), add_special_tokens=False, verbose=False)["input_ids"]
@@ -89,9 +94,26 @@ def token_windows(
             f"The text has {len(ids)} tokens, a window needs {step}; give longer text or a smaller length."
         )
     taken = available if count is None else min(count, available)
-    windows = torch.tensor(ids[: available * step], dtype=torch.int64).view(available, step)
+    windows = torch.tensor(ids[: available * step], dtype=torch.int64, device="cpu").view(available, step)
     windows = windows[[index * available // taken for index in range(taken)]]
-    return torch.cat([torch.tensor(first, dtype=torch.int64).expand(taken, -1), windows], dim=1)
+    return torch.cat([torch.tensor(first, dtype=torch.int64, device="cpu").expand(taken, -1), windows], dim=1)
+
+
+def check_text(text: Any, what: str) -> None:
+    """Refuse what no tokenizer takes.
+
+    Raises:
+        GeosparseError: It is no str, or holds half a surrogate pair, as bytes that are not UTF-8 leave it.
+    """
+    if not isinstance(text, str):
+        raise GeosparseError(f"{what} is not text but a {type(text).__name__}: give a str.")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise GeosparseError(
+            f"{what} is not Unicode text: character {error.start + 1} is {text[error.start]!a}, half a surrogate "
+            "pair, which no tokenizer takes; remove it, or decode the text with errors='replace'."
+        ) from None
 
 
 def _joined(texts: str | Iterable[str]) -> str:
@@ -138,6 +160,12 @@ def _from_lines(path: Path, text: str) -> list[str]:
 
 def _document(row: Any, where: str) -> str:
     """The text of one row: itself, its "text", or its longest string."""
+    text = _text_of(row, where)
+    check_text(text, where)
+    return text
+
+
+def _text_of(row: Any, where: str) -> str:
     if isinstance(row, str):
         return row
     fields = row if isinstance(row, dict) else {}

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from .bounds import as_number
 from .errors import GeosparseError
 from .plan import Plan
 from .scoring import sparse_nll, token_nll
@@ -84,6 +85,7 @@ def plan_within(
     Raises:
         GeosparseError: No budget is within the tolerance, or there are too few windows.
     """
+    tolerance = as_number("tolerance", tolerance)
     if not 0 < tolerance < math.inf:
         raise GeosparseError(f"The tolerance is a relative loss increase above 0, e.g. 0.01, found {tolerance:g}.")
     for what, windows in (("search", search), ("verification", verify)):

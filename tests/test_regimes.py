@@ -1,4 +1,4 @@
-"""Signatures by their definitions, the rule at its thresholds, and kappa against its textbook value."""
+"""Signatures by their definitions, and the rule at its thresholds."""
 
 import math
 
@@ -14,7 +14,6 @@ from geosparse.regimes import (
     RESET_MASS,
     SIGNATURES,
     classify,
-    cohen_kappa,
     shares_by_layer,
     signatures,
     typical,
@@ -111,18 +110,6 @@ def test_permuting_heads_permutes_labels():
 def test_signatures_that_are_not_finite_are_refused():
     with pytest.raises(GeosparseError, match="finite"):
         classify(head(math.nan, 1.0))
-
-
-def test_kappa_is_cohens():
-    # The worked example of 50 proposals, 35 agreed upon: p_o = 0.7, p_e = 0.5.
-    first = torch.tensor([1] * 25 + [0] * 25)
-    second = torch.tensor([1] * 20 + [0] * 5 + [1] * 10 + [0] * 15)
-    assert cohen_kappa(first, second) == pytest.approx(0.4)
-    assert cohen_kappa(first, first) == 1.0
-    assert cohen_kappa(torch.zeros(3), torch.zeros(3)) == 1.0
-    assert cohen_kappa(torch.tensor([0, 1]), torch.tensor([1, 0])) == pytest.approx(-1.0)
-    with pytest.raises(GeosparseError, match="shapes"):
-        cohen_kappa(first, second[:4])
 
 
 def test_shares_sum_to_one_in_every_layer():

@@ -20,9 +20,10 @@ from safetensors import SafetensorError
 from transformers import LlamaForCausalLM
 
 from geosparse import models, weights
+from geosparse.artifact import own_prefix
 from geosparse.errors import GeosparseError
 from geosparse.models import load_model, resolve
-from geosparse.weights import Alias, Wheel, cache_dir
+from geosparse.weights import Alias, Wheel, cache_dir, weights_of
 
 from .test_models import fails, write_gguf
 
@@ -53,6 +54,23 @@ class Index:
             if not self.problem:
                 shutil.copy(self.root / wheel.file, folder)
         return self.problem
+
+
+def test_the_weights_behind_committed_figures_are_named() -> None:
+    """Every committed result and plan is of an alias's packaged file, and says so by its fingerprint."""
+    results = Path(__file__).parents[1] / "results"
+    found = set()
+    for path in results.rglob("result.json"):
+        data = json.loads(path.read_text(encoding="utf-8"))
+        model = data["run"]["model"] if "run" in data else data["model"]
+        found.add((model["architecture"], weights_of(model["fingerprint"])))
+    assert found == {
+        ("LlamaForCausalLM", "SmolLM2-135M-Instruct, 4-bit weights (Q4_1) unpacked to floating point"),
+        ("Gemma3ForCausalLM", "Gemma-3-270M, 4-bit weights (Q4_K_M) unpacked to floating point"),
+    }
+    assert weights_of("0" * 16) is None
+    assert weights_of(None) is None
+    assert weights_of("") is None
 
 
 @pytest.fixture
@@ -89,13 +107,14 @@ def test_alias_is_fetched_once_and_equals_its_gguf(index: Index, capfd: pytest.C
     assert set(manifest["files"]) == {path.name for path in only.iterdir()} - {"manifest.json"}
 
 
-def test_hub_cache_comes_first(index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_alias_means_the_packaged_file_whatever_the_hub_cache_holds(
+    index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         (tmp_path / name).touch()
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda _, file: str(tmp_path / file))
-    assert resolve("tiny") == tmp_path
-    (tmp_path / "tokenizer.json").unlink()
-    assert resolve("tiny") != tmp_path
+    folder = resolve("tiny")
+    assert folder != tmp_path
     assert index.calls == 1
 
 
@@ -135,10 +154,12 @@ def test_interruption_leaves_nothing(index: Index, monkeypatch: pytest.MonkeyPat
 
 def test_remains_of_dead_processes_go(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     name = f"tiny-{index.alias.gguf_sha256[:12]}{weights._dialect()}"
-    dead, alive = (cache_dir() / "models" / f".{name}.here.{pid}.ab" for pid in (2**22 + 5, os.getpid()))
+    alive = cache_dir() / "models" / f"{own_prefix(name)}ab"
+    with monkeypatch.context() as ended:
+        ended.setattr(os, "getpid", lambda: 2**22 + 5)  # more than Linux gives
+        dead = cache_dir() / "models" / f"{own_prefix(name)}ab"
     for path in (dead, alive):
         (path / "model").mkdir(parents=True)
-    monkeypatch.setattr("platform.node", lambda: "here")
     resolve("tiny")
     assert not dead.exists()
     assert alive.exists()
@@ -299,7 +320,7 @@ def test_pip_says_why_it_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.real
 def test_default_model_equals_its_gguf(tmp_path: Path) -> None:
     try:
-        folder = weights._cached("smollm2-135m", models._convert)
+        folder = weights.alias_folder("smollm2-135m", models._convert)
         gguf_file = weights._fetch("smollm2-135m", weights.ALIASES["smollm2-135m"], tmp_path)
     except GeosparseError as error:
         pytest.skip(str(error))

@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from geosparse.artifact import dump_json, write_json
+from geosparse.artifact import write_json
+from geosparse.console import Parser, json_text, number, run_command, whole
 from geosparse.errors import GeosparseError
 from geosparse.provenance import command_line, device_name, versions
 
@@ -98,7 +99,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                 result[stage].append(found)
                 print(f"{stage}: {name} {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
             timing.free_bytes()
-            if options.out:
+            if options.out is not None:
                 write_json(options.out / "gpu.json", result)
     return result
 
@@ -139,15 +140,15 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The options."""
-    made = argparse.ArgumentParser(prog="python -m eval.gpu", description=__doc__)
-    made.add_argument("--minutes", type=float, default=25.0)
+    made = Parser(prog="python -m eval.gpu", description=__doc__)
+    made.add_argument("--minutes", type=number(above=0), default=25.0)
     made.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     made.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
-    made.add_argument("--contexts", nargs="+", type=int, default=list(CONTEXTS))
-    made.add_argument("--batches", nargs="+", type=int, default=list(BATCHES))
-    made.add_argument("--density", type=float, default=0.05)
+    made.add_argument("--contexts", nargs="+", type=whole(1), default=list(CONTEXTS))
+    made.add_argument("--batches", nargs="+", type=whole(1), default=list(BATCHES))
+    made.add_argument("--density", type=number(above=0, most=1), default=0.05)
     made.add_argument("--out", type=Path, help="write gpu.json here, again after every case")
     made.add_argument("--json", action="store_true", help="print JSON")
     return made
@@ -155,14 +156,14 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run, print a table, write JSON."""
-    options = parser().parse_args(arguments)
-    try:
+
+    def command() -> int:
+        options = parser().parse_args(arguments)
         result = run(options)
-    except GeosparseError as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(dump_json(result) if options.json else table(result))
-    return 1 if result["failed"] else 0
+        print(json_text(result) if options.json else table(result))
+        return 1 if result["failed"] else 0
+
+    return run_command("eval.gpu", command)
 
 
 if __name__ == "__main__":

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from .shapes import Shape
+from .shapes import ModelShape
 
 Baseline = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def baselines(shape: Shape, context: int) -> dict[str, Baseline]:
+def baselines(shape: ModelShape, context: int) -> dict[str, Baseline]:
     """By name, functions of query `[B, Hq, D]`, keys and values `[B, Hkv, S, D]`: one query per row, mask-free."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 

@@ -23,7 +23,10 @@ def check(device: torch.device) -> list[dict[str, Any]]:
         for dtype in DTYPES:
             generator = torch.Generator(device).manual_seed(0)
             shapes = [(2, 2 * groups, 1, dim), (2, 2, keys, dim), (2, 2, keys, dim)]
-            query, key, value = (torch.randn(shape, generator=generator, device=device).to(dtype) for shape in shapes)
+            query, key, value = (
+                torch.randn(shape, generator=generator, device=device, dtype=torch.float32).to(dtype)
+                for shape in shapes
+            )
             n_keep = [1 + (37 * head) % (keys // 3) for head in range(2 * groups)]
             for selector in SELECTORS:
                 arguments: dict[str, Any] = {"tail": "centroid", "selector": selector, "mask": Span((0, keys // 5))}
@@ -41,8 +44,10 @@ def check(device: torch.device) -> list[dict[str, Any]]:
 def _prefill(groups: int, dim: int, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
     """Block prefill against the same choice of blocks in plain torch, on keys that make the choice clear."""
     generator = torch.Generator(device).manual_seed(1)
-    query = torch.randn(1, 2 * groups, 700, dim, generator=generator, device=device).to(dtype)
-    key, value = (torch.randn(1, 2, 700, dim, generator=generator, device=device).to(dtype) for _ in range(2))
+    query = torch.randn(1, 2 * groups, 700, dim, generator=generator, device=device, dtype=torch.float32).to(dtype)
+    key, value = (
+        torch.randn(1, 2, 700, dim, generator=generator, device=device, dtype=torch.float32).to(dtype) for _ in range(2)
+    )
     budgets = [700] * (2 * groups)
     fast = block_prefill(query, key, value, [0], [700] * 2, block.BLOCK, **vars(Terms(dim**-0.5, None, None)))
     true = reference_attention(query, key, value, budgets, tail="drop", scaling=dim**-0.5)

@@ -17,11 +17,11 @@ from geosparse.ops.types import Selector
 
 from . import timing
 from .baselines import baselines
-from .shapes import DTYPE, SHAPES, Shape, budgets_of, layer_bytes, layer_of, queries_of
+from .shapes import DTYPE, SHAPES, ModelShape, budgets_of, layer_bytes, layer_of, queries_of
 
 # Enough layers in turn that the GPU's cache does not hold their data.
 BYTES_IN_TURN = 1 << 30
-MOST_LAYERS = 16
+MAX_LAYERS = 16
 SELECTORS: tuple[Selector, ...] = ("paged", "paged+lowbit", "lowbit", "topn", "sink_recent")
 
 
@@ -35,7 +35,7 @@ def measure(
     free = timing.free_bytes()
     if 1.3 * each + (1 << 30) > free:
         return case | {"skipped": f"a layer takes {each / 2**30:.1f} GiB of {free / 2**30:.1f} free"}
-    count = max(1, min(MOST_LAYERS, math.ceil(BYTES_IN_TURN / each), int(0.7 * free / each)))
+    count = max(1, min(MAX_LAYERS, math.ceil(BYTES_IN_TURN / each), int(0.7 * free / each)))
     layers = [layer_of(shape, batch, context, device) for _ in range(count)]
     query = queries_of(shape, batch, device)
     budgets = budgets_of(shape.heads, context, density).to(device)
@@ -73,7 +73,7 @@ def measure(
 
 
 def _union(
-    query: torch.Tensor, layer: LayerBuffers, budgets: torch.Tensor, shape: Shape, selector: Selector
+    query: torch.Tensor, layer: LayerBuffers, budgets: torch.Tensor, shape: ModelShape, selector: Selector
 ) -> dict[str, float]:
     """Tokens that a KV head's group keeps, as one set, and the share of the sum of its heads' budgets that this is."""
     scores = stages.score_tokens(query, layer.key, *layer.rows, shape.dim**-0.5, None)
@@ -85,7 +85,7 @@ def _union(
     return {"tokens": tokens, "over_mean_budget": tokens / float(budgets.float().mean())}
 
 
-def _bytes(shape: Shape, batch: int, context: int, selector: Selector, union: dict[str, float]) -> float:
+def _bytes(shape: ModelShape, batch: int, context: int, selector: Selector, union: dict[str, float]) -> float:
     """Bytes that a step has to read: the index, or keys, of every token; keys and values of the union."""
     row = shape.dim * DTYPE.itemsize
     bounds, codes = 2 * 2 * shape.dim / PAGE, shape.dim / 2
@@ -95,7 +95,7 @@ def _bytes(shape: Shape, batch: int, context: int, selector: Selector, union: di
 
 
 def stage_times(
-    query: torch.Tensor, layers: Sequence[LayerBuffers], budgets: torch.Tensor, shape: Shape
+    query: torch.Tensor, layers: Sequence[LayerBuffers], budgets: torch.Tensor, shape: ModelShape
 ) -> dict[str, float]:
     """Median microseconds of each stage of the page selector by itself."""
     scale, device = shape.dim**-0.5, query.device

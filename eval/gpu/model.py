@@ -13,7 +13,7 @@ from geosparse.ops.types import Selector
 
 from . import timing
 from .baselines import baselines
-from .shapes import DTYPE, SHAPES, Shape, budgets_of, layer_bytes
+from .shapes import DTYPE, SHAPES, ModelShape, budgets_of, layer_bytes
 
 SELECTORS: tuple[Selector, ...] = ("paged", "lowbit")
 
@@ -21,8 +21,14 @@ SELECTORS: tuple[Selector, ...] = ("paged", "lowbit")
 class Decoder:
     """The products and norms of a decoder around attention over caches that are already full."""
 
-    def __init__(self, shape: Shape, batch: int, context: int) -> None:
-        """Args: the model's shape, rows, and tokens in each row's cache."""
+    def __init__(self, shape: ModelShape, batch: int, context: int) -> None:
+        """Allocate weights and full caches.
+
+        Args:
+            shape: Of the model.
+            batch: Rows.
+            context: Tokens in the cache of each row.
+        """
         device = timing.gpu()
         self.shape, self.context = shape, context
         self.rows = Rows.of([0] * batch, [context] * batch, device)
@@ -64,7 +70,7 @@ def _norm(state: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.rms_norm(state, state.shape[-1:])
 
 
-def needed_bytes(shape: Shape, batch: int, context: int) -> int:
+def needed_bytes(shape: ModelShape, batch: int, context: int) -> int:
     """Bytes of weights and caches."""
     attention = 2 * (shape.heads + shape.kv_heads) * shape.dim * shape.hidden
     weights = shape.layers * (attention + 3 * shape.hidden * shape.inner) + shape.vocabulary * shape.hidden

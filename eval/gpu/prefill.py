@@ -17,7 +17,7 @@ from .baselines import dense_prefill
 from .shapes import DTYPE, SHAPES, budgets_of
 
 # Exact prefill scores all keys several times; longer prompts would take the whole budget of a session.
-EXACT_MOST = 16384
+MAX_EXACT_CONTEXT = 16384
 
 
 def measure(name: str, context: int, density: float) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def measure(name: str, context: int, density: float) -> dict[str, Any]:
         "dense": partial(dense_prefill, query, key, value),
         "block": partial(block_attention, query, key, value, n_keep, Span(), terms),
     }
-    if context <= EXACT_MOST:
+    if context <= MAX_EXACT_CONTEXT:
         runs["exact"] = partial(triton_attention, query, key, value, n_keep, tail="renormalize", scaling=terms.scaling)
     rows: dict[str, Any] = {}
     for mode, run in runs.items():

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 REPEATS = 20
-WARM_UP = 3
+WARM_UP_CALLS = 3
 
 
 def gpu() -> torch.device:
@@ -27,7 +27,7 @@ def captured(run: Callable[[], Any]) -> torch.cuda.CUDAGraph:
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        for _ in range(WARM_UP):
+        for _ in range(WARM_UP_CALLS):
             run()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
@@ -46,7 +46,7 @@ def microseconds(calls: Sequence[Callable[[], Any]], graphed: bool = True) -> di
     if graphed:
         run = captured(run).replay
     else:
-        for _ in range(WARM_UP):
+        for _ in range(WARM_UP_CALLS):
             run()
     times = []
     for _ in range(REPEATS):
@@ -56,11 +56,15 @@ def microseconds(calls: Sequence[Callable[[], Any]], graphed: bool = True) -> di
         stop.record()
         stop.synchronize()
         times.append(1e3 * start.elapsed_time(stop) / len(calls))
-    quantiles = torch.tensor(times).quantile(torch.tensor([0.2, 0.5, 0.8])).tolist()
+    quantiles = (
+        torch.tensor(times, dtype=torch.float32, device="cpu")
+        .quantile(torch.tensor([0.2, 0.5, 0.8], dtype=torch.float32, device="cpu"))
+        .tolist()
+    )
     return dict(zip(("p20", "p50", "p80"), quantiles, strict=True))
 
 
 def read_bandwidth(device: torch.device) -> float:
     """Bytes per second that a sum over a gigabyte reads."""
-    buffer = torch.ones(1 << 28, device=device)
+    buffer = torch.ones(1 << 28, device=device, dtype=torch.float32)
     return buffer.numel() * 4 / (microseconds([buffer.sum])["p50"] * 1e-6)

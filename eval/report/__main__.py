@@ -2,23 +2,24 @@
 
 Writes `results/README.md` and `results/report.html` (all results), `report.html` and `pareto.png` beside every result,
 and the tables between `<!-- eval: NAME -->` and `<!-- end -->` in `quality.md` and `baselines.md` of
-`docs/benchmarks/`.
+`docs/benchmarks/`. Pages are not committed; `--pages FOLDER` writes them for a site instead: `index.html`, and
+`NAME.html` for each recipe.
 """
 
 from __future__ import annotations
 
-import argparse
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from geosparse.artifact import write_atomic
+from geosparse.console import Parser, run_command
 from geosparse.errors import GeosparseError
+from geosparse.reports.pages import write_page
 
-from .figure import save_png
+from .figure import save_pareto
 from .markdown import results_page, score_table
-from .page import write_page
+from .page import recipe_part, render, write_site
 from .points import Loaded
 
 ROOT = Path(__file__).parents[2]
@@ -29,19 +30,23 @@ BLOCK = re.compile(r"(<!-- eval: (\S+) -->\n).*?(\n?<!-- end -->)", flags=re.DOT
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m eval.report", description=(__doc__ or "").splitlines()[0])
+    parser = Parser(prog="python -m eval.report", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder of results (results/)")
     parser.add_argument(
         "--documents", type=Path, nargs="*", default=DOCUMENTS, help="files whose tables are renewed (docs/benchmarks/)"
     )
-    options = parser.parse_args(arguments)
-    try:
-        for path in make(options.results, options.documents):
+    parser.add_argument("--pages", type=Path, help="write only the pages of a site, into this folder")
+
+    def command() -> None:
+        options = parser.parse_args(arguments)
+        if options.pages is not None:
+            written = write_site(options.pages, [recipe_part(loaded) for loaded in results_in(options.results)])
+        else:
+            written = make(options.results, options.documents)
+        for path in written:
             print(f"Wrote {path}.")
-    except GeosparseError as error:
-        print(f"eval.report: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return run_command("eval.report", command)
 
 
 def find(results: Path) -> list[Loaded]:
@@ -51,6 +56,18 @@ def find(results: Path) -> list[Loaded]:
     return [Loaded.of(path.parent) for path in sorted(shown)]
 
 
+def results_in(results: Path) -> list[Loaded]:
+    """`find`, where there has to be one.
+
+    Raises:
+        GeosparseError: No result there, or a damaged one.
+    """
+    found = find(results)
+    if not found:
+        raise GeosparseError(f"{results} holds no result of a recipe: run one first, e.g. python -m eval.run smoke.")
+    return found
+
+
 def make(results: Path, documents: Sequence[Path] = ()) -> list[Path]:
     """Write everything; returns what was written.
 
@@ -58,20 +75,17 @@ def make(results: Path, documents: Sequence[Path] = ()) -> list[Path]:
         GeosparseError: No result there, a damaged one, no such document, or in it the table of a result that is not
             there.
     """
-    found = find(results)
     if missing := [str(document) for document in documents if not document.is_file()]:
         raise GeosparseError(f"{missing[0]} is not there, so its tables cannot be renewed: name files that are.")
-    if not found:
-        raise GeosparseError(f"{results} holds no result of a recipe: run one first, e.g. python -m eval.run smoke.")
-    written = []
+    found, written, recipes = results_in(results), [], []
     for loaded in found:
-        write_page(loaded.folder / "report.html", [loaded.folder])
-        written.append(loaded.folder / "report.html")
-        png = save_png(loaded.folder / "pareto.png", loaded)
+        recipes.append(recipe_part(loaded))
+        written.append(write_page(loaded.folder / "report.html", render(recipes[-1:])))
+        png = save_pareto(loaded.folder / "pareto.png", loaded)
         written += [png] if png else []
-    write_page(results / "report.html", [loaded.folder for loaded in found])
+    written.append(write_page(results / "report.html", render(recipes)))
     _write(results / "README.md", results_page(found, results))
-    written += [results / "report.html", results / "README.md"]
+    written.append(results / "README.md")
     by_name = {loaded.result.run.recipe: loaded for loaded in found}
     for document in documents:
         old = document.read_text(encoding="utf-8")

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..methods import DENSE
-from ..results import Measurement, Result
+from ..harness.methods import DENSE
+from ..harness.result import Measurement, Result
 from .points import Loaded
-from .text import percent
+from .text import facts_of, percent
 
 HEAD = """# Results
 
 Made by `python -m eval.report` from the folders below; do not edit. Each was written by `python -m eval.run NAME`:
 `recipe.yaml` is the whole recipe, `plans/` what each variant keeps, `result.json` the scores with their provenance,
-`samples.jsonl` the score of every sample, `timing.json` seconds and milliseconds, `report.html` the plots, and
-`report.html` here all of them. `LOG.md` has the experiments.
+`samples.jsonl` the score of every sample, `timing.json` seconds and milliseconds, `pareto.png` the plots. The same
+command makes `report.html` beside each, and here for all: pages that say the numbers of each mark. `LOG.md` has the
+experiments.
 
 A cell is the score and, in brackets, the difference to dense on the same samples. `*` marks a difference that is more
 than chance: its 95 % interval leaves out zero, for accuracies an exact McNemar test is below 5 %. Tasks where
@@ -72,10 +73,7 @@ def results_page(found: Sequence[Loaded], results: Path) -> str:
     parts = [HEAD]
     for loaded in found:
         result = loaded.result
-        name, versions = result.run.recipe, result.provenance["versions"]
-        facts = [result.run.model["name"], result.run.dtype]
-        facts += [result.provenance["device"], result.provenance["processor"]]
-        facts += [f"{key} {versions[key]}" for key in sorted(versions)]
+        name, facts = result.run.recipe, facts_of(result)
         place = loaded.folder.relative_to(results).as_posix()
         parts.append(f"## {name}\n\n{result.run.title}\n\n`python -m eval.run {name}`: {', '.join(facts)}.\n")
         parts.append(score_table(loaded) + "\n")

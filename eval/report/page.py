@@ -3,84 +3,83 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
+from typing import Any
 
-from geosparse.artifact import write_atomic
-from geosparse.reports.frame import html_page
+from geosparse.reports import pages
+from geosparse.reports.palette import SERIES
 
-from ..results import Result
-from .chart import CSS, colours, legend, scatter, strips
-from .points import Loaded, Panel, density_panels, recovery_panel, series_of, speed_panels
-from .text import cells, percent
+from ..harness.result import Result
+from .chart import Chart, panel_chart, strips_chart
+from .figure import MORE_HUES, colours
+from .points import Loaded, density_panels, recovery_panel, series_of, speed_panels
+from .text import cells, facts_of, percent
 
+PACKAGE = "eval.report"
+Recipe = dict[str, Any]
 COLUMNS = ("variant", "score", "± stderr", "samples", "density", "difference", "95 % interval", "changed")
-LEAD = (
-    "Quality against how much of the context is kept, and against the time of a decoded token. Point at a mark, or "
-    "move to it with the Tab key, for its numbers. Differences are paired: the same samples under dense attention and "
-    "under the variant; bars and intervals are 95 % (bootstrap over samples; below ten samples Student's t)."
-)
+# By the places that `figure.colours` gives.
+HUES = (*(f"var(--s{place})" for place in range(len(SERIES))), *MORE_HUES, "var(--muted)")
 
 
 def write_page(path: Path, folders: Sequence[Path]) -> None:
     """Write the page of these results; same results, same bytes."""
-    text = render([Loaded.of(folder) for folder in folders])
-    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    pages.write_page(path, render([recipe_part(Loaded.of(folder)) for folder in folders]))
 
 
-def render(found: Sequence[Loaded]) -> str:
+def write_site(folder: Path, recipes: Sequence[Recipe]) -> list[Path]:
+    """Write a page per recipe, `NAME.html`, and `index.html` that leads to them; returns what was written."""
+    written = [pages.write_page(_made(folder / f"{recipe['name']}.html"), render([recipe])) for recipe in recipes]
+    index = pages.render("index.html.j2", title="geosparse: results", package=PACKAGE, recipes=recipes)
+    return [*written, pages.write_page(_made(folder / "index.html"), index)]
+
+
+def _made(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def render(recipes: Sequence[Recipe]) -> str:
     """The page as text."""
-    title = "geosparse: results" if len(found) != 1 else f"geosparse: {found[0].result.run.recipe}"
-    header = f'<style>{CSS}</style>\n<p class="lead">{escape(LEAD)}</p>'
-    return html_page(title, header, [section(each) for each in found], [])
+    title = "geosparse: results" if len(recipes) != 1 else f"geosparse: {recipes[0]['name']}"
+    return pages.render("results.html.j2", title=title, package=PACKAGE, hues=HUES, columns=COLUMNS, recipes=recipes)
 
 
-def section(loaded: Loaded) -> str:
-    """One recipe: facts, plots, tables."""
+def recipe_part(loaded: Loaded) -> Recipe:
+    """What a page shows of one recipe: facts, plots, tables."""
     result = loaded.result
-    run, words = result.run, [f"<section>\n<h2>{escape(result.run.recipe)}</h2>\n<p>{escape(result.run.title)}</p>"]
-    facts = [run.model["name"], run.dtype, result.provenance["device"], result.provenance["processor"]]
-    facts += [f"{name} {version}" for name, version in sorted(result.provenance["versions"].items())]
-    words.append(f'<p class="facts">{escape(" · ".join(facts))}</p>')
-    if run.limit is not None:
-        words.append(f'<p class="note">At most {run.limit} samples per task were scored.</p>')
-    hues = colours([series_of(result, info.id) for info in result.variants])
+    run = result.run
+    return {
+        "name": run.recipe,
+        "title": run.title,
+        "facts": facts_of(result),
+        "limit": run.limit,
+        "charts": _charts(loaded),
+        "tasks": _tasks(result),
+        "summary": [
+            f"{each.variant}: {percent(each.mean_recovery)} of dense in the mean of {each.tasks} tasks, "
+            f"{percent(each.worst_recovery)} in the worst, {each.worst_task}"
+            for each in result.summary
+        ],
+        "warnings": result.warnings,
+    }
+
+
+def _charts(loaded: Loaded) -> list[tuple[str, Chart]]:
+    """Headings and plots."""
+    found = colours([series_of(loaded.result, info.id) for info in loaded.result.variants])
     rows = recovery_panel(loaded)
-    if rows:
-        words.append("<h3>What is left of the dense score, per task</h3>")
-        words.append(legend(hues, {p.series for _, points in rows for p in points}) + strips(rows, hues))
-    words += [_plot(panel, hues, "Quality against density") for panel in density_panels(loaded)]
-    words += [_plot(panel, hues, "Quality against ms per token") for panel in speed_panels(loaded)]
-    words.append(_table(result))
-    words += [f'<p class="note">{escape(text)}</p>' for text in result.warnings]
-    return "\n".join([*words, "</section>"])
+    charts = [("What is left of the dense score, per task", strips_chart(rows, found))] if rows else []
+    for what, panels in (("density", density_panels(loaded)), ("ms per token", speed_panels(loaded))):
+        charts += [(f"Quality against {what}: {panel.title}", panel_chart(panel, found)) for panel in panels]
+    return charts
 
 
-def _plot(panel: Panel, hues: dict[str, int], what: str) -> str:
-    shown = {p.series for p in panel.points}
-    return f"<h3>{what}: {escape(panel.title)}</h3>\n{legend(hues, shown)}{scatter(panel, hues)}"
-
-
-def _table(result: Result) -> str:
-    head = "".join(f"<th{_name(place)}>{escape(name)}</th>" for place, name in enumerate(COLUMNS))
-    body = []
+def _tasks(result: Result) -> list[dict[str, Any]]:
+    """The table: the main metric of every task, a row per variant."""
+    tasks = []
     for info in result.tasks:
         metric = result.main_metric(info.id)
         about = f"{info.id}, {metric}; {info.samples_effective} of {info.samples_original} samples"
-        body.append(f'<tr class="group"><td class="name" colspan="{len(COLUMNS)}"><b>{escape(about)}</b></td></tr>')
-        for row in result.of(info.id, metric).values():
-            words = cells(row)[2:]
-            body.append(
-                "<tr>" + "".join(f"<td{_name(i)}>{escape(word)}</td>" for i, word in enumerate(words)) + "</tr>"
-            )
-    lines = [
-        f"<li>{escape(each.variant)}: {percent(each.mean_recovery)} of dense in the mean of {each.tasks} tasks, "
-        f"{percent(each.worst_recovery)} in the worst, {escape(each.worst_task)}</li>"
-        for each in result.summary
-    ]
-    table = f'<table class="rows"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table>'
-    return f'<h3>All numbers</h3>\n<div class="wide">{table}</div>\n<ul>{"".join(lines)}</ul>'
-
-
-def _name(place: int) -> str:
-    return ' class="name"' if place == 0 else ""
+        tasks.append({"about": about, "rows": [cells(row)[2:] for row in result.of(info.id, metric).values()]})
+    return tasks

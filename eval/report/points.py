@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..methods import DENSE
-from ..results import Result, read_result, read_timing
+from ..harness.methods import DENSE
+from ..harness.result import Result, read_result, read_timing
 
 LEAST_DECADES = 0.6
 
@@ -27,13 +27,14 @@ class Point:
 
 @dataclass(frozen=True)
 class Panel:
-    """One plot; `log_x`: the x axis is logarithmic."""
+    """One plot; `log_x`: the x axis is logarithmic; `is_loss`: dense attention is at 0 and not at 1."""
 
     title: str
     x_label: str
     y_label: str
     points: tuple[Point, ...]
     log_x: bool
+    is_loss: bool
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def _panel(loaded: Loaded, task: str, times: dict[str, float] | None) -> Panel |
         return None
     y_label = "excess loss over dense, nats per token" if is_loss else f"{metric}, share of dense"
     x_label = "tokens kept, share of those visible" if times is None else "ms per decoded token"
-    return Panel(task, x_label, y_label, tuple(points), times is None)
+    return Panel(task, x_label, y_label, tuple(points), times is None, is_loss)
 
 
 def _words(row: Any, density: float | None) -> list[str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from ..methods import DENSE
-from ..results import Measurement, Result
+from geosparse.weights import weights_of
+
+from ..harness.methods import DENSE
+from ..harness.result import Measurement, Result
 
 HEADS = (
     "task",
@@ -49,6 +51,15 @@ def cells(row: Measurement) -> tuple[str, ...]:
         "" if row.interval is None else f"{row.interval[0]:+.4f} to {row.interval[1]:+.4f}",
         "" if row.changed is None or row.variant == DENSE else str(row.changed),
     )
+
+
+def facts_of(result: Result) -> list[str]:
+    """What a result is of: the model and its weights, the dtype, the machine, and versions."""
+    run, provenance = result.run, result.provenance
+    facts = [run.model["name"], weights_of(run.model.get("fingerprint")), run.dtype]
+    facts += [provenance["device"], provenance["processor"]]
+    facts += [f"{name} {version}" for name, version in sorted(provenance["versions"].items())]
+    return [fact for fact in facts if fact]
 
 
 def percent(share: float) -> str:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from .base import Column, Metric, Outcome, Setting, Task
+from ..harness.task import Task
 from .decode import Decode
-from .harness import Harness
 from .key_value import KeyValue
+from .lm_eval import LmEval
 from .needle import Needle
 from .perplexity import Perplexity
 
-__all__ = ["TASKS", "Column", "Metric", "Outcome", "Setting", "Task"]
+__all__ = ["TASKS"]
 
 TASKS: dict[str, type[Task]] = {
     "perplexity": Perplexity,
     "needle": Needle,
     "key_value": KeyValue,
     "decode": Decode,
-    "lm_eval": Harness,
+    "lm_eval": LmEval,
 }

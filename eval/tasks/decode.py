@@ -20,11 +20,11 @@ from geosparse.bench import twin_of
 from geosparse.runtime.architecture import attention_layers, check_context, input_device
 from geosparse.text import load_texts, text_sha256, token_windows
 
-from ..methods import Method, Prompt
-from .base import Metric, Outcome, Setting, Task
+from ..harness.methods import Method, Prompt
+from ..harness.task import Metric, Outcome, Setting, Task
 from .through_cache import cache_bytes, token_losses
 
-WARMUP = 2
+WARM_UP_STEPS = 2
 
 
 @dataclass(frozen=True)
@@ -55,32 +55,32 @@ class Decode(Task):
 
     kind = "decode"
     version = "1"
-    settings = DecodeSettings
+    settings_class = DecodeSettings
     block = 1
     applies = False
 
-    def __init__(self, asked: DecodeSettings, setting: Setting) -> None:
-        super().__init__(asked, setting)
-        check_context(setting.model, asked.length, "give the task a smaller length")
-        texts = load_texts(setting.text(asked.text))
-        self.original = len(token_windows(setting.tokenizer, texts, asked.length, None))
-        self.windows = token_windows(setting.tokenizer, texts, asked.length, asked.samples)
+    def __init__(self, settings: DecodeSettings, setting: Setting) -> None:
+        super().__init__(settings, setting)
+        check_context(setting.model, settings.length, "give the task a smaller length")
+        texts = load_texts(setting.text(settings.text))
+        self.original = len(token_windows(setting.tokenizer, texts, settings.length, None))
+        self.windows = token_windows(setting.tokenizer, texts, settings.length, settings.samples)
         self.effective = len(self.windows)
         self.data_sha256 = text_sha256(texts)
         self.metrics = {"nll": Metric("nll", False, main=True)}
         self._read: tuple[int, Prompt] | None = None
-        self._dense = twin_of(setting.model) if asked.timed else None
+        self._dense = twin_of(setting.model) if settings.timed else None
 
     def about(self) -> dict[str, Any]:
         """With the number of documents, which decides where each is cut."""
-        return super().about() | {"windows": self.asked.samples}
+        return super().about() | {"windows": self.settings.samples}
 
     def prompt(self, place: int) -> Prompt:
         """The first part of a document, read densely, once for all methods."""
         if self._read is None or self._read[0] != place:
             self._read = None
             model = self.setting.model
-            ids = self.windows[place][None, : -self.asked.scored - 1].to(input_device(model))
+            ids = self.windows[place][None, : -self.settings.scored - 1].to(input_device(model))
             with torch.no_grad(), _calls(model, self.setting.shrinking) as calls:
                 cache = model(ids, use_cache=True, logits_to_keep=1).past_key_values
             self._read = place, Prompt(cache, calls, ids)
@@ -92,19 +92,19 @@ class Decode(Task):
         return method.shrunken_cache(self.setting.model, prompt) if method.shrinks else copy.deepcopy(prompt.cache)
 
     def score(self, place: int, method: Method) -> Outcome:
-        model, asked = self.setting.model, self.asked
-        rest = self.windows[place][None, -asked.scored - 1 :]
-        start = asked.length - asked.scored - 1
+        model, settings = self.setting.model, self.settings
+        rest = self.windows[place][None, -settings.scored - 1 :]
+        start = settings.length - settings.scored - 1
         cache = self._cache(place, method)
-        shrunk = copy.deepcopy(cache) if method.shrinks and asked.timed else None
+        shrunk = copy.deepcopy(cache) if method.shrinks and settings.timed else None
         with method.decoding(model):
-            losses, _ = token_losses(model, rest, cache, method.most_per_call or asked.chunk, start)
+            losses, _ = token_losses(model, rest, cache, method.most_per_call or settings.chunk, start)
         timing = {"cache_bytes": float(cache_bytes(cache))}
-        if asked.timed:
+        if settings.timed:
             del cache
             again = self._cache(place, method) if shrunk is None else shrunk
             timing |= self._speed(place, rest, again, start, method.decoding(model, counted=False), "")
-        if asked.timed and method.plan is not None:
+        if settings.timed and method.plan is not None:
             ours = method.decoding(model, counted=False, own_products=False)
             timing |= self._speed(place, rest, self._cache(place, method), start, ours, "_torch_products")
         return Outcome({"nll": float(losses.double().mean())}, timing)
@@ -118,14 +118,17 @@ class Decode(Task):
         device = input_device(self.setting.model)
         times: list[tuple[float, float]] = []
         with decoding, torch.no_grad():
-            for step in range(min(self.asked.timed + WARMUP, rest.shape[1])):
-                token, where = rest[:, step : step + 1].to(device), torch.tensor([[start + step]], device=device)
+            for step in range(min(self.settings.timed + WARM_UP_STEPS, rest.shape[1])):
+                token, where = (
+                    rest[:, step : step + 1].to(device),
+                    torch.tensor([[start + step]], device=device, dtype=torch.int64),
+                )
                 marks = [_now(device)]
                 for model, each in zip((self.setting.model, self._dense), caches, strict=True):
                     model(token, past_key_values=each, use_cache=True, position_ids=where)
                     marks.append(_now(device))
                 times.append((marks[1] - marks[0], marks[2] - marks[1]))
-        counted = times[WARMUP:]
+        counted = times[WARM_UP_STEPS:]
         return {
             f"ms_per_token{which}": 1e3 * median(ours for ours, _ in counted),
             f"times_dense{which}": median(dense / ours for ours, dense in counted),

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .prose import lines_that_fit
+from .haystack import lines_that_fit
 from .retrieval import Question, Retrieval, RetrievalSettings
 
-TASK = "A list of keys and their values."
-SPARE = 8
+INSTRUCTION = "A list of keys and their values."
+SPARE_TOKENS = 8
 
 
 class KeyValueSettings(RetrievalSettings):
@@ -22,7 +22,7 @@ class KeyValue(Retrieval):
 
     kind = "key_value"
     version = "1"
-    settings = KeyValueSettings
+    settings_class = KeyValueSettings
 
     def question(self, place: int) -> Question:
         source = self.source(place)
@@ -35,7 +35,7 @@ class KeyValue(Retrieval):
                     seen.add(key)
                     yield f"key {key}: {source.randrange(1000, 10_000)}"
 
-        fixed = len(self.tokens(f"{TASK}\n\n\n\nThe value of key 1000 is: 1000 key 1000: 1000")) + SPARE
-        lines = lines_that_fit(pairs(), self.asked.length - fixed, self.setting.tokenizer, "\n")
+        fixed = len(self.tokens(f"{INSTRUCTION}\n\n\n\nThe value of key 1000 is: 1000 key 1000: 1000")) + SPARE_TOKENS
+        lines = lines_that_fit(pairs(), self.settings.length - fixed, self.setting.tokenizer, "\n")
         key, value = lines[round(self.depth(place) * (len(lines) - 1))].removeprefix("key ").split(": ")
-        return Question("\n".join([TASK, "", *lines, "", f"key {key}:"]), f" {value}")
+        return Question("\n".join([INSTRUCTION, "", *lines, "", f"key {key}:"]), f" {value}")

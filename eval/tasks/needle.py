@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from .prose import PLACES, lines_that_fit, sentences
+from .haystack import PLACES, lines_that_fit, sentences
 from .retrieval import Question, Retrieval, RetrievalSettings
 
-TASK = "Somewhere in the following text a number is given for a place. Remember it."
-SPARE = 8
+INSTRUCTION = "Somewhere in the following text a number is given for a place. Remember it."
+SPARE_TOKENS = 8
 
 
 class NeedleSettings(RetrievalSettings):
@@ -20,15 +20,15 @@ class Needle(Retrieval):
 
     kind = "needle"
     version = "1"
-    settings = NeedleSettings
+    settings_class = NeedleSettings
 
     def question(self, place: int) -> Question:
         source = self.source(place)
         name, number = source.choice(PLACES), f"{source.randrange(10_000, 100_000)}"
         needle = f"The secret number of {name} is {number}."
-        asked = f"\n\nWhat is the secret number of {name}? The secret number of {name} is"
+        request = f"\n\nWhat is the secret number of {name}? The secret number of {name} is"
         answer = f" {number}"
-        fixed = len(self.tokens(f"{TASK}\n\n {needle}{asked}{answer}")) + SPARE
-        hay = lines_that_fit(sentences(source), self.asked.length - fixed, self.setting.tokenizer, " ")
+        fixed = len(self.tokens(f"{INSTRUCTION}\n\n {needle}{request}{answer}")) + SPARE_TOKENS
+        hay = lines_that_fit(sentences(source), self.settings.length - fixed, self.setting.tokenizer, " ")
         hay.insert(round(self.depth(place) * len(hay)), needle)
-        return Question(f"{TASK}\n\n{' '.join(hay)}{asked}", answer)
+        return Question(f"{INSTRUCTION}\n\n{' '.join(hay)}{request}", answer)

@@ -8,8 +8,8 @@ from itertools import pairwise
 from geosparse.runtime.architecture import check_context
 from geosparse.text import load_texts, text_sha256, token_windows
 
-from ..methods import Method
-from .base import Metric, Outcome, Setting, Task
+from ..harness.methods import Method
+from ..harness.task import Metric, Outcome, Setting, Task
 from .through_cache import token_losses
 
 FIRST_EDGE = 256
@@ -42,15 +42,15 @@ class Perplexity(Task):
 
     kind = "perplexity"
     version = "1"
-    settings = PerplexitySettings
+    settings_class = PerplexitySettings
     block = 4
 
-    def __init__(self, asked: PerplexitySettings, setting: Setting) -> None:
-        super().__init__(asked, setting)
-        check_context(setting.model, asked.length, "give the task a smaller length")
-        texts = load_texts(setting.text(asked.text))
-        everything = token_windows(setting.tokenizer, texts, asked.length, None)
-        self.windows = token_windows(setting.tokenizer, texts, asked.length, asked.samples)
+    def __init__(self, settings: PerplexitySettings, setting: Setting) -> None:
+        super().__init__(settings, setting)
+        check_context(setting.model, settings.length, "give the task a smaller length")
+        texts = load_texts(setting.text(settings.text))
+        everything = token_windows(setting.tokenizer, texts, settings.length, None)
+        self.windows = token_windows(setting.tokenizer, texts, settings.length, settings.samples)
         self.original, self.effective = len(everything), len(self.windows)
         self.data_sha256 = text_sha256(texts)
         self.metrics = {"nll": Metric("nll", False, main=True)}
@@ -58,18 +58,18 @@ class Perplexity(Task):
 
     def about(self) -> dict[str, object]:
         """With the number of windows, which decides where each is cut."""
-        return super().about() | {"windows": self.asked.samples}
+        return super().about() | {"windows": self.settings.samples}
 
     def _octaves(self) -> dict[str, slice]:
         """Names of position ranges, and where their losses stand: that of the token at position p is number p - 1."""
         edges = [1, FIRST_EDGE]
-        while edges[-1] < self.asked.length:
+        while edges[-1] < self.settings.length:
             edges.append(edges[-1] * 2)
-        pairs = [(low, min(high, self.asked.length)) for low, high in pairwise(edges)]
+        pairs = [(low, min(high, self.settings.length)) for low, high in pairwise(edges)]
         return {f"nll {low}-{high - 1}": slice(low - 1, high - 1) for low, high in pairs if high > low}
 
     def score(self, place: int, method: Method) -> Outcome:
-        losses, _ = token_losses(self.setting.model, self.windows[place][None], None, self.asked.chunk)
+        losses, _ = token_losses(self.setting.model, self.windows[place][None], None, self.settings.chunk)
         losses = losses.double()
         values = {"nll": float(losses.mean())}
         return Outcome(values | {name: float(losses[rows].mean()) for name, rows in self._octaves().items()})

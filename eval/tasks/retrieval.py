@@ -12,8 +12,8 @@ import torch
 from geosparse.errors import GeosparseError
 from geosparse.runtime.architecture import check_context, input_device
 
-from ..methods import Method
-from .base import Metric, Outcome, Setting, Task
+from ..harness.methods import Method
+from ..harness.task import Metric, Outcome, Setting, Task
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,11 @@ class Retrieval(Task):
 
     block = 4
 
-    def __init__(self, asked: RetrievalSettings, setting: Setting) -> None:
-        super().__init__(asked, setting)
-        check_context(setting.model, asked.length, "give the task a smaller length")
-        self.questions = [self.question(place) for place in range(asked.samples)]
-        self.original = self.effective = asked.samples
+    def __init__(self, settings: RetrievalSettings, setting: Setting) -> None:
+        super().__init__(settings, setting)
+        check_context(setting.model, settings.length, "give the task a smaller length")
+        self.questions = [self.question(place) for place in range(settings.samples)]
+        self.original = self.effective = settings.samples
         self.data_sha256 = hashlib.sha256(repr(self.questions).encode()).hexdigest()
         self.metrics = {"exact": Metric("accuracy", True, chance=0.0, main=True), "answer_nll": Metric("nll", False)}
 
@@ -62,7 +62,7 @@ class Retrieval(Task):
 
     def source(self, place: int) -> random.Random:
         """The random numbers of one question: they depend on nothing but task, length, seed and place."""
-        return random.Random(f"{self.kind} {self.version} {self.asked.length} {self.asked.seed} {place}")
+        return random.Random(f"{self.kind} {self.version} {self.settings.length} {self.settings.seed} {place}")
 
     def tokens(self, text: str) -> list[int]:
         """Token ids of a text without special ones."""
@@ -71,20 +71,20 @@ class Retrieval(Task):
 
     def depth(self, place: int) -> float:
         """Where in the context the answer stands, 0 to 1: evenly spread over the samples."""
-        depth: float = (place + 0.5) / self.asked.samples
+        depth: float = (place + 0.5) / self.settings.samples
         return depth
 
     def encoded(self, question: Question) -> tuple[torch.Tensor, int]:
         """Token ids `[1, T]` of prompt and answer, and how many of them are the answer."""
         prompt: list[int] = self.setting.tokenizer(question.prompt)["input_ids"]
         answer = self.tokens(question.answer)
-        if len(prompt) + len(answer) > self.asked.length:
+        if len(prompt) + len(answer) > self.settings.length:
             raise GeosparseError(f"{self.id}: a prompt has {len(prompt)} tokens, too many; report this tokenizer.")
-        return torch.tensor([prompt + answer]), len(answer)
+        return torch.tensor([prompt + answer], dtype=torch.int64, device="cpu"), len(answer)
 
     def about(self) -> dict[str, Any]:
         """With the number of samples, which decides the depths."""
-        return super().about() | {"depths": self.asked.samples}
+        return super().about() | {"depths": self.settings.samples}
 
     def score(self, place: int, method: Method) -> Outcome:
         ids, count = self.encoded(self.questions[place])

@@ -31,14 +31,14 @@ def shared_prefix_class() -> Any:
 
         def _behind(self, requests: list[Request], shared: int) -> list[tuple[float, bool]]:
             """The answers, where all requests begin with the same `shared` tokens of context."""
-            ids = torch.tensor([requests[0][1][:shared]], device=self.device)
+            ids = torch.tensor([requests[0][1][:shared]], device=self.device, dtype=torch.int64)
             rests = [tuple([*context, *continuation][shared:-1]) for _, context, continuation in requests]
             with torch.no_grad():
                 cache = self.model(ids, use_cache=True, logits_to_keep=1).past_key_values
                 read = _read(self.model, cache, list(dict.fromkeys(rests)), max(len(goal) for _, _, goal in requests))
             answers = []
             for rest, (_, _, continuation) in zip(rests, requests, strict=True):
-                goal = torch.tensor(continuation, device=read[rest].device)
+                goal = torch.tensor(continuation, device=read[rest].device, dtype=torch.int64)
                 found = read[rest][-len(goal) :]
                 likelihood = found.gather(-1, goal[:, None]).sum()
                 answers.append((float(likelihood), bool((found.argmax(-1) == goal).all())))
@@ -66,7 +66,7 @@ def _read(model: Any, cache: Any, rests: list[tuple[int, ...]], most: int) -> di
         copied = copy.deepcopy(cache)
         if len(rows) > 1:
             copied.batch_repeat_interleave(len(rows))
-        tokens = torch.tensor(rows, device=model.device)
+        tokens = torch.tensor(rows, device=model.device, dtype=torch.int64)
         output = model(tokens, past_key_values=copied, use_cache=True, logits_to_keep=min(most, length))
         read |= dict(zip(rows, output.logits.float().log_softmax(-1), strict=True))
     return read

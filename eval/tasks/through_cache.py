@@ -41,7 +41,7 @@ def token_losses(
 
 
 def _positions(start: int, part: torch.Tensor) -> torch.Tensor:
-    return torch.arange(start, start + part.shape[1], device=part.device)[None]
+    return torch.arange(start, start + part.shape[1], device=part.device, dtype=torch.int64)[None]
 
 
 def cache_bytes(cache: Any) -> int:

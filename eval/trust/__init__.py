@@ -1,1 +1,1 @@
-"""How far the tests and the commands can be trusted: mutants, faults, load."""
+"""How far the tests and the commands can be trusted: mutants, crashes, load."""

@@ -6,7 +6,6 @@ do not mix; patching and restoring leaves nothing behind; memory stays flat over
 
 from __future__ import annotations
 
-import argparse
 import gc
 import time
 from collections.abc import Sequence
@@ -17,10 +16,11 @@ from typing import Any
 import torch
 
 import geosparse as gs
-from geosparse.artifact import check_writable, dump_json, write_json
+from geosparse.artifact import check_writable, write_json
+from geosparse.console import Parser, json_text, run_command, whole
 from geosparse.provenance import device_name, versions
 
-from ..runtime.prompt import resident_bytes
+from ..benchmarks.process_memory import resident_bytes
 
 SCHEMA = "geosparse.eval.load/1"
 
@@ -33,7 +33,7 @@ def varied_plan(model: Any, seed: int = 0) -> gs.Plan:
     generator = torch.Generator().manual_seed(seed)
 
     def draw(low: int, high: int) -> torch.Tensor:
-        return torch.randint(low, high, plan.n_keep.shape, generator=generator)
+        return torch.randint(low, high, plan.n_keep.shape, generator=generator, dtype=torch.int64, device="cpu")
 
     return replace(plan, n_keep=draw(1, 25), tail="best", head_tails=draw(0, 3), head_selectors=draw(0, 2))
 
@@ -41,8 +41,11 @@ def varied_plan(model: Any, seed: int = 0) -> gs.Plan:
 def prompts_of(vocabulary: int, count: int, seed: int = 0) -> list[torch.Tensor]:
     """Random prompts `[1, T]`, T from 5 to 60."""
     generator = torch.Generator().manual_seed(seed)
-    lengths = torch.randint(5, 61, (count,), generator=generator).tolist()
-    return [torch.randint(3, vocabulary, (1, length), generator=generator) for length in lengths]
+    lengths = torch.randint(5, 61, (count,), generator=generator, dtype=torch.int64, device="cpu").tolist()
+    return [
+        torch.randint(3, vocabulary, (1, length), generator=generator, dtype=torch.int64, device="cpu")
+        for length in lengths
+    ]
 
 
 def continued(model: Any, prompt: torch.Tensor, new_tokens: int) -> list[int]:
@@ -108,7 +111,7 @@ def _tensors() -> int:
 def decode_steps(model: Any, plan: gs.Plan, steps: int) -> dict[str, Any]:
     """Decode `steps` tokens one by one: resident memory less the cache's own bytes, a quarter in and at the end."""
     marks: dict[int, int] = {}
-    token = torch.tensor([[3]])
+    token = torch.tensor([[3]], dtype=torch.int64, device="cpu")
     start = time.perf_counter()
     with gs.sparsified(model, plan) as receipt, torch.no_grad():
         output = model(token, use_cache=True)
@@ -132,13 +135,17 @@ def _cache_bytes(cache: Any) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run, print, write."""
-    parser = argparse.ArgumentParser(prog="python -m eval.trust.load", description=(__doc__ or "").splitlines()[0])
+    return run_command("eval.trust.load", lambda: _run(arguments))
+
+
+def _run(arguments: list[str] | None) -> int:
+    parser = Parser(prog="python -m eval.trust.load", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", help="as for `geosparse profile`")
-    parser.add_argument("--prompts", type=int, default=200, help="prompts for the threads (200)")
-    parser.add_argument("--threads", type=int, default=4, help="threads (4)")
-    parser.add_argument("--new-tokens", type=int, default=8, help="tokens per prompt (8)")
-    parser.add_argument("--rounds", type=int, default=100, help="of patching and restoring (100)")
-    parser.add_argument("--steps", type=int, default=10_000, help="decode steps (10000)")
+    parser.add_argument("--prompts", type=whole(1), default=200, help="prompts for the threads (200)")
+    parser.add_argument("--threads", type=whole(1), default=4, help="threads (4)")
+    parser.add_argument("--new-tokens", type=whole(1), default=8, help="tokens per prompt (8)")
+    parser.add_argument("--rounds", type=whole(1), default=100, help="of patching and restoring (100)")
+    parser.add_argument("--steps", type=whole(1), default=10_000, help="decode steps (10000)")
     parser.add_argument("--out", type=Path, help="JSON file")
     options = parser.parse_args(arguments)
     if options.out is not None:
@@ -161,7 +168,7 @@ def main(arguments: list[str] | None = None) -> int:
     }
     if options.out is not None:
         write_json(options.out, result)
-    print(dump_json(result), end="")
+    print(json_text(result), end="")
     return 0
 
 

@@ -7,7 +7,7 @@ import copy
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-COMPARE: dict[type[ast.cmpop], type[ast.cmpop]] = {
+COMPARISON_SWAPS: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Lt: ast.LtE,
     ast.LtE: ast.Lt,
     ast.Gt: ast.GtE,
@@ -19,7 +19,7 @@ COMPARE: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Is: ast.IsNot,
     ast.IsNot: ast.Is,
 }
-BINARY: dict[type[ast.operator], type[ast.operator]] = {
+OPERATOR_SWAPS: dict[type[ast.operator], type[ast.operator]] = {
     ast.Add: ast.Sub,
     ast.Sub: ast.Add,
     ast.Mult: ast.Div,
@@ -30,7 +30,7 @@ BINARY: dict[type[ast.operator], type[ast.operator]] = {
     ast.BitAnd: ast.BitOr,
     ast.BitOr: ast.BitAnd,
 }
-NAMES = {
+NAME_SWAPS = {
     "min": "max",
     "max": "min",
     "amin": "amax",
@@ -104,11 +104,11 @@ class _Replace(ast.NodeTransformer):
 
 def _changes(node: ast.AST) -> Iterator[Change]:
     """What can be wrong at one node."""
-    if isinstance(node, ast.Compare) and len(node.ops) == 1 and type(node.ops[0]) in COMPARE:
-        other = COMPARE[type(node.ops[0])]
+    if isinstance(node, ast.Compare) and len(node.ops) == 1 and type(node.ops[0]) in COMPARISON_SWAPS:
+        other = COMPARISON_SWAPS[type(node.ops[0])]
         yield lambda old: ast.Compare(old.left, [other()], old.comparators)  # type: ignore[attr-defined]
-    elif isinstance(node, ast.BinOp) and type(node.op) in BINARY:
-        operator = BINARY[type(node.op)]
+    elif isinstance(node, ast.BinOp) and type(node.op) in OPERATOR_SWAPS:
+        operator = OPERATOR_SWAPS[type(node.op)]
         yield lambda old: ast.BinOp(old.left, operator(), old.right)  # type: ignore[attr-defined]
     elif isinstance(node, ast.BoolOp):
         joined = ast.Or if isinstance(node.op, ast.And) else ast.And
@@ -118,10 +118,10 @@ def _changes(node: ast.AST) -> Iterator[Change]:
     elif isinstance(node, ast.Constant) and isinstance(node.value, bool | int | float):
         value = (not node.value) if isinstance(node.value, bool) else node.value + 1
         yield lambda old: ast.Constant(value)
-    elif isinstance(node, ast.Attribute) and node.attr in NAMES:
-        yield lambda old: ast.Attribute(old.value, NAMES[old.attr], old.ctx)  # type: ignore[attr-defined]
-    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in NAMES:
-        yield lambda old: ast.Call(ast.Name(NAMES[old.func.id]), old.args, old.keywords)  # type: ignore[attr-defined]
+    elif isinstance(node, ast.Attribute) and node.attr in NAME_SWAPS:
+        yield lambda old: ast.Attribute(old.value, NAME_SWAPS[old.attr], old.ctx)  # type: ignore[attr-defined]
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in NAME_SWAPS:
+        yield lambda old: ast.Call(ast.Name(NAME_SWAPS[old.func.id]), old.args, old.keywords)  # type: ignore[attr-defined]
     elif isinstance(node, ast.Raise | ast.AugAssign | ast.Delete) or _is_call(node):
         yield lambda old: ast.Pass()
     elif isinstance(node, ast.Return) and node.value is not None and not _is_none(node.value):

@@ -1,12 +1,11 @@
 """How many small mistakes the tests notice: `python -m eval.trust.mutation geometry planner selection --out FILE`.
 
 Each mutant runs in a process forked from one that has the heavy libraries loaded already, with the tests of its module.
-A mutant is killed when a test fails or runs for more than SECONDS.
+A mutant is killed when a test fails or runs for more than MUTANT_SECONDS.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib.abc
 import importlib.util
 import io
@@ -22,12 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from geosparse.artifact import dump_json, read_json, write_json
+from geosparse.console import Parser, whole
 from geosparse.errors import GeosparseError, did_you_mean
 
 from .mutants import Mutant, mutants
 
 SCHEMA = "geosparse.eval.mutation/1"
-SECONDS = 120
+MUTANT_SECONDS = 120
 ROOT = Path(__file__).parents[2]
 
 
@@ -69,7 +69,7 @@ def survives(module: str, mutant: Mutant, tests: Sequence[str]) -> bool:
     """Whether all `tests` pass with `mutant` in the place of `module`."""
     child = os.fork()
     if child == 0:
-        signal.alarm(SECONDS)
+        signal.alarm(MUTANT_SECONDS)
         os._exit(_run_tests(module, mutant.source, tests))
     return os.waitpid(child, 0)[1] == 0
 
@@ -121,10 +121,10 @@ def _keep(out: Path, result: dict[str, Any], subject: str, done: dict[str, bool]
 
 def main(arguments: list[str] | None = None) -> int:
     """Run, print, write; mutants that the file holds are not run again."""
-    parser = argparse.ArgumentParser(prog="python -m eval.trust.mutation", description=(__doc__ or "").splitlines()[0])
+    parser = Parser(prog="python -m eval.trust.mutation", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("subjects", nargs="+", help=f"of {', '.join(SUBJECTS)}")
-    parser.add_argument("--most", type=int, default=100, help="mutants per module, drawn at random (100)")
-    parser.add_argument("--seed", type=int, default=0, help="of the draw (0)")
+    parser.add_argument("--most", type=whole(1), default=100, help="mutants per module, drawn at random (100)")
+    parser.add_argument("--seed", type=whole(0), default=0, help="of the draw (0)")
     parser.add_argument("--survivors-again", action="store_true", help="run those that survived once more")
     parser.add_argument("--out", type=Path, required=True, help="JSON file")
     options = parser.parse_args(arguments)

@@ -74,19 +74,14 @@ def inversions(law: Law, alpha: torch.Tensor, sinks: torch.Tensor, budget: int) 
 def student_tail(margin: torch.Tensor, dimension: int) -> torch.Tensor:
     """P(T <= -sqrt(D) r / sqrt(1 - r^2)) for Student's t with D degrees of freedom, at r = `margin` in [-1, 1].
 
-    The finite series of Abramowitz and Stegun 26.7.3-4, with sin(theta) = r. At most (1 - r^2)^(D / 2) for r >= 0.
+    At most (1 - r^2)^(D / 2) for r >= 0.
     """
-    cosine = (1 - margin.square()).clamp_min(0.0)
-    odd = dimension % 2
-    term = cosine.sqrt() if odd else torch.ones_like(margin)
-    series = torch.zeros_like(margin)
-    for k in range(1 + odd, dimension, 2):
-        series += term
-        term = term * cosine * (k / (k + 1))
-    inside = margin * series
-    if odd:
-        inside = (2 / math.pi) * (torch.asin(margin) + inside)
-    tail: torch.Tensor = (0.5 - 0.5 * inside).clamp(0.0, 1.0)
+    from scipy.special import stdtr
+
+    quantile = -math.sqrt(dimension) * margin / (1 - margin.square()).clamp_min(0.0).sqrt()
+    tail: torch.Tensor = torch.as_tensor(
+        stdtr(dimension, quantile.numpy(force=True)), dtype=margin.dtype, device=margin.device
+    )
     return tail
 
 

@@ -148,7 +148,9 @@ def fit_similarity(moments: Moments) -> SimilarityFit:
     edges = lag_bins(moments.length, first=1)
     curve = moments.cosine / moments.pairs.clamp_min(1.0)
     centre = (edges[:-1] + edges[1:] - 1).double() / 2
-    lengths = torch.logspace(math.log10(0.5), math.log10(4 * moments.length), DECAY_GRID).double()
+    lengths = torch.logspace(
+        math.log10(0.5), math.log10(4 * moments.length), DECAY_GRID, dtype=torch.float32, device="cpu"
+    ).double()
     decay = torch.exp(-centre / lengths[:, None])
     shape = decay - decay.mean(-1, keepdim=True)
     about = curve - curve.mean(-1, keepdim=True)
@@ -189,11 +191,11 @@ def fit_profile(moments: Moments) -> ProfileFit:
     errors = torch.stack(
         [lines.error(0, a) + lines.error(a, b) + lines.error(b, len(place), flat=True) for a, b in splits], -1
     )
-    split = torch.tensor(splits)[errors.argmin(-1)]
+    split = torch.tensor(splits, dtype=torch.int64, device="cpu")[errors.argmin(-1)]
     ends = torch.cat([split, torch.full_like(split[..., :1], len(place))], -1)
     starts = torch.cat([torch.zeros_like(split[..., :1]), split], -1)
     intercept, slope = lines.at(starts, ends)
-    piece = (torch.arange(len(place)) >= split.unsqueeze(-1)).sum(-2)
+    piece = (torch.arange(len(place), dtype=torch.int64, device="cpu") >= split.unsqueeze(-1)).sum(-2)
     fitted = intercept.gather(-1, piece) + slope.gather(-1, piece) * place
     residual = (curve - fitted) * weight
     bins = weight.sum(-1)
@@ -242,7 +244,7 @@ class _Lines:
         n, x, xx, y, xy, _ = last - first
         n = n.clamp_min(1e-12)
         slope = (xy - x * y / n) / (xx - x.square() / n).clamp_min(1e-12)
-        slope = slope * torch.tensor([1.0, 1.0, 0.0], dtype=slope.dtype)
+        slope = slope * torch.tensor([1.0, 1.0, 0.0], dtype=slope.dtype, device=slope.device)
         return (y - slope * x) / n, slope
 
 

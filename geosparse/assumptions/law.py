@@ -98,9 +98,11 @@ def simulate(
 def sample_values(law: Law, sinks: torch.Tensor, draws: int, generator: torch.Generator) -> torch.Tensor:
     """Values `[draws, L, D]` fp32 whose covariance is `covariance`: common part, autoregression, own part."""
     length, dimension = len(sinks), law.dimension
-    common, apart = torch.randn(2, draws, 1, dimension, generator=generator)
+    common, apart = torch.randn(2, draws, 1, dimension, generator=generator, dtype=torch.float32, device="cpu")
     rest = max(0.0, 1 - law.floor - law.drop)
-    value = math.sqrt(rest) * torch.randn(draws, length, dimension, generator=generator)
+    value = math.sqrt(rest) * torch.randn(
+        draws, length, dimension, generator=generator, dtype=torch.float32, device="cpu"
+    )
     value += math.sqrt(law.floor) * common
     if law.drop:
         value += math.sqrt(law.drop) * _autoregression(law.length, draws, length, dimension, generator)
@@ -113,14 +115,17 @@ def sample_values(law: Law, sinks: torch.Tensor, draws: int, generator: torch.Ge
 def _autoregression(decay: float, draws: int, length: int, dimension: int, generator: torch.Generator) -> torch.Tensor:
     """A stationary Gaussian sequence `[draws, L, D]` of variance 1 and correlation exp(-lag / decay), by blocks."""
     step = math.exp(-1 / decay)
-    place = torch.arange(BLOCK, dtype=torch.float64)
+    place = torch.arange(BLOCK, dtype=torch.float64, device="cpu")
     powers = (place[:, None] - place).clamp_min(0)
     carry = (step ** (place + 1)).float()[:, None]
     mix = (math.sqrt(1 - step * step) * step**powers).tril().float()
-    state = torch.randn(draws, 1, dimension, generator=generator)
+    state = torch.randn(draws, 1, dimension, generator=generator, dtype=torch.float32, device="cpu")
     blocks = []
     for _ in range(0, length, BLOCK):
-        block = mix @ torch.randn(draws, BLOCK, dimension, generator=generator) + carry * state
+        block = (
+            mix @ torch.randn(draws, BLOCK, dimension, generator=generator, dtype=torch.float32, device="cpu")
+            + carry * state
+        )
         state = block[:, -1:]
         blocks.append(block)
     return torch.cat(blocks, 1)[:, :length]
@@ -135,12 +140,12 @@ def sample_rows(
     row is scaled to the mass that the sinks leave, which is normal too (cut to [0, 1]) and shared evenly among them.
     """
     length = len(sinks)
-    lag = torch.arange(length - 1, -1, -1, dtype=torch.float64)
+    lag = torch.arange(length - 1, -1, -1, dtype=torch.float64, device="cpu")
     piece = (lag.unsqueeze(-1) >= profile.ends[place][:2]).sum(-1)
     mean = profile.intercept[place][piece] + profile.slope[place][piece] * torch.log2(1 + lag)
-    noise = torch.randn(draws, length, generator=generator, dtype=torch.float64)
+    noise = torch.randn(draws, length, generator=generator, dtype=torch.float64, device="cpu")
     logits = mean + profile.spread[place][piece] * noise
     free = logits.masked_fill(sinks, -torch.inf).softmax(-1)
-    spread = torch.randn(draws, 1, generator=generator, dtype=torch.float64) * profile.sink_spread[place]
+    spread = torch.randn(draws, 1, generator=generator, dtype=torch.float64, device="cpu") * profile.sink_spread[place]
     mass = (profile.sink_mass[place] + spread).clamp(0.0, 1.0) if bool(sinks.any()) else torch.zeros_like(spread)
     return free * (1 - mass) + mass * sinks.double() / sinks.sum().clamp_min(1)

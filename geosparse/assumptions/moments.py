@@ -221,8 +221,8 @@ def _attention_sums(alpha: torch.Tensor, seen: torch.Tensor, sinks: torch.Tensor
 
 def lag_bins(length: int, first: int) -> torch.Tensor:
     """Edges of bins over the lags `first` to `length` - 1: single lags first, then `OCTAVE_BINS` per doubling."""
-    exponents = torch.arange(0, OCTAVE_BINS * (math.log2(length + 1)), dtype=torch.float64) / OCTAVE_BINS
-    edges = torch.cat([(2**exponents).round() - 1 + first, torch.tensor([length], dtype=torch.float64)])
+    exponents = torch.arange(0, OCTAVE_BINS * (math.log2(length + 1)), dtype=torch.float64, device="cpu") / OCTAVE_BINS
+    edges = torch.cat([(2**exponents).round() - 1 + first, torch.tensor([length], dtype=torch.float64, device="cpu")])
     distinct: torch.Tensor = torch.unique(edges.clamp_max(length).long())
     return distinct
 

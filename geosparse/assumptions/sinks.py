@@ -20,7 +20,7 @@ COMPRESSION = 0.5
 
 def lags(seen: torch.Tensor) -> torch.Tensor:
     """Tokens between each token and the query, `[Q, L]`: 0 is the query itself, its last visible token."""
-    return own_position(seen)[:, None] - torch.arange(seen.shape[-1], device=seen.device)
+    return own_position(seen)[:, None] - torch.arange(seen.shape[-1], device=seen.device, dtype=torch.int64)
 
 
 def own_position(seen: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..console import whole
 from .shared import TEXT_HELP, Add, Options, add_model, load, load_plan, show
 
 WHAT = "speed of prefill and decode, dense against sparse"
@@ -14,8 +15,8 @@ def arguments(add: Add) -> None:
     """The flags."""
     add_model(add)
     add("--plan", type=Path, help="plan to apply; without it only dense attention is timed, from both caches")
-    add("--context", type=int, default=4096, help="tokens of prompt (4096)")
-    add("--new-tokens", type=int, default=32, help="decode steps to time (32)")
+    add("--context", type=whole(2), default=4096, help="tokens of prompt (4096)")
+    add("--new-tokens", type=whole(1), default=32, help="decode steps to time (32)")
     add("--text", default="pydoc:test", help=TEXT_HELP)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .shared import DEFAULT_MODEL, MODEL_HELP, TEXT_HELP, Add, Options, show
+from ..console import whole
+from .shared import DEFAULT_MODEL, MODEL_HELP, TEXT_HELP, Add, Options, mention_missing_kernels, show
 
 WHAT = "the whole chain on a small real model, with a report"
 EXAMPLE = "--out demo"
@@ -16,8 +17,8 @@ def arguments(add: Add) -> None:
     add("--model", default=DEFAULT_MODEL, help=MODEL_HELP)
     add("--calibration", default="pydoc:calibration", help=TEXT_HELP)
     add("--text", default="pydoc:test", help=f"test text: {TEXT_HELP}")
-    add("--length", type=int, default=1024, help="tokens per window (1024)")
-    add("--windows", type=int, default=4, help="windows for the profile and for each score (4)")
+    add("--length", type=whole(8), default=1024, help="tokens per window (1024)")
+    add("--windows", type=whole(1), default=4, help="windows for the profile and for each score (4)")
 
 
 def run(options: Options) -> None:
@@ -25,6 +26,7 @@ def run(options: Options) -> None:
     from ..demo import demo_text, run_demo
     from ..profiler import ProfileConfig
 
+    mention_missing_kernels("cpu")
     result = run_demo(
         options.out,
         options.model,

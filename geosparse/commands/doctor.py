@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .shared import Add, Options, load, show
+from .shared import Add, Options, load, mention_missing_kernels, show
 
 WHAT = "what is installed, and whether it works"
 EXAMPLE = "--calibrate smollm2-135m"
@@ -21,7 +21,8 @@ def run(options: Options) -> None:
     from ..doctor import examine
 
     data, text = examine()
-    if options.model:
+    mention_missing_kernels(data["device_type"])
+    if options.model is not None:
         from ..patch import shape_of
         from ..runtime.architecture import attention_layers
         from ..runtime.breakeven import NEVER, calibrate

@@ -6,6 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from ..artifact import MAX_COUNT
+from ..console import say, whole
 from ..errors import GeosparseError
 from .shared import Add, Options, add_model, load, load_plan, show
 
@@ -22,7 +24,7 @@ def arguments(add: Add) -> None:
     add("--plan", type=Path, help="plan to apply; without it the dense model writes")
     add("--prompt", required=True, help="text to continue; - reads standard input")
     add("--chat", action="store_true", help="put the prompt into the tokenizer's chat template")
-    add("--max-new-tokens", type=int, default=128, help="largest number of tokens to write (128)")
+    add("--max-new-tokens", type=whole(1), default=128, help="largest number of tokens to write (128)")
     add("--prefill", default="exact", help="the prompt: exact (each token by the plan, default), dense or block")
     add("--dense-below", type=_tokens_or_measured, default=0, help=DENSE_HELP)
 
@@ -41,22 +43,22 @@ def run(options: Options) -> None:
     if options.json:
         show(options, result, "")
     elif plan is not None:
-        print(
-            f"[{result['new_tokens']} tokens, density {result['density']:.4f}]",
-            *result["notes"],
-            sep="\n",
-            file=sys.stderr,
-        )
+        say("\n".join([f"[{result['new_tokens']} tokens, density {result['density']:.4f}]", *result["notes"]]))
 
 
 def _read_prompt() -> str:
+    if sys.stdin is None:
+        raise GeosparseError("Standard input is closed: give the prompt after --prompt.")
     try:
         return sys.stdin.read()
     except UnicodeDecodeError as error:
-        raise GeosparseError("Standard input is not UTF-8 text: give a prompt in UTF-8.") from error
+        encoding = (getattr(sys.stdin, "encoding", None) or "utf-8").upper()
+        raise GeosparseError(f"Standard input is not {encoding} text: give a prompt in {encoding}.") from error
 
 
 def _tokens_or_measured(text: str) -> int | str:
-    if text == "measured" or text.isdecimal():
-        return text if text == "measured" else int(text)
-    raise argparse.ArgumentTypeError(f"a whole number of tokens, or measured, found {text!r}")
+    if text == "measured":
+        return text
+    if text.isdecimal() and len(text) <= len(str(MAX_COUNT)) and int(text) <= MAX_COUNT:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"a whole number of tokens up to {MAX_COUNT}, or measured, found {text!r}")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from ..artifact import check_writable, write_json
-from .shared import Add, Options, add_model, show
+from .shared import Add, Options, add_model, mention_missing_kernels, show
 
 WHAT = "lm-evaluation-harness, dense and sparse"
 EXAMPLE = "smollm2-135m --plan plan.json --tasks niah_single_1 --metadata '{\"max_seq_lengths\":[1024]}' --limit 5"
@@ -24,8 +25,10 @@ def run(options: Options) -> None:
     from ..integrations.lm_eval import run as evaluate
     from ..integrations.lm_eval import table
 
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # as lm-eval does: its bootstrap forks
     if options.out is not None:
         check_writable(options.out)
+    mention_missing_kernels("cpu" if options.device is None else options.device)
     result = evaluate(
         options.model,
         options.plan,

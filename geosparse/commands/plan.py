@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..artifact import check_writable
+from ..bounds import MAX_BYTES, MAX_TOLERANCE
+from ..console import number, say, whole
 from ..errors import GeosparseError
-from .shared import DEFAULT_MODEL, MODEL_HELP, TEXT_HELP, Add, Options, show
+from ..policies import DEFAULT_POLICY, POLICIES
+from .shared import DEFAULT_MODEL, MODEL_HELP, TEXT_HELP, Add, Options, mention_missing_kernels, show
 
 if TYPE_CHECKING:
     from ..plan import Plan
@@ -18,9 +20,6 @@ WHAT = "choose how many tokens each head keeps"
 EXAMPLE = (
     "p.safetensors --mean-keep 32 --policy fisher --tail centroid --out plan.json\n"
     "  geosparse plan --diff plan.json other.json"
-)
-POLICY_HELP = (
-    "fisher (default), output_error, mass, separability, entropy, regime, uniform, or a control: permuted, random"
 )
 TAIL_HELP = (
     "what stands for the rest: drop, renormalize, centroid, even, blend25, blend50, blend75, or the best per head: of "
@@ -38,20 +37,28 @@ BESIDE_DIFF = {"command", "run", "rest", "json", "diff"}
 def arguments(add: Add) -> None:
     """The flags."""
     add("profile", type=Path, nargs="?", help="profile from `geosparse profile`")
-    add("--mean-keep", type=float, help="tokens kept per head, on average")
-    add("--density", type=float, help="instead of --mean-keep: the same as a fraction of the length")
-    add("--bytes", type=float, help="instead of --mean-keep: bytes that a decode step reads of the cache, modelled")
-    add("--tolerance", type=float, help="instead: the smallest budget within this relative loss increase, e.g. 0.01")
+    add("--mean-keep", type=number(least=1), help="tokens kept per head, on average")
+    add("--density", type=number(above=0, most=1), help="instead of --mean-keep: the same as a fraction of the length")
+    add(
+        "--bytes",
+        type=number(above=0, most=MAX_BYTES),
+        help="instead of --mean-keep: bytes that a decode step reads of the cache, modelled",
+    )
+    add(
+        "--tolerance",
+        type=number(above=0, most=MAX_TOLERANCE),
+        help="instead: the smallest budget within this relative loss increase, e.g. 0.01",
+    )
     add("--model", help=f"for --tolerance, the model to measure: {MODEL_HELP}")
     add("--text", help=f"for --tolerance, text to search on (pydoc:planning): {TEXT_HELP}")
     add("--verify-text", help="for --tolerance, text to verify on, used for nothing else (pydoc:test)")
-    add("--windows", type=int, help="for --tolerance, windows to search on, and twice as many to verify (8)")
-    add("--length", type=int, help="context to plan for, tokens (the longest of the profile)")
+    add("--windows", type=whole(1), help="for --tolerance, windows to search on, and twice as many to verify (8)")
+    add("--length", type=whole(1), help="context to plan for, tokens (the longest of the profile)")
     add("--selector", help=SELECTOR_HELP)
     add("--share-kv", action="store_true", default=None, help="the heads of one KV group keep the same tokens")
-    add("--policy", help=POLICY_HELP)
+    add("--policy", help=", ".join(f"{name} (default)" if name == DEFAULT_POLICY else name for name in POLICIES))
     add("--tail", help=TAIL_HELP)
-    add("--seed", type=int, help="seed of the controls (0)")
+    add("--seed", type=whole(0), help="seed of the controls (0)")
     add("--out", type=Path, help="plan to write, .json")
     add("--diff", type=Path, nargs=2, metavar="PLAN", help="make no plan: how do two plans for one model differ")
 
@@ -87,14 +94,23 @@ def _within_tolerance(options: Options, profile: Profile, chosen: dict[str, Any]
     if any(getattr(options, name) is not None for name in ("mean_keep", "density", "bytes")):
         raise GeosparseError("--tolerance finds the budget itself: leave out --mean-keep, --density and --bytes.")
     check_writable(options.out)
-    search, verify = (
-        load_texts(text) for text in (options.text or "pydoc:planning", options.verify_text or "pydoc:test")
-    )
+    defaults: dict[str, Any] = {
+        "text": "pydoc:planning",
+        "verify_text": "pydoc:test",
+        "model": DEFAULT_MODEL,
+        "length": profile.length,
+        "windows": 8,
+    }
+    asked = {
+        name: default if (value := getattr(options, name)) is None else value for name, default in defaults.items()
+    }
+    search, verify = load_texts(asked["text"]), load_texts(asked["verify_text"])
     if search == verify:
         raise GeosparseError("--text and --verify-text are the same: verify on text that was not searched on.")
-    model, tokenizer = load_model(options.model or DEFAULT_MODEL)
+    model, tokenizer = load_model(asked["model"])
+    mention_missing_kernels("cpu")
     profile.check(model)
-    length, count = options.length or profile.length, options.windows or 8
+    length, count = asked["length"], asked["windows"]
     return plan_within(
         model,
         lambda mean_keep: make_plan(profile, mean_keep, **chosen),
@@ -102,7 +118,7 @@ def _within_tolerance(options: Options, profile: Profile, chosen: dict[str, Any]
         token_windows(tokenizer, search, length, count),
         token_windows(tokenizer, verify, length, 2 * count),
         show_progress=True,
-        say=lambda line: print(line, file=sys.stderr),
+        say=say,
     )
 
 

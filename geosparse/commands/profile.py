@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..artifact import check_writable
+from ..console import whole, wholes
 from ..errors import GeosparseError
-from .shared import TEXT_HELP, Add, Options, add_model, load, show, whole_numbers, words
+from .shared import TEXT_HELP, Add, Options, add_model, load, show, words
 
 WHAT = "measure every head's token selection on a text"
 EXAMPLE = "smollm2-135m --text book.txt --length 1024 --windows 4 --out p.safetensors"
@@ -16,18 +17,18 @@ def arguments(add: Add) -> None:
     """The flags."""
     add_model(add)
     add("--text", default="pydoc:calibration", help=TEXT_HELP)
-    add("--length", type=int, help="tokens per window (1024)")
-    add("--lengths", type=whole_numbers, help="several lengths instead, shortest first, e.g. 512,1024,2048,4096")
-    add("--windows", type=int, default=4, help="windows of the shortest length, evenly spaced over the text (4)")
+    add("--length", type=whole(8), help="tokens per window (1024)")
+    add("--lengths", type=wholes(8), help="several lengths instead, shortest first, e.g. 512,1024,2048,4096")
+    add("--windows", type=whole(1), default=4, help="windows of the shortest length, evenly spaced over the text (4)")
     add(
         "--selectors",
         type=words,
         default=("topn", "lowbit"),
         help="selectors to measure: topn,lowbit (default), paged, ...",
     )
-    add("--queries", type=int, default=64, help="query positions sampled per window (64)")
+    add("--queries", type=whole(1), default=64, help="query positions sampled per window (64)")
     add("--one-pass", action="store_true", help="leave out what heads' errors do to each other: faster, worse plans")
-    add("--seed", type=int, default=0, help="seed of the sampling (0)")
+    add("--seed", type=whole(0), default=0, help="seed of the sampling (0)")
     add("--out", type=Path, required=True, help="profile to write, .safetensors")
 
 
@@ -41,10 +42,11 @@ def run(options: Options) -> None:
     if options.length is not None and options.lengths is not None:
         raise GeosparseError("--length is one length and --lengths several: give one of the two.")
     config = ProfileConfig(
+        options.length,
         windows=options.windows,
         queries=options.queries,
         seed=options.seed,
-        lengths=options.lengths or (options.length or 1024,),
+        lengths=(1024,) if options.lengths is None else options.lengths,
         selectors=options.selectors,
         second_pass=not options.one_pass,
     )
@@ -57,4 +59,8 @@ def run(options: Options) -> None:
         return
     data, text = describe_profile(profile)
     shared = f", {processes} processes sharing the windows" if processes > 1 else ""
+    from ..ops.serving import serving
+
+    path, why = serving(model.get_input_embeddings().weight.device)
+    data |= {"path": path, "path_reason": why}
     show(options, data | {"out": str(options.out), "processes": processes}, f"{text}\nWrote {options.out}{shared}.")

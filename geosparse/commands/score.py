@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..console import whole
 from .shared import TEXT_HELP, Add, Options, add_model, load, load_plan, show
 
 WHAT = "loss of the model, dense and sparse, on the same tokens"
@@ -15,8 +16,8 @@ def arguments(add: Add) -> None:
     add_model(add)
     add("--plan", type=Path, help="plan to apply; without it only the dense model is scored")
     add("--text", default="pydoc:test", help=TEXT_HELP)
-    add("--length", type=int, default=1024, help="tokens per window (1024)")
-    add("--windows", type=int, default=8, help="windows, evenly spaced over the text (8)")
+    add("--length", type=whole(2), default=1024, help="tokens per window (1024)")
+    add("--windows", type=whole(1), default=8, help="windows, evenly spaced over the text (8)")
 
 
 def run(options: Options) -> None:

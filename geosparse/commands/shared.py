@@ -7,14 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..artifact import dump_json
+from ..console import json_text, printable, say
 
 if TYPE_CHECKING:
     from ..plan import Plan
 
 Options = argparse.Namespace
-CONTROLS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)], "\ufffd")
-"""All control characters but the tab and the end of a line."""
 Add = Callable[..., object]
 """`ArgumentParser.add_argument` of the command's own parser."""
 
@@ -34,7 +32,17 @@ def load(options: Options) -> tuple[Any, Any]:
     """The model and tokenizer that `add_model` let the user name."""
     from ..models import load_model
 
-    return load_model(options.model, dtype=options.dtype, device=options.device)
+    model, tokenizer = load_model(options.model, dtype=options.dtype, device=options.device)
+    mention_missing_kernels(model.get_input_embeddings().weight.device)
+    return model, tokenizer
+
+
+def mention_missing_kernels(device: Any) -> None:
+    """Say, once, on standard error that the kernels for a device are missing, and how to get them."""
+    from ..ops.serving import first_mention
+
+    if sentence := first_mention(device):
+        say(f"geosparse: warning: {sentence}")
 
 
 def load_plan(path: Path | None) -> Plan | None:
@@ -46,22 +54,9 @@ def load_plan(path: Path | None) -> Plan | None:
 
 def show(options: Options, data: Any, text: str) -> None:
     """Print a result: JSON with `--json`, else words."""
-    print(dump_json(data) if options.json else printable(text), end="" if options.json else "\n")
-
-
-def printable(text: str) -> str:
-    """`text` without what a terminal would obey: names in a file from elsewhere may hold escape sequences."""
-    return text.translate(CONTROLS)
+    print(json_text(data) if options.json else printable(text), end="" if options.json else "\n")
 
 
 def words(text: str) -> tuple[str, ...]:
     """Words with commas between them."""
     return tuple(text.split(","))
-
-
-def whole_numbers(text: str) -> tuple[int, ...]:
-    """Whole numbers with commas between them."""
-    try:
-        return tuple(int(word) for word in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"whole numbers with commas between them, found {text!r}") from None

@@ -38,12 +38,16 @@ def backend_plan(plan: Plan, length: int | None = None) -> BackendPlan:
     selectors = [
         [SELECTORS.index(word) for word in per_head(plan.selectors_of(layer), model.heads)] for layer in range(shape[0])
     ]
-    growth = torch.zeros(plan.n_keep.shape) if plan.growth is None else plan.growth.float()
+    growth = (
+        torch.zeros(plan.n_keep.shape, dtype=torch.float32, device="cpu")
+        if plan.growth is None
+        else plan.growth.float()
+    )
     n_keep = plan.at(length or plan.reference_length).int().view(shape)
     return BackendPlan(
         n_keep=n_keep,
-        tail=torch.tensor(tails, dtype=torch.int8).view(shape),
-        selector=torch.tensor(selectors, dtype=torch.int8).view(shape),
+        tail=torch.tensor(tails, dtype=torch.int8, device="cpu").view(shape),
+        selector=torch.tensor(selectors, dtype=torch.int8, device="cpu").view(shape),
         growth=growth.view(shape),
         group_keep=n_keep.amax(-1),
         tails=TAILS,

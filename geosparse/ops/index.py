@@ -47,7 +47,7 @@ class KeyIndex:
         self.device = device
         self.pages = [0] * len(first)
         self.heads = 1
-        self.low = self.high = self.codes = torch.empty(0)
+        self.low = self.high = self.codes = torch.empty(0, dtype=torch.float32, device="cpu")
 
     def extend(self, key: torch.Tensor) -> KeyIndex:
         """Take in the pages of `key` `[B, Hkv, S, D]` that are complete and not yet here; earlier ones are not read."""
@@ -110,7 +110,7 @@ class KeyIndex:
     def decoded(self, keys: int, dim: int) -> torch.Tensor:
         """The keys as the codes have them, `[B, Hkv, S, D]` fp32; zeros outside complete pages."""
         batch, heads = self.low.shape[:2] if self.low.dim() == 4 else (len(self.first), self.heads)
-        result = torch.zeros(batch, heads, keys, dim, device=self.low.device)
+        result = torch.zeros(batch, heads, keys, dim, device=self.low.device, dtype=torch.float32)
         for row, (first, pages) in enumerate(zip(self.first, self.pages, strict=True)):
             if pages:
                 low, high, codes = (part[row, :, :pages] for part in (self.low, self.high, self.codes))

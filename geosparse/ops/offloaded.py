@@ -51,7 +51,9 @@ def offloaded_attention(
     span = Span() if mask is None else mask
     seen = span.mask(1, keys, device).expand(batch, 1, 1, keys)
     asked, finish = query.float(), logit_of(scaling, softcap)
-    scores = torch.full((batch, heads, 1, keys), UNREAD, device=device).masked_fill_(~seen, -torch.inf)
+    scores = torch.full((batch, heads, 1, keys), UNREAD, device=device, dtype=torch.float32).masked_fill_(
+        ~seen, -torch.inf
+    )
     sight = Sight(asked, scores, seen, keep_tensor(n_keep, device), finish, scaling)
     sight.index = index_of(key, span.starts(batch)) if needs_index(selector) else None
     sight.coded = sight.pages.decoded(keys, dim) if reads_codes(selector) else None
@@ -70,7 +72,7 @@ def offloaded_attention(
     if sight.index is not None:
         read((seen & ~sight.indexed).expand(scores.shape)[:, :, 0])
     needed = choose(sight, selector).keep > 0
-    paged = torch.tensor([word == "paged" for word in per_head(selector, heads)], device=device)
+    paged = torch.tensor([word == "paged" for word in per_head(selector, heads)], device=device, dtype=torch.bool)
     if paged.any():
         needed = torch.where(paged[None, :, None, None], sight.candidates(sight.budgets), needed)
     found = read(needed[:, :, 0])
@@ -90,6 +92,6 @@ def _visible_mean(value: torch.Tensor, starts: tuple[int, ...], device: torch.de
         total = torch.stack(
             [row[:, first:].sum(-2, dtype=torch.float64) for row, first in zip(value, starts, strict=True)]
         )
-    count = torch.tensor([max(1, value.shape[2] - first) for first in starts], device=device)
+    count = torch.tensor([max(1, value.shape[2] - first) for first in starts], device=device, dtype=torch.int64)
     mean: torch.Tensor = (total.to(device) / count[:, None, None]).unsqueeze(2).float()
     return mean

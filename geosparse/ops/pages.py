@@ -32,9 +32,11 @@ class HotPages:
 
     def clear(self) -> None:
         """Forget all copies: the keys are others."""
-        self._keys = self._values = torch.empty(0)  # [R, H, PAGE, D]
-        self._page_of = self._read = torch.empty(0, 0, dtype=torch.int64)  # [R, H]: -1 for none; the step it was read
-        self._slot_of = torch.empty(0, 0, dtype=torch.int64)  # [R, P], -1 for none
+        self._keys = self._values = torch.empty(0, dtype=torch.float32, device="cpu")  # [R, H, PAGE, D]
+        self._page_of = self._read = torch.empty(
+            0, 0, dtype=torch.int64, device="cpu"
+        )  # [R, H]: -1 for none; the step it was read
+        self._slot_of = torch.empty(0, 0, dtype=torch.int64, device="cpu")  # [R, P], -1 for none
         self._step = 0
 
     def bytes(self) -> int:
@@ -55,9 +57,9 @@ class HotPages:
         self._make_room(rows, pages, int(whole.sum(-1).max()) if pages else 0, key, value, needed.device)
         self._step += 1
         self._fetch(whole, key, value)
-        offsets = torch.arange(PAGE, device=needed.device)
+        offsets = torch.arange(PAGE, device=needed.device, dtype=torch.int64)
         places = torch.where(self._page_of[..., None] < 0, -1, self._page_of[..., None] * PAGE + offsets)
-        rest = torch.arange(pages * PAGE, keys, device=needed.device).expand(batch, heads, -1)
+        rest = torch.arange(pages * PAGE, keys, device=needed.device, dtype=torch.int64).expand(batch, heads, -1)
         parts = [
             torch.cat(
                 [pool.view(batch, heads, -1, pool.shape[-1]), host[:, :, pages * PAGE :].to(needed.device)], dim=2
@@ -76,8 +78,8 @@ class HotPages:
             grown = [
                 torch.zeros(rows, slots, PAGE, host.shape[-1], dtype=host.dtype, device=device) for host in (key, value)
             ]
-            page_of = torch.full((rows, slots), -1, device=device)
-            read = torch.full((rows, slots), -1, device=device)
+            page_of = torch.full((rows, slots), -1, device=device, dtype=torch.int64)
+            read = torch.full((rows, slots), -1, device=device, dtype=torch.int64)
             if have:
                 grown[0][:, :have], grown[1][:, :have] = self._keys, self._values
                 page_of[:, :have], read[:, :have] = self._page_of, self._read
@@ -85,7 +87,7 @@ class HotPages:
             self._page_of, self._read = page_of, read
         known = self._slot_of.shape[-1]
         if known < pages or not known:
-            slot_of = torch.full((rows, pages + pages // 8 + 8), -1, device=device)
+            slot_of = torch.full((rows, pages + pages // 8 + 8), -1, device=device, dtype=torch.int64)
             if known:
                 slot_of[:, :known] = self._slot_of
             self._slot_of = slot_of

@@ -9,8 +9,8 @@ import torch
 
 def causal_mask(queries: int, keys: int, device: torch.device | str = "cpu") -> torch.Tensor:
     """`[1, 1, T, S]` bool: the last query sees every key, each earlier one a key fewer."""
-    rows = torch.arange(keys - queries, keys, device=device)[:, None]
-    return (torch.arange(keys, device=device)[None, :] <= rows)[None, None]
+    rows = torch.arange(keys - queries, keys, device=device, dtype=torch.int64)[:, None]
+    return (torch.arange(keys, device=device, dtype=torch.int64)[None, :] <= rows)[None, None]
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,16 @@ class Span:
         """How many keys each query sees, `[B, T]` int64."""
         if queries == 1 and len(set(self.first)) == 1:
             count = max(0, keys - self.first[0])
-            return torch.full((batch, 1), count if self.window is None else min(count, self.window), device=device)
-        places = torch.arange(keys - queries, keys, device=device)
+            return torch.full(
+                (batch, 1), count if self.window is None else min(count, self.window), device=device, dtype=torch.int64
+            )
+        places = torch.arange(keys - queries, keys, device=device, dtype=torch.int64)
         if len(set(self.first)) == 1:
             rows = (places + 1 - self.first[0]).clamp_min_(0)[None]
         else:
-            rows = (places[None] + 1 - torch.tensor(self.first, device=device)[:, None]).clamp_min_(0)
+            rows = (places[None] + 1 - torch.tensor(self.first, device=device, dtype=torch.int64)[:, None]).clamp_min_(
+                0
+            )
         return (rows if self.window is None else rows.clamp_max_(self.window)).expand(batch, queries)
 
     def key_range(self, start: int, stop: int, queries: int, keys: int) -> tuple[int, int]:
@@ -69,16 +73,16 @@ class Span:
         """`[B or 1, 1, t, s]` bool of the queries `part` (default all T) and the keys `among` (default all S)."""
         start, stop = part or (0, queries)
         low, high = among or (0, keys)
-        return self.rows(torch.arange(start, stop, device=device), queries, keys)[..., low:high]
+        return self.rows(torch.arange(start, stop, device=device, dtype=torch.int64), queries, keys)[..., low:high]
 
     def rows(self, places: torch.Tensor, queries: int, keys: int) -> torch.Tensor:
         """`[B or 1, 1, t, S]` bool of the queries `places` `[t]` of T."""
         row = places[:, None] + (keys - queries)
-        column = torch.arange(keys, device=places.device)[None]
+        column = torch.arange(keys, device=places.device, dtype=torch.int64)[None]
         seen = column <= row
         if self.window is not None:
             seen &= column > row - self.window
-        first = torch.tensor(self.first, device=places.device)[:, None, None, None]
+        first = torch.tensor(self.first, device=places.device, dtype=torch.int64)[:, None, None, None]
         return seen & (column >= first) if any(self.first) else seen[None, None]
 
 
@@ -87,7 +91,7 @@ def span_of(mask: torch.Tensor) -> Span | None:
     rows = mask[:, 0, 0]
     count = rows.sum(-1)
     first = rows.shape[-1] - count
-    tail = torch.arange(rows.shape[-1], device=rows.device) >= first[:, None]
+    tail = torch.arange(rows.shape[-1], device=rows.device, dtype=torch.int64) >= first[:, None]
     return Span(tuple(first.tolist())) if bool((rows == tail).all()) else None
 
 

@@ -49,7 +49,9 @@ def per_head(words: Word | Sequence[Word], heads: int) -> list[Word]:
 def keep_tensor(n_keep: Keep, device: torch.device | str) -> torch.Tensor:
     """Budgets as int64 `[B or 1, Hq, T or 1]`."""
     if isinstance(n_keep, torch.Tensor):
-        return n_keep.to(device)
+        if n_keep.is_floating_point() or n_keep.dtype == torch.bool:
+            raise GeosparseError(f"Budgets are whole numbers of tokens, found {n_keep.dtype}: pass int64.")
+        return n_keep.to(device, torch.int64)
     return torch.tensor(list(n_keep), dtype=torch.int64, device=device)[None, :, None]
 
 
@@ -70,9 +72,10 @@ class TailFlags(NamedTuple):
 def tail_flags(tail: Tails, heads: int, like: torch.Tensor) -> TailFlags:
     """The flags of a layer's heads, on the device of `like`."""
     words = per_head(tail, heads)
-    flags = torch.tensor([[word == "renormalize" for word in words], [SHARES.get(word, 0.0) > 0 for word in words]])
+    pairs = [[word == "renormalize" for word in words], [SHARES.get(word, 0.0) > 0 for word in words]]
+    flags = torch.tensor(pairs, dtype=torch.bool, device="cpu")
     renormalize, centred = flags.view(2, 1, heads, 1, 1).to(like.device)
-    even = torch.tensor([1.0 - SHARES.get(word, 1.0) for word in words])
+    even = torch.tensor([1.0 - SHARES.get(word, 1.0) for word in words], dtype=torch.float32, device="cpu")
     return TailFlags(renormalize, centred, even.view(1, heads, 1, 1).to(like.device))
 
 

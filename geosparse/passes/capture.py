@@ -18,6 +18,7 @@ from ..runtime.architecture import AttentionLayer, Terms, attention_layers, dens
 from ..runtime.faults import ADVICE, first_fault, heads_at_fault, heads_in_words
 from ..runtime.interception import intercepted
 from ..runtime.logits import last_states, targets_of
+from .transposed import gradients_through
 
 # Windows of more tokens are run with each decoder layer computed again in the backward pass, not kept from the forward.
 KEPT_TOKENS = 4096
@@ -129,8 +130,12 @@ class Recorder:
             return output
         if self.slopes is not None:
             places = self.slopes.to(output.device)
+            if not output.requires_grad:
+                raise _no_gradient(module)
 
-            def keep(gradient: torch.Tensor) -> None:
+            def keep(gradient: torch.Tensor | None) -> None:
+                if gradient is None:
+                    raise _no_gradient(module)
                 self.gradients[module] = gradient[0, :, places].float()
 
             output.register_hook(keep)  # type: ignore[no-untyped-call]
@@ -163,6 +168,13 @@ class Recorder:
         return dense_attention(query, key, value, attention_mask, terms)
 
 
+def _no_gradient(module: torch.nn.Module) -> GeosparseError:
+    return GeosparseError(
+        f"No gradient reaches the attention of {type(module).__name__}: a module of this model has no backward pass "
+        "(kernels of quantized weights may have none); profile the model with plain weights."
+    )
+
+
 def walk_layers(model: Any, window: torch.Tensor, positions: torch.Tensor | Sequence[int]) -> Iterator[LayerRows]:
     """The attention rows of one window, layer by layer, from one forward pass.
 
@@ -174,7 +186,7 @@ def walk_layers(model: Any, window: torch.Tensor, positions: torch.Tensor | Sequ
     Yields:
         Per layer the rows of all heads at `positions`, scored when they are asked for, forgotten when the next are.
     """
-    positions = torch.as_tensor(positions, dtype=torch.int64)
+    positions = torch.as_tensor(positions, dtype=torch.int64, device="cpu")
     layers = attention_layers(model)
     recorder = Recorder(positions)
     ids = window[None].to(input_device(model))
@@ -247,7 +259,7 @@ def backward_passes(
     handlers = {layer.module: recorder for layer in layers}
     recomputed = _recomputed(model) if len(window) > KEPT_TOKENS else nullcontext()
     found = []
-    with intercepted(model, handlers), recomputed, _inputs_that_need_grad(model) as inputs:
+    with intercepted(model, handlers), gradients_through(model), recomputed, _inputs_that_need_grad(model) as inputs:
         states = last_states(model, ids)
         at_states = torch.zeros(losses, *states.values.shape, dtype=states.values.dtype, device=states.values.device)
         for rows in states.predicting():

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +39,7 @@ LAUNCHERS = (
 )
 ATTEMPTS = 5
 LONGEST_WAIT = timedelta(days=7)
+_GROUPS = itertools.count()
 
 
 class Parts:
@@ -118,11 +123,41 @@ def process_rank() -> tuple[int, int]:
 
 def wait_for_all() -> None:
     """Return when every process of the launcher has come here."""
-    rank, processes = process_rank()
-    if processes == 1:
+    if process_rank()[1] == 1:
         return
     from torch import distributed
 
-    if not distributed.is_initialized():
-        distributed.init_process_group("gloo", rank=rank, world_size=processes, timeout=LONGEST_WAIT)
-    distributed.barrier(distributed.new_group(backend="gloo", timeout=LONGEST_WAIT))
+    with process_group():
+        group = distributed.new_group(backend="gloo", timeout=LONGEST_WAIT)
+        try:
+            distributed.barrier(group)
+        finally:
+            distributed.destroy_process_group(group)
+
+
+@contextmanager
+def process_group() -> Iterator[None]:
+    """The launcher's processes as a group of torch, for the length of a block: the caller's, if there is one, else one
+    that is destroyed at the end, whatever happens."""
+    from torch import distributed
+    from torch.distributed.distributed_c10d import PrefixStore
+
+    rank, processes = process_rank()
+    if processes == 1 or distributed.is_initialized():
+        yield
+        return
+    # Of every use its own: what an earlier group left behind would be taken for this one's.
+    store = PrefixStore(f"geosparse-{next(_GROUPS)}", _store(rank, processes))
+    distributed.init_process_group("gloo", store=store, rank=rank, world_size=processes, timeout=LONGEST_WAIT)
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
+
+
+@cache
+def _store(rank: int, processes: int) -> Any:
+    """Where the processes meet; kept, as another one might still be asking the first for the end of a group."""
+    from torch.distributed.rendezvous import rendezvous
+
+    return next(iter(rendezvous("env://", rank, processes, timeout=LONGEST_WAIT)))[0]

@@ -71,7 +71,7 @@ class Choices:
             )
         if selector == "sink_recent" and "renormalize" not in meant(tail):
             raise GeosparseError(f"The selector sink_recent goes with the tail 'renormalize' only, found {tail!r}.")
-        wide = torch.tensor([limit >= profile.length for limit in profile.limits])
+        wide = torch.tensor([limit >= profile.length for limit in profile.limits], dtype=torch.bool, device="cpu")
         words = cast(tuple[Selector, ...], profile.selectors if selector == AUTO else (selector,))
         if share_kv:
             words = tuple(word for word in words if word in SHARING)
@@ -150,18 +150,20 @@ class Choices:
         for selector, allowed in self.allowed.items():
             candidates = self.tails(selector)
             prices = self._prices(measure, selector, candidates, n_keep)
-            risky = torch.tensor([self._risky(tail) for tail in candidates])[:, None, None]
+            risky = torch.tensor([self._risky(tail) for tail in candidates], dtype=torch.bool, device="cpu")[
+                :, None, None
+            ]
             cost, best = prices.masked_fill(risky & self.sunk & (n_keep < SPREAD), torch.inf).min(0)
-            order = torch.tensor([TAILS.index(tail) for tail in candidates])
+            order = torch.tensor([TAILS.index(tail) for tail in candidates], dtype=torch.int64, device="cpu")
             words.append(SELECTORS.index(selector))
             costs.append(cost.masked_fill(~allowed[:, None], torch.inf))
             tails.append(order[best])
         together = self.pooled(torch.stack(costs, -1)).repeat_interleave(self.members, dim=1)
         chosen = together.argmin(-1)
         if selectors is not None:
-            chosen = (selectors.unsqueeze(-1) == torch.tensor(words)).long().argmax(-1)
+            chosen = (selectors.unsqueeze(-1) == torch.tensor(words, dtype=torch.int64, device="cpu")).long().argmax(-1)
         tail = torch.stack(tails, -1).gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
-        return Chosen(torch.tensor(words)[chosen], tail)
+        return Chosen(torch.tensor(words, dtype=torch.int64, device="cpu")[chosen], tail)
 
     def total(self, measure: str, n_keep: torch.Tensor, chosen: Chosen) -> float:
         """The summed error of `chosen` at the budgets `[layers, Hq]`."""

@@ -24,7 +24,7 @@ def complete(curves: torch.Tensor, profile: Profile) -> torch.Tensor:
     Between measurements the curve is a power law (a line in log-log); from the last one below the most tokens that the
     layer's queries can see, it falls in a line to zero there.
     """
-    every = torch.arange(1, profile.length + 1, dtype=torch.float64)
+    every = torch.arange(1, profile.length + 1, dtype=torch.float64, device="cpu")
     layers = zip(curves, profile.limits, strict=True)
     return torch.stack([_complete_layer(layer, profile.budgets, limit, every) for layer, limit in layers])
 
@@ -44,7 +44,7 @@ def _complete_layer(curves: torch.Tensor, budgets: Sequence[int], limit: int, n:
     """`complete` for one layer, `[Hq, G]` at `n` `[K]` or `[Hq, K]` -> `[Hq, K]`."""
     # Budgets from the limit on have no error; a power law towards zero would promise too much to those before it.
     measured = sum(budget < limit for budget in budgets) or 1
-    grid = torch.tensor(budgets[:measured], dtype=torch.float64)
+    grid = torch.tensor(budgets[:measured], dtype=torch.float64, device="cpu")
     floor = curves.amax(-1, keepdim=True).clamp_min(1e-300) * 1e-12
     logs = curves[:, :measured].clamp_min(floor).cummin(-1).values.log()
     right = torch.searchsorted(grid, n.contiguous()).clamp_max(measured - 1)
@@ -70,7 +70,7 @@ def spend(curves: torch.Tensor, total: int) -> torch.Tensor:
     layers, heads, length = curves.shape
     gains = gains_of(curves)
     rest = total - layers * heads
-    budgets = torch.ones(layers * heads, dtype=torch.int64)
+    budgets = torch.ones(layers * heads, dtype=torch.int64, device="cpu")
     if rest > 0:
         # Gains fall along each row, so the `rest` largest of all are prefixes of rows; a stable sort keeps ties so.
         best = gains.flatten().argsort(descending=True, stable=True)[:rest]
@@ -86,8 +86,14 @@ def gains_of(curves: torch.Tensor) -> torch.Tensor:
     import numpy as np
 
     rows, length = curves.reshape(-1, curves.shape[-1]), curves.shape[-1]
-    steps = FINE * STEP ** torch.arange(1, max(1, math.ceil(math.log(length / FINE, STEP))))
-    marks = [torch.arange(min(FINE, length)), steps.long().clamp_max(length - 1), torch.tensor([length - 1])]
+    steps = FINE * STEP ** torch.arange(
+        1, max(1, math.ceil(math.log(length / FINE, STEP))), dtype=torch.float32, device="cpu"
+    )
+    marks = [
+        torch.arange(min(FINE, length), dtype=torch.int64, device="cpu"),
+        steps.long().clamp_max(length - 1),
+        torch.tensor([length - 1], dtype=torch.int64, device="cpu"),
+    ]
     grid: torch.Tensor = torch.unique(torch.cat(marks))
     corners = convex_hull(rows[:, grid], grid).numpy()
     places = np.arange(length)
@@ -139,5 +145,5 @@ def bought(gains: torch.Tensor, price: torch.Tensor | float) -> torch.Tensor:
 
 def bought_of_rising(losses: torch.Tensor, price: torch.Tensor | float) -> torch.Tensor:
     """`bought` of minus the gains, for callers that ask often."""
-    prices = torch.as_tensor(price, dtype=torch.float64).expand(losses.shape[:-1]).unsqueeze(-1)
+    prices = torch.as_tensor(price, dtype=torch.float64, device=losses.device).expand(losses.shape[:-1]).unsqueeze(-1)
     return torch.searchsorted(losses.contiguous(), -prices.contiguous()).squeeze(-1) + 1

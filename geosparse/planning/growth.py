@@ -61,7 +61,7 @@ def law_of(profile: Profile, choices: Choices, measure: str, tokens: float) -> G
     rest = round(tokens / choices.members) - near[..., 0].numel()
     ranked = near.flatten().sort(descending=True).values
     price = float(ranked[min(max(rest - 1, 0), ranked.numel() - 1)])
-    growth = fit_growth(gains, price, torch.tensor(profile.limits))
+    growth = fit_growth(gains, price, torch.tensor(profile.limits, dtype=torch.int64, device="cpu"))
     return growth._replace(exponents=growth.exponents.repeat_interleave(choices.members, dim=-1))
 
 
@@ -91,7 +91,7 @@ def fit_growth(gains: Mapping[int, torch.Tensor], price: float, limits: torch.Te
 
 def _exponents(lengths: list[int], logs: torch.Tensor, fixed: torch.Tensor) -> torch.Tensor:
     """Shrunk slopes `[layers, H]` of `logs` `[lengths, prices, layers, H]`."""
-    x = torch.tensor([math.log(length) for length in lengths], dtype=torch.float64)
+    x = torch.tensor([math.log(length) for length in lengths], dtype=torch.float64, device="cpu")
     x = (x - x.mean())[:, None, None, None]
     y = logs - logs.mean(0, keepdim=True)
     spread = x.square().sum()

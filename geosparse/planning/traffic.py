@@ -116,7 +116,12 @@ def plan_bytes(plan: Plan, limits: Sequence[int], itemsize: int = ITEMSIZE) -> f
     """`split_bytes` of a plan whose queries see `limits` tokens, one number per layer; keys are as wide as values."""
     model = plan.model
     rows = Rows(model.head_dim, model.head_dim, itemsize)
-    budgets = torch.stack([plan.budgets.of(layer).at(torch.tensor(seen)) for layer, seen in enumerate(limits)])
+    budgets = torch.stack(
+        [
+            plan.budgets.of(layer).at(torch.tensor(seen, dtype=torch.int64, device="cpu"))
+            for layer, seen in enumerate(limits)
+        ]
+    )
     return split_bytes(budgets, plan.selector_places, model.kv_heads, limits, rows, plan.share_kv)
 
 

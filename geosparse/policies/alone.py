@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 
 from ..planning.choices import Choices
+from .policy import policy
 
 
+@policy("least summed (g . e)^2 of every head by itself", measure="alone", shareable=True)
 def alone(choices: Choices, total: int, seed: int) -> torch.Tensor:
     """Least summed (g . e)^2, without what the errors of other heads add or cancel."""
     return choices.spend(choices.curves("alone"), total)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 
 from ..planning.choices import Choices
+from .policy import policy
 
 
+@policy("least summed missing attention mass 1 - M(N)", shareable=True)
 def mass(choices: Choices, total: int, seed: int) -> torch.Tensor:
     """Least summed missing attention mass 1 - M(N) (forward pass only; any tail alike).
 

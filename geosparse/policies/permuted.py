@@ -6,8 +6,10 @@ import torch
 
 from ..planning.choices import Choices
 from .fisher import fisher
+from .policy import policy
 
 
+@policy("the budgets of fisher, dealt to random heads: a control", deals=True)
 def permuted(choices: Choices, total: int, seed: int) -> torch.Tensor:
     """The budgets of `fisher`, dealt to random heads of the model."""
     return deal(fisher(choices, total, seed), seed)
@@ -26,4 +28,4 @@ def undo_deal(table: torch.Tensor, seed: int) -> torch.Tensor:
 
 
 def _order(table: torch.Tensor, seed: int) -> torch.Tensor:
-    return torch.randperm(table.numel(), generator=torch.Generator().manual_seed(seed))
+    return torch.randperm(table.numel(), generator=torch.Generator().manual_seed(seed), dtype=torch.int64, device="cpu")

@@ -6,9 +6,11 @@ import torch
 
 from ..planning.choices import Choices
 from ..regimes import SIGNATURES, typical
+from .policy import policy
 from .scale import caps, scale_to
 
 
+@policy("N in proportion to the effective set size of the head's regime")
 def regime(choices: Choices, total: int, seed: int) -> torch.Tensor:
     """In proportion to the typical effective set size of the head's regime (forward pass only; any tail alike).
 

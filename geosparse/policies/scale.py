@@ -18,7 +18,7 @@ def caps(profile: Profile, total: int) -> torch.Tensor:
     What its layer's queries can see at most (the sliding window, else the length), or the length where `total` is more
     than all heads can see.
     """
-    most = torch.tensor(profile.limits, dtype=torch.int64).clamp_max(profile.length)
+    most = torch.tensor(profile.limits, dtype=torch.int64, device="cpu").clamp_max(profile.length)
     most = most.unsqueeze(-1).repeat(1, profile.model.heads)
     return most if int(most.sum()) >= total else torch.full_like(most, profile.length)
 
@@ -46,7 +46,11 @@ def scale_to(
         low, high = (middle, high) if fits else (low, middle)
     exact = _cut(shape(low), most).flatten()
     budgets, ceiling = exact.floor().long(), most.flatten()
-    order = torch.arange(budgets.numel()) if preference is None else _falling(preference.flatten())
+    order = (
+        torch.arange(budgets.numel(), dtype=torch.int64, device="cpu")
+        if preference is None
+        else _falling(preference.flatten())
+    )
     order = order[_falling((exact - exact.floor())[order])]
     while rest := total - int(budgets.sum()):
         budgets[order[budgets[order] < ceiling[order]][:rest]] += 1

@@ -6,12 +6,14 @@ import torch
 
 from ..planning.choices import Choices
 from ..profile import Profile
+from .policy import policy
 from .scale import caps, scale_to
 
 # The smallest N whose F is not 1 by definition.
 FIRST = 2
 
 
+@policy("N in proportion to the N of largest F in excess of random")
 def separability(choices: Choices, total: int, seed: int) -> torch.Tensor:
     """Each head's N of largest F in excess of random, scaled to the budget (forward pass only; any tail alike).
 
@@ -34,8 +36,10 @@ def operating_point(profile: Profile) -> tuple[torch.Tensor, torch.Tensor]:
     columns = [column for column, budget in enumerate(profile.budgets) if budget >= FIRST]
     if not columns:
         shape = excess.shape[:2]
-        return torch.full(shape, float(FIRST), dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
+        return torch.full(shape, float(FIRST), dtype=torch.float64, device="cpu"), torch.zeros(
+            shape, dtype=torch.float64, device="cpu"
+        )
     most, place = excess[..., columns].nan_to_num(nan=-torch.inf).max(-1)
-    wanted = torch.tensor(profile.budgets, dtype=torch.float64)[columns][place]
+    wanted = torch.tensor(profile.budgets, dtype=torch.float64, device="cpu")[columns][place]
     none = most.isinf()
     return wanted.masked_fill(none, FIRST), most.masked_fill(none, 0.0)

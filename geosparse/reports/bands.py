@@ -72,13 +72,13 @@ def _band(
     fits: Fits, place: tuple[int, int], visible: int, budgets: tuple[int, ...], level: float, generator: torch.Generator
 ) -> Envelope:
     """Bounds `[G, 3]` of one head whose last query sees `visible` tokens."""
-    bounds = torch.full((2, len(budgets), len(METRICS)), torch.nan)
+    bounds = torch.full((2, len(budgets), len(METRICS)), torch.nan, dtype=torch.float32, device="cpu")
     law = _law(fits, place)
     few = [n for n in budgets if n < visible]
     if law is not None and few and visible <= LONGEST:
-        sinks = torch.arange(visible) < round(float(fits.norm.sinks[place]))
+        sinks = torch.arange(visible, dtype=torch.int64, device="cpu") < round(float(fits.norm.sinks[place]))
         rows = sample_rows(fits.profile, place, sinks, DRAWS, generator)
-        seen = torch.ones(1, visible, dtype=torch.bool)
+        seen = torch.ones(1, visible, dtype=torch.bool, device="cpu")
         outcomes = simulate(law, rows[:, None], seen, sinks, few, generator)[:, 0]
         bounds[:, : len(few)] = torch.stack(simulated_envelope(outcomes, level))
     return Envelope(*bounds)

@@ -52,16 +52,12 @@ def compare_plans(before: Plan, after: Plan) -> dict[str, Any]:
 
 def rank_correlation(a: torch.Tensor, b: torch.Tensor) -> float | None:
     """Spearman's correlation of two tensors of one shape; equal values share their mean rank, None if all are equal."""
-    x, y = (_centred_ranks(values.flatten()) for values in (a, b))
-    length = float((x.square().sum() * y.square().sum()).sqrt())
-    return max(-1.0, min(1.0, float((x * y).sum()) / length)) if length else None
+    from scipy.stats import spearmanr
 
-
-def _centred_ranks(values: torch.Tensor) -> torch.Tensor:
-    """Ranks minus their mean: zero exactly where all values are equal."""
-    ordered = values.sort().values
-    smaller, not_larger = (torch.searchsorted(ordered, values, right=right) for right in (False, True))
-    return (smaller + not_larger - values.numel()).double() / 2
+    if any(bool((values == values.flatten()[0]).all()) for values in (a, b)):
+        return None
+    # Rounded, because equal plans would else have 0.9999999999999999.
+    return round(float(spearmanr(a.flatten().numpy(), b.flatten().numpy()).statistic), 12)
 
 
 def _head_tails(plan: Plan) -> list[str]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
-from ..artifact import write_atomic
-from .figures import Row, frontier_svg, interval, number, require_plots, rows_of, save_frontier_png
-from .frame import html_page, map_section, percent
+from ..weights import weights_of
+from .frontier import Row, frontier_svg, interval, number, rows_of, save_frontier_png
+from .head_map import budgets
+from .pages import percent, render, write_page
+from .plots import require_plots
 
 __all__ = ["require_plots", "save_frontier_png", "terminal_table", "write_report"]
 
@@ -44,17 +45,22 @@ def write_report(path: Path | str, result: dict[str, Any], n_keep: list[list[int
         GeosparseError: matplotlib is missing or the file cannot be written.
     """
     require_plots()
-    sections = [
-        _plot_section(result),
-        _rows_section(result),
-        map_section(n_keep),
-        _speed_section(result),
-        _repeat_section(result),
-    ]
-    facts, lead = escape(" · ".join(_facts(result))), _prose(findings(result))
-    header = f'<p class="facts">{facts}</p>\n<p class="lead">{lead}</p>'
-    page = html_page(title, header, sections, n_keep)
-    return write_atomic(path, lambda temporary: temporary.write_text(page, encoding="utf-8", newline="\n"))
+    provenance = _part(result, "provenance")
+    page = render(
+        "demo.html.j2",
+        title=title,
+        n_keep=n_keep,
+        facts=_facts(result),
+        lead=_prose(findings(result)),
+        **_plot(result),
+        columns=_COLUMNS,
+        rows=_table(result),
+        budgets=budgets(n_keep),
+        speed=_prose(_speed(result)),
+        command=provenance.get("command"),
+        provenance=_provenance(result),
+    )
+    return write_page(path, page)
 
 
 def terminal_table(result: dict[str, Any]) -> str:
@@ -172,7 +178,8 @@ def _facts(result: dict[str, Any]) -> list[str]:
     windows = (
         f"{protocol.get('windows')} windows × {protocol.get('length')} tokens" if protocol.get("windows") else None
     )
-    return [str(fact) for fact in (model.get("name"), model.get("architecture"), size, text, windows) if fact]
+    weights = weights_of(model.get("fingerprint"))
+    return [str(fact) for fact in (model.get("name"), weights, model.get("architecture"), size, text, windows) if fact]
 
 
 def _cells(result: dict[str, Any], missing: str) -> list[list[str]]:
@@ -201,44 +208,29 @@ def _signed(value: float) -> str:
     return format(value, "+.4f" if abs(value) < 10 else "+.3g")
 
 
-def _plot_section(result: dict[str, Any]) -> str:
-    if all(number(row.get("excess_nll")) is None for row in rows_of(result)):
-        return "<section>\n<h2>Quality against budget</h2>\n<p>No row was measured.</p>\n</section>"
-    bounds = [found for row in rows_of(result) if (found := interval(row))]
-    bars = " Bars are 95 % intervals." if bounds else ""
-    bars += " A bar that runs off the bottom reaches zero." if any(low <= 0 < high for low, high in bounds) else ""
-    used = [str(row.get(key)) for key in ("policy", "tail") for row in rows_of(result)]
-    terms = "".join(f"<dt>{name}</dt><dd>{_TERMS[name]}</dd>" for name in dict.fromkeys(used) if name in _TERMS)
-    return (
-        f"<section>\n<h2>Quality against budget</h2>\n<figure>{frontier_svg(result)}</figure>\n"
-        f'<p class="note">Lower is better; both axes are logarithmic.{bars}</p>\n'
-        f'<dl class="terms">{terms}</dl>\n</section>'
-    )
+def _plot(result: dict[str, Any]) -> dict[str, Any]:
+    """The plot, what its bars are, and what the names in it mean."""
+    rows = rows_of(result)
+    bounds = [found for row in rows if (found := interval(row))]
+    used = [str(row.get(key)) for key in ("policy", "tail") for row in rows]
+    return {
+        "plot": frontier_svg(result) if any(number(row.get("excess_nll")) is not None for row in rows) else None,
+        "bars": bool(bounds),
+        "bars_below": any(low <= 0 < high for low, high in bounds),
+        "terms": [(name, _TERMS[name]) for name in dict.fromkeys(used) if name in _TERMS],
+    }
 
 
-def _rows_section(result: dict[str, Any]) -> str:
+def _table(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows of the summary table with the classes that they have on the page."""
     cells = _cells(result, "–")
     best = _best(rows_of(result))
-    head = "".join(f"<th{_left(i)}>{name}</th>" for i, name in enumerate(_COLUMNS))
-    body, before = [], cells[0][:2]
+    rows, before = [], cells[0][:2]
     for place, line in enumerate(cells):
         marks = [mark for mark, on in (("group", line[:2] != before), ("best", place - 1 in best)) if on]
         before = line[:2]
-        inner = "".join(
-            f"<td{_left(i)}>{escape(cell).replace('-', '−') if i > 1 else escape(cell)}</td>"
-            for i, cell in enumerate(line)
-        )
-        body.append(f'<tr class="{" ".join(marks)}">{inner}</tr>' if marks else f"<tr>{inner}</tr>")
-    return (
-        '<section>\n<h2>Numbers</h2>\n<div class="wide"><table class="rows">\n<thead><tr>'
-        f"{head}</tr></thead>\n<tbody>\n" + "\n".join(body) + "\n</tbody></table></div>\n"
-        '<p class="note">NLL in nats per token; excess over dense attention. Density: share of the query–key pairs '
-        "of dense attention that stay. Bold: lowest excess at its budget.</p>\n</section>"
-    )
-
-
-def _left(column: int) -> str:
-    return ' class="name"' if column < 2 else ""
+        rows.append({"marks": marks, "cells": [*line[:2], *(cell.replace("-", "−") for cell in line[2:])]})
+    return rows
 
 
 def _best(rows: Sequence[Row]) -> set[int]:
@@ -251,24 +243,12 @@ def _best(rows: Sequence[Row]) -> set[int]:
     return {place for _, place in best.values()}
 
 
-def _speed_section(result: dict[str, Any]) -> str:
-    return f"<section>\n<h2>Speed</h2>\n<p>{_prose(_speed(result))}</p>\n</section>"
-
-
-def _repeat_section(result: dict[str, Any]) -> str:
-    provenance = _part(result, "provenance")
-    command = provenance.get("command")
-    how = f"<pre><code>{escape(str(command))}</code></pre>\n" if command else ""
+def _provenance(result: dict[str, Any]) -> list[tuple[str, str]]:
     facts = {
         **{key: _listed(_part(result, key)) for key in ("model", "protocol") if _part(result, key)},
-        **{key: value for key, value in provenance.items() if key != "command"},
+        **{key: value for key, value in _part(result, "provenance").items() if key != "command"},
     }
-    lines = "".join(
-        f'<tr><th scope="row">{escape(key.replace("_", " "))}</th><td>{escape(_show(value))}</td></tr>\n'
-        for key, value in facts.items()
-    )
-    table = f'<div class="wide"><table class="facts">\n{lines}</table></div>'
-    return f"<section>\n<h2>How to repeat</h2>\n{how}{table}\n</section>"
+    return [(key.replace("_", " "), _show(value)) for key, value in facts.items()]
 
 
 def _listed(part: dict[str, Any]) -> str:
@@ -280,7 +260,7 @@ def _show(value: object) -> str:
 
 
 def _prose(sentences: list[str]) -> str:
-    return escape(" ".join(sentences)).replace(" %", "\u00a0%")
+    return " ".join(sentences).replace(" %", "\u00a0%")
 
 
 def _part(result: dict[str, Any], key: str) -> dict[str, Any]:

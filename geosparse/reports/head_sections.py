@@ -1,10 +1,9 @@
-"""The section of one head on a profile's page: curves with envelopes, fits of A1 to A3, output errors."""
+"""What a profile's page says of one head: curves with envelopes, fits of A1 to A3, output errors."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from html import escape
 from typing import Any
 
 import torch
@@ -13,9 +12,9 @@ from ..assumptions.envelopes import METRICS
 from ..ops import TAILS
 from ..profile import Profile
 from .bands import Bands
-from .frame import percent
 from .heads import Facts, head_facts
-from .panels import Panel, panels
+from .pages import percent
+from .panels import Curves, plots
 
 CAPTIONS = {"precision": "precision", "recall": "recall", "f1": "F"}
 
@@ -41,8 +40,8 @@ _TERMS = {
 _NAMES = {"A1": "stable norms", "A2": "decaying similarity", "A3": "piecewise attention"}
 
 
-def head_sections(profile: Profile, n_keep: list[list[int]], found: Bands | None) -> list[str]:
-    """A section per head, shown when its cell is clicked."""
+def head_sections(profile: Profile, n_keep: list[list[int]], found: Bands | None) -> list[dict[str, Any]]:
+    """What the page says of each head, layer by layer; a section is shown when its cell is clicked."""
     curves = {name: profile.geometry(name).nanmean(0) for name in METRICS}
     control = {name: profile.geometry(name, "random").nanmean(0) for name in METRICS}
     mass = profile.kept_mass()
@@ -52,17 +51,22 @@ def head_sections(profile: Profile, n_keep: list[list[int]], found: Bands | None
         at = (facts["layer"], facts["head"])
         drawn = {}
         for column, name in enumerate(METRICS):
-            drawn[CAPTIONS[name]] = Panel(
+            drawn[CAPTIONS[name]] = Curves(
                 curves[name][at].tolist(),
                 control[name][at].tolist(),
                 *(() if found is None else _band(found, at, column)),
             )
-        drawn["kept mass"] = Panel(mass[at].tolist())
+        drawn["kept mass"] = Curves(mass[at].tolist())
         sections.append(
-            f'<section class="head" id="l{at[0]}h{at[1]}"><h2>Layer {at[0]}, head {at[1]}</h2>'
-            f"{_terms(facts, n_keep[at[0]][at[1]])}{panels(profile.budgets, drawn)}{_key(facts)}"
-            f'{_fits(facts["assumptions"])}<div class="wide">{_error_table(profile.budgets, errors[at].tolist())}</div>'
-            "</section>"
+            {
+                "layer": at[0],
+                "head": at[1],
+                "terms": _terms(facts, n_keep[at[0]][at[1]]),
+                "plots": plots(profile.budgets, drawn),
+                "envelope": _envelope(facts),
+                "fits": _fits(facts["assumptions"]),
+                "errors": _errors(profile.budgets, errors[at].tolist()),
+            }
         )
     return sections
 
@@ -77,40 +81,38 @@ def _band(found: Bands, at: tuple[int, int], column: int) -> tuple[Any, Any]:
     return (bounds[0].tolist(), bounds[1].tolist()), dots.tolist()
 
 
-def _terms(facts: Facts, n: int) -> str:
+def _terms(facts: Facts, n: int) -> list[tuple[str, str]]:
     """Regime, N and signatures."""
-    told = {"regime": f"{facts['regime']} ({percent(facts['confidence'])})", "N of the default plan": str(n)}
+    terms = [("regime", f"{facts['regime']} ({percent(facts['confidence'])})"), ("N of the default plan", str(n))]
     if facts["operating_n"] is not None:
-        told["N of largest F above random"] = f"{facts['operating_n']} ({facts['operating_excess']:+.3f})"
-    for name, value in facts["signatures"].items():
-        if value is not None:
-            told[name.replace("_", " ")] = f"{value:.3f}"
-    return f'<dl class="terms">{_pairs(told)}</dl>'
+        excess = f"{facts['operating_n']} ({facts['operating_excess']:+.3f})"
+        terms.append(("N of largest F above random", excess))
+    signatures = facts["signatures"].items()
+    return terms + [(name.replace("_", " "), f"{value:.3f}") for name, value in signatures if value is not None]
 
 
-def _key(facts: Facts) -> str:
-    """What the lines mean."""
-    said = "Solid: mean over queries. Dashed: random sets. At N = 1 all are 1 by definition."
-    if "envelope" in facts:
-        coverage = facts["envelope"]["coverage"]
-        share = "" if coverage is None else f"; here {percent(coverage)} of the dots are inside"
-        said += (
-            f" Shaded: where A1 to A3 as fitted put {percent(facts['envelope']['level'])} of the last queries of a "
-            f"window, at each N; dots: the measured last queries{share}."
-        )
-    return f'<p class="note">{said}</p>'
+def _envelope(facts: Facts) -> dict[str, str | None] | None:
+    """Level and measured coverage of the shaded band, in percent."""
+    if "envelope" not in facts:
+        return None
+    coverage = facts["envelope"]["coverage"]
+    return {
+        "level": percent(facts["envelope"]["level"]),
+        "coverage": None if coverage is None else percent(coverage),
+    }
 
 
-def _fits(found: Facts | None) -> str:
+def _fits(found: Facts | None) -> list[dict[str, Any]]:
     """Parameters and errors of each assumption."""
-    if found is None:
-        return ""
-    columns = []
-    for name, fit in found.items():
-        verdict = "holds" if fit["holds"] else "does not hold"
-        told = {_TERMS.get(key, key): _number(value) for key, value in fit.items() if key != "holds"}
-        columns.append(f'<div><h3>{name}, {_NAMES[name]}: {verdict}</h3><dl class="terms">{_pairs(told)}</dl></div>')
-    return f'<div class="fits">{"".join(columns)}</div>'
+    return [
+        {
+            "name": name,
+            "title": _NAMES[name],
+            "holds": fit["holds"],
+            "terms": [(_TERMS.get(key, key), _number(value)) for key, value in fit.items() if key != "holds"],
+        }
+        for name, fit in (found or {}).items()
+    ]
 
 
 def _number(value: Any) -> str:
@@ -119,16 +121,9 @@ def _number(value: Any) -> str:
     return "–" if value is None else f"{value:.3g}"
 
 
-def _pairs(told: dict[str, str]) -> str:
-    return "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in told.items())
-
-
-def _error_table(budgets: Sequence[int], rows: list[list[float]]) -> str:
-    """Relative output error of each tail over N."""
-    head = "".join(f"<th>{tail}</th>" for tail in TAILS)
-    lines = "".join(
-        f"<tr><td>{n}</td>{''.join(f'<td>{value:.3g}</td>' for value in row if math.isfinite(value))}</tr>"
+def _errors(budgets: Sequence[int], rows: list[list[float]]) -> list[list[str]]:
+    """N and the relative output error of each tail at it."""
+    return [
+        [str(n), *(f"{value:.3g}" for value in row if math.isfinite(value))]
         for n, row in zip(budgets, rows, strict=True)
-    )
-    table = f'<table class="rows"><tr><th>N</th>{head}</tr>{lines}</table>'
-    return f'{table}<p class="note">Output error, relative, squared.</p>'
+    ]

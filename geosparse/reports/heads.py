@@ -30,7 +30,7 @@ def head_facts(profile: Profile, found: Bands | None = None) -> list[Facts]:
     regimes = profile.regimes()
     signatures = profile.longest("signatures").nanmean(0)
     excess = profile.excess_f1().nanmean(0)
-    excess = torch.where(torch.tensor(profile.budgets) >= 2, excess, torch.nan)
+    excess = torch.where(torch.tensor(profile.budgets, dtype=torch.int64, device="cpu") >= 2, excess, torch.nan)
     most, place = excess.nan_to_num(-torch.inf).max(-1)
     fits = assumptions(profile)[1]
     verdict = {} if fits is None else holds(fits)

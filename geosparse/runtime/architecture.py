@@ -6,6 +6,7 @@ result: that is each layer's output projection. A model that never calls is refu
 
 from __future__ import annotations
 
+import math
 import weakref
 from dataclasses import dataclass
 from functools import cache
@@ -16,8 +17,11 @@ import torch
 from ..errors import GeosparseError
 from ..ops import Span, Visibility
 from ..ops.span import chunk_of
+from .action import Taken, action_of, device_of_module, dtype_of, nonlinearity, takes_rows
+from .adapters import inner_model
 from .dense import chunked_dense, decode_dense
 from .interception import Handler, intercepted
+from .modes import evaluating
 
 PROBE_TOKENS = 8
 
@@ -41,16 +45,20 @@ class AttentionLayer:
     key_dim: int
     value_dim: int
     window: int | None
+    taken: Taken
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of what the output projection takes."""
+        return dtype_of(self.projection, self.taken)
 
     def output_matrix(self) -> torch.Tensor:
         """The output projection `[hidden, Hq * Dv]` in fp32, whatever class it is: its action on the unit vectors."""
-        weight = next(self.projection.parameters())
-        width = self.heads * self.value_dim
-        unit = torch.eye(width, dtype=weight.dtype, device=device_of(weight))
-        with torch.no_grad():
-            bias = self.projection(torch.zeros_like(unit[:1]))
-            matrix: torch.Tensor = (self.projection(unit) - bias).float().T
-        return matrix
+        return action_of(self.projection, self.heads * self.value_dim, self.taken)
+
+    def rounding(self) -> float:
+        """How far the output projection is from linear, over its largest output: what quantized activations cost."""
+        return nonlinearity(self.projection, self.heads * self.value_dim, self.taken)
 
 
 @dataclass(frozen=True)
@@ -110,14 +118,16 @@ def _dense_rows(
     return chunked_dense(query, key, value, mask, **vars(terms))
 
 
-def device_of(weight: torch.Tensor) -> torch.device:
-    """Where a module's input goes; the CPU for a weight that a `device_map` keeps elsewhere until it is used."""
-    return torch.device("cpu") if weight.is_meta else weight.device
-
-
 def input_device(model: Any) -> torch.device:
     """Where the token ids of `model` go."""
-    return device_of(model.get_input_embeddings().weight)
+    return device_of_module(model.get_input_embeddings(), torch.device("cpu"))
+
+
+def vocabulary_of(model: Any) -> int:
+    """How many tokens `model` has embeddings for, whatever holds them."""
+    embedding = model.get_input_embeddings()
+    count = getattr(embedding, "num_embeddings", None)
+    return int(model.config.get_text_config().vocab_size if count is None else count)
 
 
 def _flash(query: torch.Tensor) -> Any:
@@ -191,9 +201,12 @@ class _Probe:
     def before_module(self, module: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
         if self.waiting is None or not inputs or not isinstance(inputs[0], torch.Tensor):
             return
-        is_leaf = next(module.children(), None) is None and next(module.parameters(recurse=False), None) is not None
-        if is_leaf and inputs[0].shape[-1] == self.waiting["heads"] * self.waiting["value_dim"]:
+        rows = inputs[0]
+        if rows.shape[-1] == self.waiting["heads"] * self.waiting["value_dim"] and takes_rows(module):
             self.waiting["projection"] = module
+            self.waiting["taken"] = Taken(
+                rows.dtype, rows.device, math.inf if rows.is_meta else float(rows.abs().max())
+            )
             self.waiting = None
 
 
@@ -222,6 +235,7 @@ def attention_layers(model: Any) -> tuple[AttentionLayer, ...]:
         GeosparseError: The model is an encoder-decoder, bypasses the attention interface, or has heads that differ
             from layer to layer.
     """
+    model = inner_model(model)
     if model not in _discovered:
         _discovered[model] = _discover(model)
     return _discovered[model]
@@ -248,13 +262,10 @@ def _discover(model: Any) -> tuple[AttentionLayer, ...]:
     handlers: dict[torch.nn.Module, Handler] = dict.fromkeys(modules, probe)
     hooks = [module.register_forward_pre_hook(probe.before_module) for module in modules]
     device = input_device(model)
-    training = model.training
     try:
-        with intercepted(model, handlers), torch.no_grad():
-            model.eval()
-            model(torch.arange(PROBE_TOKENS, device=device)[None] % model.get_input_embeddings().weight.shape[0])
+        with intercepted(model, handlers), torch.no_grad(), evaluating(model):
+            model(torch.arange(PROBE_TOKENS, device=device, dtype=torch.int64)[None] % vocabulary_of(model))
     finally:
-        model.train(training)
         for hook in hooks:
             hook.remove()
     return _checked(model, probe.calls)

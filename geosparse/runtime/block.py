@@ -69,9 +69,9 @@ def _group(
         rows, seen = query[:, start:stop], keys - queries + stop
         before = (keys - queries + start) // BLOCK  # whole blocks that every query of this block sees
         picks = _choose(rows, low[:before], high[:before], wanted)
-        places = (picks[:, None] * BLOCK + torch.arange(BLOCK, device=key.device)).flatten()
-        places = torch.cat([places, torch.arange(before * BLOCK, seen, device=key.device)])
-        mask = places <= torch.arange(seen - (stop - start), seen, device=key.device)[:, None]
+        places = (picks[:, None] * BLOCK + torch.arange(BLOCK, device=key.device, dtype=torch.int64)).flatten()
+        places = torch.cat([places, torch.arange(before * BLOCK, seen, device=key.device, dtype=torch.int64)])
+        mask = places <= torch.arange(seen - (stop - start), seen, device=key.device, dtype=torch.int64)[:, None]
         part = dense_attention(rows[None], key[places][None, None], value[places][None, None], mask[None, None], terms)
         output[:, start:stop] = part[0]
         read += int(mask.sum())
@@ -88,7 +88,7 @@ def _choose(query: torch.Tensor, low: torch.Tensor, high: torch.Tensor, wanted: 
     """The first block and the `wanted` of largest bound over the queries `[G, t, D]`, ascending."""
     blocks = len(low)
     if blocks <= wanted + 1:
-        return torch.arange(blocks, device=query.device)
+        return torch.arange(blocks, device=query.device, dtype=torch.int64)
     rows = query.float().flatten(0, 1)
     bound = (rows.clamp_min(0) @ high.T + rows.clamp_max(0) @ low.T).amax(0)
     bound[0] = torch.inf

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..artifact import is_count, read_json, write_json
+from ..artifact import is_count, locked, read_json, write_json
 from ..errors import GeosparseError
 from ..ops import PATHS, IndexSlot, Selector, best_path, remember_index, remember_value_sum
 from ..provenance import device_name
@@ -64,9 +64,10 @@ def calibrate(shape: Shape, selectors: tuple[Selector, ...] = ("topn", "lowbit")
                 break
             faster_from = context
         result[selector] = 1 if faster_from == CONTEXTS[0] else faster_from
-    table = _load()
-    table[shape.key] = result
-    write_json(_file(), {"schema": SCHEMA, "shapes": table})
+    with locked(_file()):
+        table = _load()
+        table[shape.key] = table.get(shape.key, {}) | result
+        write_json(_file(), {"schema": SCHEMA, "shapes": table})
     return result
 
 
@@ -107,9 +108,13 @@ def _times(shape: Shape, context: int, selector: Selector) -> tuple[float, float
     generator = torch.Generator().manual_seed(0)
     calls = []
     for _ in range(LAYERS):
-        query = torch.randn(1, shape.heads, 1, shape.dim, generator=generator).to(shape.device, shape.dtype)
+        query = torch.randn(1, shape.heads, 1, shape.dim, generator=generator, dtype=torch.float32, device="cpu").to(
+            shape.device, shape.dtype
+        )
         key, value = (
-            torch.randn(1, shape.kv_heads, context, shape.dim, generator=generator).to(shape.device, shape.dtype)
+            torch.randn(
+                1, shape.kv_heads, context, shape.dim, generator=generator, dtype=torch.float32, device="cpu"
+            ).to(shape.device, shape.dtype)
             for _ in range(2)
         )
         remember_index(key, IndexSlot())

@@ -112,7 +112,7 @@ def _described(mask_function: Any, padding: torch.Tensor | None, batch: int, key
             return None
         seen = padding[:, kv_offset : kv_offset + keys].bool()
         starts = keys - seen.sum(-1)
-        if not bool((seen == (torch.arange(keys, device=seen.device) >= starts[:, None])).all()):
+        if not bool((seen == (torch.arange(keys, device=seen.device, dtype=torch.int64) >= starts[:, None])).all()):
             return None
         first = tuple(starts.tolist())
     return Span(first, window)

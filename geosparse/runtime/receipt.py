@@ -11,6 +11,7 @@ import torch
 
 from ..errors import GeosparseError
 from ..ops import Budgets
+from ..ops.serving import Serving
 
 # Counts wait in memory, on the device, until there are so many calls or query rows.
 MAX_PENDING = 8192
@@ -34,14 +35,30 @@ class Receipt:
         self._notes: dict[tuple[int, str, str], None] = {}
         self._lock = threading.Lock()
         self._paused = False
+        self._serving: Serving | None = None
+        self._missing: str | None = None
         self.reset()
+
+    def served_by(self, serving: Serving, missing: str | None) -> None:
+        """Remember the path that serves, and the sentence about kernels that are missing, for `notes`."""
+        self._serving, self._missing = serving, missing
+
+    @property
+    def path(self) -> str | None:
+        """What serves sparse attention where nothing else is noted, e.g. "cpu (C++ avx512)", "torch" or "triton"."""
+        return None if self._serving is None else self._serving.path
+
+    @property
+    def path_reason(self) -> str | None:
+        """Why it is that path, in a few words."""
+        return None if self._serving is None else self._serving.why
 
     def reset(self) -> None:
         """Forget all counts."""
         with self._lock:
             self._pending: list[_Count] = []
             self._pending_rows = 0
-            self._totals = torch.zeros(4, *self._budgets.n_keep.shape, dtype=torch.int64)
+            self._totals = torch.zeros(4, *self._budgets.n_keep.shape, dtype=torch.int64, device="cpu")
 
     def count(self, layer: int, visible_rows: torch.Tensor, kept: torch.Tensor) -> None:
         """Add one attention call; nothing is read back from the device before somebody looks.
@@ -80,7 +97,8 @@ class Receipt:
         with self._lock:
             for layer, served, why in self._notes:
                 reasons.setdefault((served, why), []).append(layer)
-        return [f"layers {_ranges(layers)}: {served}, because {why}" for (served, why), layers in reasons.items()]
+        said = [f"layers {_ranges(layers)}: {served}, because {why}" for (served, why), layers in reasons.items()]
+        return said if self._missing is None else [self._missing, *said]
 
     def _add(self, count: _Count) -> None:
         visible_rows = count.rows

@@ -14,9 +14,9 @@ from geosparse.assumptions.fits import fit
 from geosparse.assumptions.law import Law, covariance, sample_rows, sample_values, simulate
 from geosparse.assumptions.moments import window_moments
 from geosparse.geometry import selection_order, separation
-from geosparse.statistics import student_cdf
 
 from ..field import rows, values
+from ..test_statistics import series_cdf
 
 LAW = Law(level=2.0, compression=0.2, floor=0.3, drop=0.4, length=3.0, sink=-0.2, dimension=64)
 BUDGETS = (2, 8, 32)
@@ -40,7 +40,7 @@ def outcomes(law, alpha, sinks, draws, seed, budgets=BUDGETS):
 @settings(max_examples=60)
 def test_the_tail_is_students_and_below_its_exponential_bound(margin, dimension):
     tail = float(student_tail(torch.tensor([margin], dtype=torch.float64), dimension))
-    expected = student_cdf(-math.sqrt(dimension) * margin / math.sqrt(1 - margin**2), dimension)
+    expected = series_cdf(-math.sqrt(dimension) * margin / math.sqrt(1 - margin**2), dimension)
     assert tail == pytest.approx(expected, abs=1e-9)
     if margin >= 0:
         assert tail <= (1 - margin**2) ** (dimension / 2) + 1e-12

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import geosparse as gs
-from eval import calls, layers, speed
+from eval import speed
+from eval.benchmarks import cpu_calls, layers
 from geosparse.identity import ModelIdentity
 from geosparse.ops import cpu
 
@@ -17,10 +18,10 @@ pytestmark = pytest.mark.skipif(cpu.library() is None, reason=f"CPU kernels: {cp
 def small(monkeypatch):
     monkeypatch.setattr(speed, "REPEATS", 2)
     monkeypatch.setattr(layers, "BYTES_IN_TURN", 1)
-    monkeypatch.setattr(calls, "RAGGED_REPEATS", 1)
+    monkeypatch.setattr(cpu_calls, "UNEVEN_REPEATS", 1)
     monkeypatch.setattr(speed, "bandwidth", lambda: 1e9)
     monkeypatch.setattr(speed, "BYTES_IN_TURN", 1 << 16)
-    monkeypatch.setattr(speed, "READ", 1 << 16)
+    monkeypatch.setattr(speed, "READ_BYTES", 1 << 16)
 
 
 def test_a_row_per_variant(tmp_path, capsys):
@@ -39,11 +40,11 @@ def test_a_row_per_variant(tmp_path, capsys):
 
 def test_the_floor_is_what_the_bytes_take():
     machine = speed.Memory(stream=10.0, rows={4: 1.0, 64: 5.0})
-    variant = speed.Variant(torch.zeros_like, streamed=30, gathered=20, run_bytes=64, n_keep=2, selector="paged")
+    variant = speed.KernelVariant(torch.zeros_like, streamed=30, gathered=20, run_bytes=64, n_keep=2, selector="paged")
     assert variant.bytes == 50
     assert machine.floor(variant) == pytest.approx(3 + 4)
     assert machine.floor(variant, run_bytes=4) == pytest.approx(3 + 20)
-    dense = speed.Variant(torch.zeros_like, streamed=30, gathered=0, run_bytes=8, n_keep=None, selector=None)
+    dense = speed.KernelVariant(torch.zeros_like, streamed=30, gathered=0, run_bytes=8, n_keep=None, selector=None)
     assert machine.floor(dense) == pytest.approx(3)
 
 
@@ -69,6 +70,6 @@ def test_ragged_budgets_prefill_and_an_empty_call(tmp_path, capsys):
 
 def test_a_wrong_result_is_not_timed():
     layer = layers.layers_of((4, 2, 16), 40, torch.float32)[0]
-    wrong = speed.Variant(lambda layer: torch.zeros_like(layer.query), 1, 0, 1, 4, "topn")
+    wrong = speed.KernelVariant(lambda layer: torch.zeros_like(layer.query), 1, 0, 1, 4, "topn")
     with pytest.raises(gs.GeosparseError, match="nothing was timed"):
         speed.gate(layer, wrong, 0.25)

@@ -65,19 +65,34 @@ def test_the_same_bits(monkeypatch, dtype, keys):
 
 
 def test_other_kinds_of_calls_are_left_to_python(monkeypatch):
-    two = tensors(2, 6, 2, 1, 50, 64)
     narrow = tensors(1, 6, 2, 1, 50, 32)[2]
     q, k, v = tensors(1, 6, 2, 1, 50, 64)
     turned = k.transpose(-1, -2).contiguous().transpose(-1, -2)
-    for states in (two, (q, k, narrow), (q, turned, v), (q, k.bfloat16(), v)):
+    for states in ((q, k, narrow), (q, turned, v), (q, k.bfloat16(), v)):
         fast, slow, seen = both(monkeypatch, *states, [9] * 6, tail="centroid", scaling=0.1)
         assert seen == [None]
         assert torch.equal(fast.output, slow.output)
         assert torch.equal(fast.kept, slow.kept)
-    for span in (Span((3,)), Span((0,), 20)):
-        fast, slow, seen = both(monkeypatch, q, k, v, [9] * 6, tail="centroid", scaling=0.1, mask=span)
-        assert not seen
-        assert torch.equal(fast.output, slow.output)
+    mask = torch.ones(1, 1, 1, 50, dtype=torch.bool)
+    fast, slow, seen = both(monkeypatch, q, k, v, [9] * 6, tail="centroid", scaling=0.1, mask=mask)
+    assert not seen
+    assert torch.equal(fast.output, slow.output)
+
+
+@pytest.mark.parametrize("selector", ["topn", "lowbit", "paged"])
+def test_several_rows_padding_and_windows(monkeypatch, selector):
+    q, k, v = tensors(3, 6, 2, 1, 50, 64)
+    n_keep = torch.randint(1, 20, (3, 6, 1), generator=torch.Generator().manual_seed(0))
+    for span in (Span(), Span((3,)), Span((0, 7, 50)), Span((40, 41, 42)), Span((0, 7, 50), 20)):
+        if span.window is not None and selector != "topn":
+            continue
+        for budgets in ([9] * 6, n_keep):
+            words = {"tail": "centroid", "selector": selector, "scaling": 0.1, "mask": span}
+            remember_value_sum(v, v.sum(-2, dtype=torch.float64))
+            fast, slow, seen = both(monkeypatch, q, k, v, budgets, **words)
+            assert seen[0] is not None
+            assert torch.equal(fast.output, slow.output)
+            assert torch.equal(fast.kept, slow.kept)
 
 
 def test_a_query_with_gaps_between_its_heads(monkeypatch):
@@ -102,9 +117,9 @@ def test_nothing_is_kept_and_nothing_is_lost():
 
 
 def test_wrong_arguments_are_errors_of_python():
-    with pytest.raises(TypeError, match="takes 15 arguments"):
+    with pytest.raises(TypeError, match="takes 16 arguments"):
         direct().decode(1, 2)
     q, key, value = cached(20, torch.float32)
     numbers = torch.zeros(6, dtype=torch.int64)
     with pytest.raises(TypeError, match="must be real number"):
-        direct().decode(q, key, value, numbers, numbers, numbers, None, None, None, None, None, 0, 1, "x", 0.0)
+        direct().decode(q, key, value, numbers[None], numbers, numbers, *[None] * 6, 0, 1, "x", 0.0)

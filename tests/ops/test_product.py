@@ -131,9 +131,9 @@ def test_call_of_anything_else():
     x, weight, bias = case(3, 50, 9, torch.float32)
     with pytest.raises(TypeError, match="5 arguments"):
         direct().product(x, weight)
-    for each in ((x, weight, bias, "x", 1), (x, weight, "b", 8, 1)):
-        with pytest.raises((TypeError, RuntimeError)):
-            direct().product(*each)
+    with pytest.raises(TypeError):
+        direct().product(x, weight, bias, "x", 1)
+    assert direct().product(x, weight, "b", 8, 1) is None
     for each in ((x, 3), (3, weight), (x.to("meta"), weight), (x, weight.to_sparse())):
         assert direct().product(*each, None, 8, 1) is None
     assert direct().product(x, weight, bias[::2], 8, 1) is None

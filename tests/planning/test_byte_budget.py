@@ -7,7 +7,7 @@ import geosparse as gs
 from geosparse.ops import SELECTORS
 from geosparse.planning.byte_budget import Market
 from geosparse.planning.traffic import Rows, dense_bytes, layer_bytes, plan_bytes, shared_rows, split_bytes
-from geosparse.policies import SHAREABLE
+from geosparse.policies import POLICIES
 
 from ..synthetic import synthetic
 
@@ -74,7 +74,7 @@ def test_codes_are_the_usual_way_where_their_errors_are_those_of_exact_selection
     for name in ("fisher", "output_error"):
         source.arrays[name][:, 1] = 1.04 * source.arrays[name][:, 0]
     for policy in ("fisher", "output_error", "mass", "uniform", "permuted"):
-        plan = gs.make_plan(source, 6, policy, share_kv=share_kv and policy in SHAREABLE)
+        plan = gs.make_plan(source, 6, policy, share_kv=share_kv and POLICIES[policy].shareable)
         assert plan.selector == "lowbit"
         assert plan.head_selectors is None
     source.arrays["fisher"][:, 1] = 1.06 * source.arrays["fisher"][:, 0]

@@ -13,7 +13,10 @@ import pytest
 
 from geosparse.errors import GeosparseError
 from geosparse.reports.demo import findings, require_plots, save_frontier_png, terminal_table, write_report
-from geosparse.reports.figures import frontier_svg, head_map_svg, page_css, step_of
+from geosparse.reports.frontier import frontier_svg
+from geosparse.reports.head_map import head_map
+from geosparse.reports.pages import environment
+from geosparse.reports.palette import page_colours, step_of
 
 N_KEEP = [[1, 2, 30], [1, 7, 151]]
 
@@ -92,6 +95,15 @@ def page(tmp_path: Path, result: dict[str, Any], n_keep: list[list[int]] = N_KEE
     return text
 
 
+def style_sheet(n_keep: list[list[int]]) -> str:
+    sheets = environment().get_template("colours.css.j2"), environment().get_template("page.css")
+    return "".join(sheet.render(page_colours(n_keep)) for sheet in sheets)
+
+
+def head_map_svg(n_keep: list[list[int]]) -> str:
+    return str(environment().get_template("pictures.html.j2").module.head_map(head_map(n_keep)))
+
+
 def test_same_input_same_bytes(tmp_path: Path, result: dict[str, Any]) -> None:
     first = page(tmp_path, result)
     assert page(tmp_path, copy.deepcopy(result)) == first
@@ -109,7 +121,7 @@ def test_needs_nothing_from_elsewhere(tmp_path: Path, result: dict[str, Any]) ->
 
 def test_both_colour_schemes(result: dict[str, Any]) -> None:
     pytest.importorskip("matplotlib")
-    svg, css = frontier_svg(result), page_css(N_KEEP)
+    svg, css = frontier_svg(result), style_sheet(N_KEEP)
     assert "prefers-color-scheme: dark" in css
     used = set(re.findall(r"var\((--\w+)\)", svg + css))
     assert {"--ink", "--s0", "--s1"} <= used
@@ -168,7 +180,7 @@ def test_wide_map_shows_every_head() -> None:
     assert f"layer 31, head 30: N = {n_keep[31][30]}</title>" in svg
     assert int(re.search(r'width="(\d+)"', svg).group(1)) <= 872  # type: ignore[union-attr]
     assert svg.count("<text") == 32 * 32 + 64 + 2
-    assert set(re.findall(r'class="(k\d+)"', svg)) <= set(re.findall(r"\.(k\d+)\{", page_css(n_keep)))
+    assert set(re.findall(r'class="(k\d+)"', svg)) <= set(re.findall(r"\.(k\d+)\{", style_sheet(n_keep)))
 
 
 def test_numbers_are_left_out_of_narrow_cells() -> None:

@@ -63,4 +63,4 @@ def test_names_are_escaped(tmp_path):
     page = write_plan_page(tmp_path / "p.html", plan("<b>&\"'", "</style><script>")).read_text(encoding="utf-8")
     assert "<b>" not in page
     assert "<script" not in page
-    assert "&lt;b&gt;&amp;&quot;&#x27;" in page
+    assert "&lt;b&gt;&amp;&#34;&#39;" in page

@@ -1,5 +1,10 @@
 """The break-even of dense and sparse decoding: measured, remembered, applied per layer, said in the receipt."""
 
+import json
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -54,6 +59,42 @@ def test_both_are_really_timed(cache, monkeypatch):
     dense, sparse = breakeven._times(shape(tiny_model("llama")), 64, "lowbit")
     assert dense > 0
     assert sparse > 0
+
+
+def test_a_further_selector_takes_none_away(cache, monkeypatch):
+    model = tiny_model("llama")
+    pretend(monkeypatch, 512)
+    breakeven.calibrate(shape(model), ("lowbit",))
+    pretend(monkeypatch, 128)
+    breakeven.calibrate(shape(model), ("topn",))
+    assert [breakeven.break_even(shape(model), word) for word in ("lowbit", "topn")] == [512, 128]
+
+
+CALIBRATIONS = """
+import sys, time, torch
+from geosparse.runtime import breakeven
+breakeven._times = lambda *_: (1.0, 0.5)
+read = breakeven._load
+def slowly():
+    found = read()
+    time.sleep(0.02)  # as long as another process needs to write in between
+    return found
+breakeven._load = slowly
+for place in range(5):
+    heads = int(sys.argv[1]) * 100 + place
+    breakeven.calibrate(breakeven.Shape(heads, 1, 8, torch.float32, torch.device("cpu")))
+"""
+
+
+def test_calibrations_at_once_lose_none(tmp_path):
+    environment = os.environ | {"GEOSPARSE_CACHE": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    running = [
+        subprocess.Popen([sys.executable, "-c", CALIBRATIONS, str(number)], env=environment) for number in range(1, 4)
+    ]
+    assert [process.wait(timeout=120) for process in running] == [0, 0, 0]
+    shapes = json.loads((tmp_path / "breakeven.json").read_text())["shapes"]
+    wanted = {f"{number}0{place}/1x8" for number in range(1, 4) for place in range(5)}
+    assert {key.split()[-2] for key in shapes} == wanted
 
 
 @pytest.mark.parametrize("below", [12, "measured"])

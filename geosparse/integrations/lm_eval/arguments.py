@@ -11,7 +11,8 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ...artifact import check_writable
+from ...artifact import MAX_COUNT, check_writable
+from ...bounds import check_number, check_whole
 from ...errors import GeosparseError, did_you_mean
 from ...models import reason
 from .console import as_sentence, logging_at
@@ -57,6 +58,10 @@ PASSED = (
 )
 
 
+MAX_SEED = 2**32 - 1
+"""What numpy takes."""
+
+
 def require_lm_eval() -> None:
     """Raise GeosparseError unless a fitting lm-eval is installed."""
     try:
@@ -86,6 +91,9 @@ def parse_arguments(arguments: Sequence[str]) -> Any:
         _refuse_unknown(unknown, commands.choices["run"])
         if options.model is not None:
             raise GeosparseError("--model has no meaning here: the model is the first argument of geosparse lm-eval.")
+        for name in ("batch_size", "samples"):
+            if getattr(options, name, None) == "":
+                raise GeosparseError(f"--{name} is empty: give a value, or leave it out.")
         config = EvaluatorConfig.from_cli(options)
     if config.device == EvaluatorConfig().device and options.device is None:
         config.device = None  # lm-eval's default is a GPU, there or not
@@ -114,13 +122,51 @@ def _check_run(config: Any) -> None:
             raise GeosparseError(f"--{name} is not available in geosparse lm-eval: {why}.")
     if not config.tasks:
         raise GeosparseError("No task was given: name at least one, e.g. --tasks lambada_openai.")
-    if config.limit is not None and config.limit <= 0:
-        raise GeosparseError(f"--limit is a number of samples, or a part of them, above 0, found {config.limit:g}.")
-    if config.include_path and not Path(config.include_path).is_dir():
+    _check_numbers(config)
+    if config.include_path is not None and not Path(config.include_path).is_dir():
         raise GeosparseError(f"--include_path {config.include_path} is not a folder.")
     if config.output_path:
         for label in ("dense", "sparse"):
             check_writable(output_path(config, label) / "results.json")
+
+
+def _check_numbers(config: Any) -> None:
+    """lm-eval itself takes NaN samples for all of them, and finds other mistakes after the model was loaded."""
+    if config.limit is not None and not 0 < config.limit <= MAX_COUNT:
+        raise GeosparseError(
+            f"--limit is a number of samples, or a part of them, above 0, up to {MAX_COUNT}, found {config.limit:g}."
+        )
+    if config.num_fewshot is not None:
+        check_whole("--num_fewshot", config.num_fewshot, 0)
+    if config.max_batch_size is not None:
+        check_whole("--max_batch_size", config.max_batch_size, 1)
+    automatic, _, factor = str(config.batch_size).partition(":")
+    if automatic != "auto":
+        check_whole("--batch_size", _int_or_text(config.batch_size), 1)
+    elif factor:
+        check_number("--batch_size auto", _float_or_text(factor), least=1)
+    if config.samples is not None and not isinstance(config.samples, dict):
+        raise GeosparseError(
+            f"--samples is a JSON object, or a file of one, from tasks to lists of samples, found {config.samples!r}."
+        )
+    seeds = config.seed if isinstance(config.seed, list | tuple) else [config.seed]
+    for seed in seeds:
+        if seed is not None:
+            check_whole("--seed", seed, 0, MAX_SEED)
+
+
+def _int_or_text(word: Any) -> Any:
+    try:
+        return int(word)
+    except ValueError:
+        return word
+
+
+def _float_or_text(word: str) -> Any:
+    try:
+        return float(word)
+    except ValueError:
+        return word
 
 
 def _check_model_args(config: Any) -> None:
@@ -139,9 +185,14 @@ def output_path(config: Any, label: str) -> Path:
     return path.parent / label / path.name if path.suffix == ".json" else path / label
 
 
+def _absent(value: Any) -> bool:
+    return value is None or value is False or (isinstance(value, str | list | tuple | dict) and not value)
+
+
 def settings(config: Any) -> dict[str, Any]:
     """What a result depends on, as JSON; to be asked for before lm-eval puts resolved tasks into the config."""
     names = (*PASSED, "model_args", "metadata", "seed")
-    given = {name: getattr(config, name) for name in names if getattr(config, name)}
+    # What was not given is None, or empty; 0 examples and the seed 0 are values.
+    given = {name: value for name in names if not _absent(value := getattr(config, name))}
     plain: dict[str, Any] = json.loads(json.dumps(given, default=str))
     return plain

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import os
 import random
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from typing import Any
 import numpy
 import torch
 
+from ...console import say
 from ...errors import GeosparseError
 from ...identity import identify
 from ...passes.parts import process_rank
@@ -43,7 +43,6 @@ def evaluate_both(
     if plan is None and not dense:
         raise GeosparseError("There is nothing to evaluate: neither the dense model nor a plan was asked for.")
     asked = settings(config)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # as lm-eval does: its bootstrap forks
     with (
         tempfile.TemporaryDirectory(prefix="geosparse-") as folder,
         redirect_stdout(sys.stderr),
@@ -60,7 +59,7 @@ def evaluate_both(
         return {}
     result = summarize(runs, model, plan, asked)
     for warning in result["warnings"]:
-        print(f"geosparse: warning: {warning}", file=sys.stderr)
+        say(f"geosparse: warning: {warning}")
     return result
 
 
@@ -119,7 +118,10 @@ def _unknown_task(asked: list[str], include_path: str | None) -> str:
 
 
 def _evaluate(model: Any, tokenizer: Any, plan: Plan | None, config: Any, tasks: _LoadOnce) -> Run:
-    batches = {"batch_size": config.batch_size, "max_batch_size": config.max_batch_size or 64}
+    batches = {
+        "batch_size": config.batch_size,
+        "max_batch_size": 64 if config.max_batch_size is None else config.max_batch_size,
+    }
     patched: AbstractContextManager[Any] = nullcontext() if plan is None else sparsified(model, plan)
     with as_sentence("lm-eval stopped", (ValueError, AssertionError)):
         lm = lm_class()(pretrained=model, tokenizer=tokenizer, **batches, **config.model_args)
@@ -148,7 +150,7 @@ def _simple_evaluate(lm: Any, plan: Plan | None, config: Any, tasks: _LoadOnce) 
         evaluation_tracker=tracker,
         task_manager=tasks,
         **{name: getattr(config, name) for name in PASSED},
-        **dict(zip(seeds, config.seed or [None] * 4, strict=True)),
+        **dict(zip(seeds, [None] * 4 if config.seed is None else config.seed, strict=True)),
         **config.cache_requests,
     )
     if lm.rank == 0:  # the others get None

@@ -12,6 +12,7 @@ from ...artifact import finite_or_none
 from ...identity import identify
 from ...plan import Plan
 from ...provenance import device_name, versions
+from ...scoring import served
 from ...statistics import mean_interval
 from .model import NONE, Work, share, too_short
 
@@ -36,6 +37,7 @@ def summarize(runs: dict[str, Run], model: Any, plan: Plan | None, settings: dic
     return {
         "schema": SCHEMA,
         "model": identify(model).to_json(),
+        **served(model, plan),
         "plan": plan and {"policy": plan.policy, "tail": plan.tail, "mean_keep": plan.mean_keep},
         "tasks": rows,
         "density": sparse and sparse.density["density"],

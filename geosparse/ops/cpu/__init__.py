@@ -8,18 +8,18 @@ from typing import NamedTuple
 
 import torch
 
+from .. import buffers
 from ..chunked import chunked_attention
 from ..index import index_of
 from ..selectors import needs_index
 from ..span import Span, Visibility, page_starts
 from ..types import SELECTORS, TAILS, Attended, Keep, Selectors, Tails, keep_tensor, per_head
-from .decode import decode, remember_value_sum, value_sum_of
+from .decode import MAX_DIM, decode, remember_value_sum, value_sum_of
 from .library import DTYPES, ISAS, isa, library, load_error
 from .norm import rms_norm
 from .prefill import prefill
 from .product import product
 
-MAX_DIM = 512  # of a key that an index is read for
 CAUSAL = Span()
 
 
@@ -104,18 +104,26 @@ def _rules(heads: int, tail: str | tuple[str, ...], selector: str | tuple[str, .
     """Worked out once; the same few words come back at every token."""
     tails, selectors = per_head(tail, heads), per_head(selector, heads)
     return _Rules(
-        torch.tensor([list[str](TAILS).index(word) for word in tails], dtype=torch.int64),
-        torch.tensor([list[str](SELECTORS).index(word) for word in selectors], dtype=torch.int64),
+        _remembered([list[str](TAILS).index(word) for word in tails]),
+        _remembered([list[str](SELECTORS).index(word) for word in selectors]),
         needs_index(selectors),  # type: ignore[arg-type]
         not {"paged", "paged+lowbit"}.isdisjoint(selectors),
         any(pair[0] == "sink_recent" and pair[1] != "renormalize" for pair in zip(selectors, tails, strict=True)),
     )
 
 
+def _remembered(numbers: list[int]) -> torch.Tensor:
+    """int64 for the kernels; an error where torch makes tensors without memory at this moment, which would be kept."""
+    made = buffers.numbers(numbers, torch.int64)
+    buffers.check("the rules of the heads", made, torch.int64, (len(numbers),))
+    return made
+
+
 @lru_cache(maxsize=4096)
 def _budgets(n_keep: tuple[int, ...], one: bool) -> torch.Tensor:
     """`n_keep` as a tensor `[1, Hq, 1]`, or `[1, Hq]` for one query; the same few tuples come back at every token."""
-    return keep_tensor(n_keep, "cpu")[..., 0].contiguous() if one else keep_tensor(n_keep, "cpu")
+    found = _remembered(list(n_keep))
+    return found[None] if one else found[None, :, None]
 
 
 __all__ = [

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import torch
 
-from ..index import KeyIndex
+from ...errors import GeosparseError
+from .. import buffers
+from ..index import PAGE, WIDTH, KeyIndex
 from ..span import Span, Visibility
 from ..types import Attended
 from .direct import direct
-from .library import DECODE_CALL, DTYPES, library
+from .library import DECODE_CALL, DTYPES, run
 
-NO_INDEX = (0, 0, 0), (0, 0, 0, 0, 0, 0)
+NO_INDEX: tuple[tuple[int, ...], tuple[int, ...]] = (0, 0, 0), (0, 0, 0, 0, 0, 0)
 NO_CODES = None, None, None, 0
+MAX_DIM = 512  # of a key: kernels.inc
 
 
 def decode(
@@ -29,7 +32,7 @@ def decode(
 ) -> Attended:
     """`cpu_attention` for T = 1: every key, or its code, is read once; values only where they are kept.
 
-    The commonest call, of one row that sees all its keys, is made without Python where that can be (call.c).
+    Calls without a mask tensor are put together without Python where that can be (call.c); what is amiss is said here.
 
     Args:
         query: `[B, Hq, 1, D]`; key, value: `[B, Hkv, S, D]`.
@@ -39,20 +42,29 @@ def decode(
         softcap: Of the logits.
         sink: fp32 `[Hq]`.
         index: Of the keys, where a selector reads it.
+
+    Raises:
+        GeosparseError: The tensors do not fit together, or are none that the kernel can read.
     """
     call = direct()
-    if call is not None and isinstance(mask, Span) and mask.is_causal:
+    if call is not None and isinstance(mask, Span):
+        first = None
+        total: torch.Tensor | None = getattr(value, "_geosparse_value_sum", None)
+        if not mask.is_causal:
+            check_span(mask, query.shape[0])
+            starts = starts_of(mask, query.shape[0], key.shape[2])
+            first, total = buffers.numbers(starts, torch.int64), value_sum_of(value, starts)
         low, high, codes, bits = NO_CODES if index is None else (index.low, index.high, index.codes, index.bits)
-        total, threads = getattr(value, "_geosparse_value_sum", None), torch.get_num_threads()
-        settings = bits, threads, scaling, softcap or 0.0
-        found = call.decode(query, key, value, budgets, tails, selectors, total, sink, low, high, codes, *settings)
+        settings = bits, torch.get_num_threads(), scaling, softcap or 0.0
+        found = call.decode(
+            query, key, value, budgets, tails, selectors, first, total, sink, low, high, codes, *settings
+        )
         if found is not None:
             return found
+    if not key.shape[2] or not query.shape[0]:
+        return nothing_seen(query, value)
     packed, output, kept, _ = pack(query, key, value, budgets, tails, selectors, scaling, mask, softcap, sink, index)
-    loaded = library()
-    assert loaded is not None
-    if loaded.gs_decode(packed):
-        raise TypeError(f"the CPU kernels of this machine do not know {query.dtype}")
+    run("gs_decode", packed, query.dtype)
     return Attended(output, kept if kept.dim() == 1 else kept.sum(0))
 
 
@@ -80,17 +92,28 @@ def pack(
     if q_strides[3] != 1 or k_strides[3] != 1 or v_strides[3] != 1:
         query, key, value = unit_rows(query), unit_rows(key), unit_rows(value)
         q_strides, k_strides, v_strides = query.stride(), key.stride(), value.stride()
-    output = torch.empty(batch, heads, 1, value_dim, dtype=dtype)
-    kept = torch.empty(heads, dtype=torch.int64) if batch == 1 else torch.empty(batch, heads, dtype=torch.int64)
+    check_states(query, key, value)
+    if dim > MAX_DIM:
+        raise GeosparseError(f"The decode kernel takes heads of up to {MAX_DIM} channels, found {dim}.")
+    buffers.check("the budgets", budgets, torch.int64, (1 if len(budgets) == 1 else batch, heads))
+    check_rules(tails, selectors, sink, heads)
+    output = buffers.empty((batch, heads, 1, value_dim), dtype)
+    kept = buffers.empty((heads,) if batch == 1 else (batch, heads), torch.int64)
     first = seen = sums = None
+    starts: tuple[int, ...] = (0,) * batch
     if isinstance(mask, torch.Tensor):
+        check_mask(mask, batch, 1, keys)
         seen = mask[:, 0, 0].expand(batch, -1).contiguous()
     else:
+        check_span(mask, batch)
         starts = starts_of(mask, batch, keys)
         sums = value_sum_of(value, starts)
         if any(starts):
-            first = torch.tensor(starts)
-    addresses, layout = NO_INDEX if index is None or index.codes.dim() == 1 else _index_of(index)
+            first = buffers.numbers(starts, torch.int64)
+    addresses, layout = NO_INDEX
+    if index is not None and index.codes.dim() != 1:
+        _check_index(index, batch, kv_heads, (keys - min(starts)) // PAGE, dim)
+        addresses, layout = _index_of(index)
     # In the order of calls.h.
     packed = DECODE_CALL.pack(
         query.data_ptr(),
@@ -127,6 +150,61 @@ def pack(
     return packed, output, kept, (query, key, value, first, seen, sums)
 
 
+def nothing_seen(query: torch.Tensor, value: torch.Tensor) -> Attended:
+    """What queries get that see nothing: zeros, of no tokens."""
+    shape = (*query.shape[:3], value.shape[-1])
+    return Attended(buffers.zeros(shape, query.dtype), buffers.zeros(query.shape[1:2], torch.int64))
+
+
+def check_states(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
+    """Raise GeosparseError unless these are `[B, Hq, T, D]`, `[B, Hkv, S, D]` and `[B, Hkv, S, Dv]` on the CPU."""
+    (batch, heads, queries, dim), (_, kv_heads, keys, value_dim) = query.shape, value.shape
+    buffers.check("the queries", query, query.dtype, (batch, heads, queries, dim), strided=True)
+    buffers.check("the keys", key, query.dtype, (batch, kv_heads, keys, dim), strided=True)
+    buffers.check("the values", value, query.dtype, (batch, kv_heads, keys, value_dim), strided=True)
+
+
+def check_rules(tails: torch.Tensor, selectors: torch.Tensor, sink: torch.Tensor | None, heads: int) -> None:
+    """Raise GeosparseError unless these are int64, int64 and fp32 `[Hq]` on the CPU."""
+    buffers.check("the tails", tails, torch.int64, (heads,))
+    buffers.check("the selectors", selectors, torch.int64, (heads,))
+    if sink is not None:
+        buffers.check("the sinks", sink, torch.float32, (heads,))
+
+
+def check_mask(mask: torch.Tensor, batch: int, queries: int, keys: int) -> None:
+    """Raise GeosparseError unless `mask` is bool `[B or 1, 1, T, S]` on the CPU."""
+    fits = mask.dim() == 4 and mask.shape[0] in (1, batch) and mask.shape[1:] == (1, queries, keys)
+    if mask.dtype != torch.bool or not fits or mask.device != buffers.CPU or not buffers.has_memory(mask):
+        raise GeosparseError(
+            f"Expected a bool mask [1 or {batch}, 1, {queries}, {keys}] on the CPU, found {mask.dtype} "
+            f"{list(mask.shape)} on {mask.device}."
+        )
+
+
+def check_span(span: Span, batch: int) -> None:
+    """Raise GeosparseError unless `span` says what each of `batch` rows sees."""
+    if len(span.first) not in (1, batch) or min(span.first) < 0 or (span.window is not None and span.window < 1):
+        raise GeosparseError(
+            f"Expected a first visible key >= 0 for each of {batch} rows and a window of 1 or more keys, or none, "
+            f"found {span}."
+        )
+
+
+def _check_index(index: KeyIndex, batch: int, kv_heads: int, pages: int, dim: int) -> None:
+    """Raise GeosparseError unless the kernel can read `pages` pages of each row and KV head of `index`."""
+    room, width = index.low.shape[2], -(-dim // WIDTH) * WIDTH
+    if index.bits not in (4, 8) or room < pages:
+        raise GeosparseError(f"Expected an index of {pages} pages in 4 or 8 bits, found {room} in {index.bits} bits.")
+    bounds, words = (batch, kv_heads, room, width), width * index.bits // 32
+    buffers.check("the index's lower bounds", index.low, torch.float16, bounds, strided=True)
+    buffers.check("the index's upper bounds", index.high, torch.float16, bounds, strided=True)
+    buffers.check("the index's codes", index.codes, torch.uint8, (batch, kv_heads, room, words, PAGE, 4), strided=True)
+    pages_apart = index.low.stride()[2], index.high.stride(), index.codes.stride()[2:5]
+    if pages_apart != (width, index.low.stride(), (words * PAGE * 4, PAGE * 4, 4)):
+        raise GeosparseError("The pages of an index lie one behind the other in memory, which these do not: copy it.")
+
+
 def _index_of(index: KeyIndex) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Addresses of low, high and codes; strides of row and head of the bounds and the codes, channels, bits."""
     bounds, codes = index.low.stride(), index.codes.stride()
@@ -144,7 +222,7 @@ def starts_of(span: Span, batch: int, keys: int) -> tuple[int, ...]:
 
 def unit_rows(tensor: torch.Tensor) -> torch.Tensor:
     """`tensor` with its last dimension contiguous in memory."""
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+    return tensor if tensor.stride(-1) == 1 else tensor.clone(memory_format=torch.contiguous_format)
 
 
 def pointer(tensor: torch.Tensor | None) -> int | None:
@@ -160,7 +238,11 @@ def remember_value_sum(value: torch.Tensor, total: torch.Tensor) -> None:
 def value_sum_of(value: torch.Tensor, starts: tuple[int, ...]) -> torch.Tensor | None:
     """What `remember_value_sum` said of this very tensor, without the keys before `starts`; else None."""
     total: torch.Tensor | None = getattr(value, "_geosparse_value_sum", None)
-    if total is None or not any(starts):
+    if total is None:
+        return None
+    shape = (*value.shape[:2], value.shape[-1])
+    buffers.check("the sum of the values", total, torch.float64, shape, value.device)
+    if not any(starts):
         return total
     if sum(starts) * 4 > value.shape[0] * value.shape[2]:
         return None  # most of the values would be read anyway

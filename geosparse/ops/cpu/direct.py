@@ -37,5 +37,5 @@ def direct() -> Direct | None:
         return None
     functions = loaded.gs_decode, loaded.gs_product, loaded.gs_norm
     kernels = (ctypes.cast(each, ctypes.c_void_p).value for each in functions)
-    bound = _call.bind(exchange, *kernels, torch.empty, torch.empty_like, Attended)
+    bound = _call.bind(exchange, *kernels, torch.empty_like, torch.Tensor, torch.nn.Parameter, Attended)
     return Direct(_call.decode, _call.product, _call.norm) if bound else None

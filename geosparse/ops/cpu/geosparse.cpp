@@ -42,6 +42,8 @@ constexpr float EVEN_PART[] = {0.0f, 0.0f, 0.0f, 1.0f, 0.75f, 0.5f, 0.25f};
 enum Selector { TOPN = 0, LOWBIT = 1, PAGED = 2, PAGED_LOWBIT = 3, SINK_RECENT = 4 };
 // Norms whose quotient is rounded before it is multiplied, that round once, and once with 1 added to the weights.
 enum Norm { NORM_TWICE = 0, NORM_ONCE = 1, NORM_SHIFTED = 2 };
+// What is wrong with a call, or 0; library.py has a sentence for each.
+enum Fault { FINE = 0, UNKNOWN_DTYPE = 1, WRONG_SIZES = 2, WRONG_BUDGET = 3, WRONG_WORD = 4, WRONG_FIRST = 5, WRONG_PLACE = 6 };
 constexpr long SINKS = 4;       // ops/selectors/sink_recent.py
 constexpr long OVERSAMPLE = 4;  // ops/selectors/paged_lowbit.py
 
@@ -79,7 +81,7 @@ struct ReadCall {
   const float* table;   // [*, width]
   const int64_t* rows;  // [count]
   double* sums;         // one for every 256 rows
-  int64_t count, width, threads;
+  int64_t count, width, threads, length;  // length: rows of the table
 };
 
 // 0 plain, 1 AVX2, 2 AVX-512, 3 AVX-512 with dot products of bf16: the kernels of 2, which ask for it where it helps.
@@ -126,9 +128,26 @@ namespace avx512 {
 #pragma GCC pop_options
 #endif
 
+#include "valid.inc"
+
+// The kernel `name` of the instruction set in use, once the call is one that it can follow: 0, else of enum Fault.
+#ifdef GS_X86
+#define GS_RUN(name, call)                                   \
+  const Fault fault = fault_of(call);                        \
+  if (fault != FINE) return fault;                           \
+  if (chosen_isa >= 2) return avx512::name(call);            \
+  if (chosen_isa == 1) return avx2::name(call);              \
+  return plain::name(call)
+#else
+#define GS_RUN(name, call)            \
+  const Fault fault = fault_of(call); \
+  if (fault != FINE) return fault;    \
+  return plain::name(call)
+#endif
+
 extern "C" {
 
-int64_t gs_abi() { return 11; }
+int64_t gs_abi() { return 12; }
 
 // As best_isa says it.
 int64_t gs_isa() { return chosen_isa; }
@@ -139,66 +158,24 @@ int64_t gs_set_isa(int64_t isa) {
   return chosen_isa;
 }
 
-// One query per batch row over a cache. 0, or 1 for a dtype that this build does not know.
-int64_t gs_decode(const DecodeCall* call) {
-#ifdef GS_X86
-  if (chosen_isa >= 2) return avx512::decode(*call);
-  if (chosen_isa == 1) return avx2::decode(*call);
-#endif
-  return plain::decode(*call);
-}
+// One query per batch row over a cache.
+int64_t gs_decode(const DecodeCall* call) { GS_RUN(decode, *call); }
 
-// A few rows times weights. 0, or 1 for a dtype that this build does not know.
-int64_t gs_product(const ProductCall* call) {
-#ifdef GS_X86
-  if (chosen_isa >= 2) return avx512::product(*call);
-  if (chosen_isa == 1) return avx2::product(*call);
-#endif
-  return plain::product(*call);
-}
+// A few rows times weights.
+int64_t gs_product(const ProductCall* call) { GS_RUN(product, *call); }
 
-// Root mean square norms of a few rows. 0, or 1 for a dtype that this build does not know.
-int64_t gs_norm(const NormCall* call) {
-#ifdef GS_X86
-  if (chosen_isa >= 2) return avx512::norm(*call);
-  if (chosen_isa == 1) return avx2::norm(*call);
-#endif
-  return plain::norm(*call);
-}
+// Root mean square norms of a few rows.
+int64_t gs_norm(const NormCall* call) { GS_RUN(norm, *call); }
 
 // Rows of a table, added up.
-void gs_read_rows(const ReadCall* call) {
-#ifdef GS_X86
-  if (chosen_isa >= 2) return avx512::read_rows(*call);
-  if (chosen_isa == 1) return avx2::read_rows(*call);
-#endif
-  plain::read_rows(*call);
-}
+int64_t gs_read_rows(const ReadCall* call) { GS_RUN(read_rows, *call); }
 
 // Many queries over packed keys.
-void gs_prefill(const WeighCall* call) {
-#ifdef GS_X86
-  if (chosen_isa >= 2) return avx512::prefill(*call);
-  if (chosen_isa == 1) return avx2::prefill(*call);
-#endif
-  plain::prefill(*call);
-}
+int64_t gs_prefill(const WeighCall* call) { GS_RUN(prefill, *call); }
 
 // Scores of many queries -> the kept tokens' weighted values, or attention weights in place.
-void gs_weigh(const WeighCall* call) {
-#ifdef GS_X86
-  if (chosen_isa >= 2) return avx512::weigh(*call);
-  if (chosen_isa == 1) return avx2::weigh(*call);
-#endif
-  plain::weigh(*call);
-}
+int64_t gs_weigh(const WeighCall* call) { GS_RUN(weigh, *call); }
 
 // Which unselected contributions lie as near to the centre of a set as the selected ones, row by row.
-void gs_separate(const SeparateCall* call) {
-#ifdef GS_X86
-  if (chosen_isa >= 2) return avx512::separate(*call);
-  if (chosen_isa == 1) return avx2::separate(*call);
-#endif
-  plain::separate(*call);
-}
+int64_t gs_separate(const SeparateCall* call) { GS_RUN(separate, *call); }
 }

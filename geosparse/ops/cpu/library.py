@@ -10,13 +10,34 @@ import ctypes
 import struct
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
-ABI = 11
+from ...errors import GeosparseError
+
+ABI = 12
 ISAS = ("plain", "avx2", "avx512", "avx512_bf16")
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
+# Every kernel of geosparse.cpp and what it takes: a packed call, or a structure.
+KERNELS = {
+    "gs_decode": ctypes.c_char_p,
+    "gs_product": ctypes.c_char_p,
+    "gs_norm": ctypes.c_char_p,
+    "gs_read_rows": ctypes.c_char_p,
+    "gs_prefill": ctypes.c_void_p,
+    "gs_weigh": ctypes.c_void_p,
+    "gs_separate": ctypes.c_void_p,
+}
+# enum Fault in geosparse.cpp: what a kernel says of a call that it does not follow.
+FAULTS = {
+    2: "Its sizes do not fit together or are none that the kernel knows: check the shapes",
+    3: "Every head keeps at least 1 token, and a budget is below 1: pass larger budgets",
+    4: "A tail, selector or kind is none that this kernel knows: choose another one",
+    5: "A first visible key or a window is outside of the keys: check the mask",
+    6: "A place is outside of the rows that it points into: check the indices",
+}
 
 # DecodeCall in calls.h, packed by `decode`: 15 pointers, 24 whole numbers, the factors of the logits.
 DECODE_CALL = struct.Struct("=15Q24q2d")
@@ -71,18 +92,30 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         loaded = ctypes.CDLL(str(found[0]))
         loaded.gs_abi.restype = loaded.gs_isa.restype = loaded.gs_set_isa.restype = ctypes.c_int64
         loaded.gs_set_isa.argtypes = [ctypes.c_int64]
-        loaded.gs_decode.restype = loaded.gs_product.restype = loaded.gs_norm.restype = ctypes.c_int64
-        loaded.gs_decode.argtypes = loaded.gs_product.argtypes = loaded.gs_norm.argtypes = (
-            loaded.gs_read_rows.argtypes
-        ) = [ctypes.c_char_p]
-        loaded.gs_read_rows.restype = None
-        loaded.gs_weigh.argtypes = loaded.gs_prefill.argtypes = loaded.gs_separate.argtypes = [ctypes.c_void_p]
-        loaded.gs_weigh.restype = loaded.gs_prefill.restype = loaded.gs_separate.restype = None
+        for name, takes in KERNELS.items():
+            kernel = getattr(loaded, name)
+            kernel.argtypes, kernel.restype = [takes], ctypes.c_int64
     except (OSError, AttributeError) as error:
         return None, f"does not load: {error}"
     if loaded.gs_abi() != ABI:
         return None, "built from another version of geosparse: install it again"
     return loaded, ""
+
+
+def run(name: str, call: Any, dtype: torch.dtype) -> None:
+    """Let the kernel `name` follow `call`, a packed call or the address of a structure, on tensors of `dtype`.
+
+    Raises:
+        GeosparseError: The call is none that can be followed; nothing was read or written.
+        TypeError: The kernel was built without `dtype`.
+    """
+    loaded = library()
+    assert loaded is not None
+    fault = getattr(loaded, name)(call)
+    if fault in FAULTS:
+        raise GeosparseError(f"The CPU kernel {name.removeprefix('gs_')} refused a call. {FAULTS[fault]}.")
+    if fault:
+        raise TypeError(f"the CPU kernels of this machine do not know {dtype}")
 
 
 def isa() -> str:

@@ -6,12 +6,14 @@ import ctypes
 
 import torch
 
+from ...errors import GeosparseError
+from .. import buffers
 from ..chunked import chunk_rows, visible_mean
 from ..index import KeyIndex
 from ..span import Span, Visibility, chunk_of
 from ..types import SELECTORS, SHARES, TAILS, Attended
-from .decode import pointer, unit_rows
-from .library import WeighCall, library
+from .decode import check_mask, check_rules, check_span, nothing_seen, pointer, unit_rows
+from .library import WeighCall, run
 
 LOWBIT = SELECTORS.index("lowbit")
 TOPN = SELECTORS.index("topn")
@@ -44,17 +46,24 @@ def prefill(
         softcap: Of the logits.
         sink: fp32 `[Hq]`.
         index: Of the keys, where a selector reads it.
+
+    Raises:
+        GeosparseError: The tensors do not fit together, or are none that the kernels can read.
     """
     batch, heads, queries, dim = query.shape
     keys, kv_heads = key.shape[2], key.shape[1]
+    budgets = budgets.contiguous()
+    if not keys or not query.numel():
+        return nothing_seen(query, value)
     key, value = unit_rows(key.float()), unit_rows(value.float())
+    _check(query, key, value, budgets, tails, selectors, mask, sink)
     centred = any(SHARES.get(TAILS[place], 0.0) > 0 for place in tails.tolist())
     means = _span_means(value, mask, queries) if centred and isinstance(mask, Span) else None
     coded = (selectors == LOWBIT).nonzero().flatten()
     # Coded keys of all heads where all are coded, so that there is one product.
     scored = index.decoded(keys, dim) if index is not None and len(coded) == heads else key
     coarse = index.decoded(keys, dim) if index is not None and 0 < len(coded) < heads else None
-    output = value.new_empty(batch, heads, queries, value.shape[-1])
+    output = buffers.empty((batch, heads, queries, value.shape[-1]), torch.float32)
     exact = key if bool((selectors != TOPN).any()) else None
     if coarse is None and isinstance(mask, Span) and queries >= LEAST_QUERIES:
         asked = unit_rows(query.float())
@@ -66,12 +75,12 @@ def prefill(
                 centroid = means[:, :, near].repeat_interleave(heads // kv_heads, dim=1)
                 output[:, :, near].addcmul_(missing[:, :, near].unsqueeze(-1), centroid)
         return Attended(output.to(query.dtype), count.sum((0, 2)))
-    kept = torch.zeros(heads, dtype=torch.int64)
+    kept = buffers.zeros((heads,), torch.int64)
     # Adding up one kept row of values costs about four times what a matrix product spends on any row.
     most = budgets.amax(-1).clamp_max(keys).sum() // budgets.shape[0]
     gather = 4 * int(most) < heads * keys
     rows = chunk_rows(batch, heads, keys, query.device)
-    buffer = value.new_empty(batch * heads * min(rows, queries) * keys)
+    buffer = buffers.empty((batch * heads * min(rows, queries) * keys,), torch.float32)
     for start in range(0, queries, rows):
         stop = min(start + rows, queries)
         if isinstance(mask, Span):
@@ -121,6 +130,41 @@ def prefill(
     return Attended(output.to(query.dtype), kept)
 
 
+def _check(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    budgets: torch.Tensor,
+    tails: torch.Tensor,
+    selectors: torch.Tensor,
+    mask: Visibility,
+    sink: torch.Tensor | None,
+) -> None:
+    """Raise GeosparseError unless the call can be made of these, key and value in fp32."""
+    (batch, heads, queries, dim), (_, kv_heads, keys, value_dim) = query.shape, value.shape
+    if type(query) not in buffers.PLAIN or query.device != buffers.CPU or not buffers.has_memory(query):
+        raise GeosparseError(
+            f"Expected queries in memory of the CPU, found a {type(query).__name__} on {query.device}."
+        )
+    buffers.check("the keys", key, torch.float32, (batch, kv_heads, keys, dim), strided=True)
+    buffers.check("the values", value, torch.float32, (batch, kv_heads, keys, value_dim), strided=True)
+    if heads % kv_heads:
+        raise GeosparseError(f"Expected a multiple of {kv_heads} query heads, as there are KV heads, found {heads}.")
+    check_rules(tails, selectors, sink, heads)
+    if budgets.shape not in {(rows, heads, columns) for rows in (1, batch) for columns in (1, queries)}:
+        raise GeosparseError(
+            f"Expected budgets [1 or {batch}, {heads}, 1 or {queries}] (batch, heads, queries), found "
+            f"{list(budgets.shape)}."
+        )
+    buffers.check("the budgets", budgets, torch.int64, tuple(budgets.shape))
+    if isinstance(mask, torch.Tensor):
+        check_mask(mask, batch, queries, keys)
+        return
+    check_span(mask, batch)
+    if queries > keys:
+        raise GeosparseError(f"The last of the queries sees the last key: expected at most {keys}, found {queries}.")
+
+
 def _packed(key: torch.Tensor) -> torch.Tensor:
     """Keys `[B, Hkv, S, D]` as panels `[B, Hkv, P, D, PANEL]`, filled up with zeros."""
     batch, kv_heads, keys, dim = key.shape
@@ -151,14 +195,18 @@ def _weigh(
     """
     batch, heads, queries = query.shape[:3]
     packed = source.dim() == PACKED_DIMS
-    missing = torch.empty(batch, heads, queries)
-    kept = torch.empty(batch, heads, queries, dtype=torch.int64)
-    first = torch.tensor(span.starts(batch))
+    missing = buffers.empty((batch, heads, queries), torch.float32)
+    kept = buffers.empty((batch, heads, queries), torch.int64)
+    first = buffers.numbers(span.starts(batch), torch.int64)
     if seen is not None and seen.stride(-1) != 1:
         seen = seen.contiguous()
+    buffers.check("the budgets", budgets, torch.int64, tuple(budgets.shape), strided=True)
     budgets = budgets.expand(batch, heads, queries)
     rows = output if value is None else value
-    kv_heads = next((part.shape[1] for part in (exact, value) if part is not None), heads)
+    kv_heads = (
+        source.shape[1] if packed else next((part.shape[1] for part in (exact, value) if part is not None), heads)
+    )
+    _check_call(source, keys, query, exact, value, output, kv_heads, seen)
     call = WeighCall(
         packed=source.data_ptr() if packed else None,
         scores=None if packed else source.data_ptr(),
@@ -202,17 +250,44 @@ def _weigh(
         scaling=scaling,
         softcap=softcap or 0.0,
     )
-    loaded = library()
-    assert loaded is not None
-    (loaded.gs_prefill if packed else loaded.gs_weigh)(ctypes.byref(call))
+    run("gs_prefill" if packed else "gs_weigh", ctypes.addressof(call), torch.float32)
     return missing, kept
+
+
+def _check_call(
+    source: torch.Tensor,
+    keys: int,
+    query: torch.Tensor,
+    exact: torch.Tensor | None,
+    value: torch.Tensor | None,
+    output: torch.Tensor,
+    kv_heads: int,
+    seen: torch.Tensor | None,
+) -> None:
+    """Raise GeosparseError unless these are what `_weigh` says of them."""
+    (batch, heads, queries, dim), value_dim = query.shape, output.shape[-1]
+    panels = -(-keys // PANEL)
+    if source.dim() == PACKED_DIMS:
+        buffers.check("the packed keys", source, torch.float32, (batch, kv_heads, panels, dim, PANEL))
+    else:
+        buffers.check("the scores", source, torch.float32, (batch, heads, queries, keys))
+    buffers.check("the queries", query, torch.float32, (batch, heads, queries, dim), strided=True)
+    buffers.check("the output", output, torch.float32, (batch, heads, queries, value_dim), strided=True)
+    if output.stride(2) != value_dim:
+        raise GeosparseError(f"The rows of an output lie one behind the other, found strides {list(output.stride())}.")
+    if exact is not None:
+        buffers.check("the keys", exact, torch.float32, (batch, kv_heads, keys, dim), strided=True)
+    if value is not None:
+        buffers.check("the values", value, torch.float32, (batch, kv_heads, keys, value_dim), strided=True)
+    if seen is not None:
+        buffers.check("the mask", seen, torch.bool, (batch, queries, keys), strided=True)
 
 
 def _span_means(value: torch.Tensor, span: Span, queries: int) -> torch.Tensor:
     """Mean of the values that each query sees, `[B, Hkv, T, Dv]`; summed in fp64, as the prefixes are long."""
     batch, _, keys, _ = value.shape
     total = torch.nn.functional.pad(value.double().cumsum(2), (0, 0, 1, 0))
-    stop = torch.arange(keys - queries + 1, keys + 1)
+    stop = torch.arange(keys - queries + 1, keys + 1, dtype=torch.int64, device=buffers.CPU)
     count = span.visible(batch, queries, keys)
     if len(set(span.first)) == 1 and span.window is None:
         sums = total[:, :, keys - queries + 1 :] - total[:, :, span.first[0] : span.first[0] + 1]

@@ -10,8 +10,9 @@ import struct
 
 import torch
 
+from .. import buffers
 from .direct import direct
-from .library import DTYPES, library
+from .library import DTYPES, library, run
 
 MOST_ROWS = 8  # with more, torch's products of matrices are as fast
 
@@ -48,14 +49,18 @@ def product(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None 
 
 
 def _serves(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> bool:
+    given = (rows, weight) if bias is None else (rows, weight, bias)
     return (
-        rows.dtype == weight.dtype
-        and rows.dtype in DTYPES
-        and rows.device.type == weight.device.type == "cpu"
+        rows.dtype in DTYPES
+        and all(type(each) in buffers.PLAIN and each.dtype == rows.dtype and each.is_cpu for each in given)
+        and rows.dim() > 0
+        and weight.dim() == 2
         and 0 < rows.numel() <= MOST_ROWS * weight.shape[1]
         and rows.shape[-1] == weight.shape[1]
+        and len(weight) > 0
         and weight.stride(1) == 1
-        and (bias is None or (bias.dtype == weight.dtype and bias.device.type == "cpu" and bias.is_contiguous()))
+        and (bias is None or (bias.shape == weight.shape[:1] and bias.is_contiguous()))
+        and all(buffers.has_memory(each) for each in given)
         and library() is not None
     )
 
@@ -64,9 +69,7 @@ def _by_python(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | No
     """`product` where `_serves`, the call put together here."""
     rows = rows.contiguous()
     columns, width = weight.shape
-    output = torch.empty(*rows.shape[:-1], columns, dtype=rows.dtype)
-    loaded = library()
-    assert loaded is not None
+    output = buffers.empty((*rows.shape[:-1], columns), rows.dtype)
     # In the order of calls.h.
     call = _CALL.pack(
         rows.data_ptr(),
@@ -80,6 +83,5 @@ def _by_python(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | No
         DTYPES[rows.dtype],
         torch.get_num_threads(),
     )
-    if loaded.gs_product(call):
-        raise TypeError(f"the CPU kernels of this machine do not know {rows.dtype}")
+    run("gs_product", call, rows.dtype)
     return output

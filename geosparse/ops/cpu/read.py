@@ -6,13 +6,14 @@ import struct
 
 import torch
 
-from .library import library
+from .. import buffers
+from .library import library, run
 
 AT_ONCE = 256  # rows of one sum, read.inc
 WIDTH = 32  # a row is a multiple of it
 
-# ReadCall in geosparse.cpp: 3 pointers, 3 whole numbers.
-_CALL = struct.Struct("=3Q3q")
+# ReadCall in geosparse.cpp: 3 pointers, 4 whole numbers.
+_CALL = struct.Struct("=3Q4q")
 
 
 def read_rows(table: torch.Tensor, rows: torch.Tensor) -> float:
@@ -20,23 +21,23 @@ def read_rows(table: torch.Tensor, rows: torch.Tensor) -> float:
 
     Args:
         table: fp32 `[*, K]`, contiguous, K a multiple of `WIDTH`.
-        rows: int64 `[M]`, contiguous, which to read: from 0 to `len(table) - 1`, unchecked.
+        rows: int64 `[M]`, contiguous, which to read: from 0 to `len(table) - 1`.
 
     Raises:
         RuntimeError: Without the compiled kernels.
-        ValueError: For another dtype or layout.
+        ValueError: For another dtype or layout, or a row that the table does not have.
     """
-    loaded = library()
-    if loaded is None:
+    if library() is None:
         raise RuntimeError("reading rows needs the compiled kernels.")
-    if table.dtype != torch.float32 or table.shape[1] % WIDTH or not table.is_contiguous():
+    if table.dtype != torch.float32 or table.dim() != 2 or table.shape[1] % WIDTH or not table.is_contiguous():
         raise ValueError(f"table has to be contiguous, fp32, and a multiple of {WIDTH} wide.")
-    if rows.dtype != torch.int64 or not rows.is_contiguous():
+    if rows.dtype != torch.int64 or rows.dim() != 1 or not rows.is_contiguous():
         raise ValueError("rows has to be contiguous and int64.")
-    sums = torch.empty(-(-len(rows) // AT_ONCE), dtype=torch.float64)
-    loaded.gs_read_rows(
-        _CALL.pack(
-            table.data_ptr(), rows.data_ptr(), sums.data_ptr(), len(rows), table.shape[1], torch.get_num_threads()
-        )
-    )
+    for name, part in (("table", table), ("rows", rows)):
+        buffers.check(name, part, part.dtype, tuple(part.shape))
+    sums = buffers.zeros((-(-len(rows) // AT_ONCE),), torch.float64)
+    if len(rows) and table.shape[1]:
+        addresses = table.data_ptr(), rows.data_ptr(), sums.data_ptr()
+        call = _CALL.pack(*addresses, len(rows), table.shape[1], torch.get_num_threads(), len(table))
+        run("gs_read_rows", call, torch.float32)
     return float(sums.sum())

@@ -6,7 +6,8 @@ import ctypes
 
 import torch
 
-from .library import SeparateCall, library
+from .. import buffers
+from .library import SeparateCall, library, run
 
 
 def separates(square: torch.Tensor) -> bool:
@@ -35,15 +36,21 @@ def separate(
         cosine: The distance, else Euclidean.
         step: Relative size of a rounding step.
         floor: Added to the product of norms in the cosine distance.
+
+    Raises:
+        GeosparseError: The tensors do not fit together, or a place in `picked` is not one of the L tokens.
     """
     tokens, budget = square.shape[-1], picked.shape[-1]
+    rows = square.shape[:-1]
     square, along, size, length = (part.contiguous() for part in (square, along, size, length))
     picked = picked.contiguous()
-    found = torch.empty(5, *picked.shape[:-1], dtype=torch.int64)
-    loaded = library()
-    assert loaded is not None
-    pointers = [part.data_ptr() for part in (square, along, size, length, picked, *found)]
-    rows = found[0].numel()
-    call = SeparateCall(*pointers, rows, tokens, budget, int(cosine), step, floor)
-    loaded.gs_separate(ctypes.addressof(call))
+    for name, part in (("square", square), ("along", along), ("size", size)):
+        buffers.check(name, part, torch.float32, (*rows, tokens))
+    buffers.check("length", length, torch.float32, (*rows, 1))
+    buffers.check("picked", picked, torch.int64, (*rows, budget))
+    found = buffers.empty((5, *rows), torch.int64)
+    if found.numel():
+        pointers = [part.data_ptr() for part in (square, along, size, length, picked, *found)]
+        call = SeparateCall(*pointers, found[0].numel(), tokens, budget, int(cosine), step, floor)
+        run("gs_separate", ctypes.addressof(call), torch.float32)
     return tuple(found)

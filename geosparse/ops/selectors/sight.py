@@ -61,8 +61,8 @@ class Sight:
     @cached_property
     def page_of(self) -> torch.Tensor:
         """`[B, s]` int64, the page of each key of the chunk; negative before the first token."""
-        places = torch.arange(self.low, self.low + self.scores.shape[-1], device=self.scores.device)
-        first = torch.tensor(self.pages.first, device=places.device)[:, None]
+        places = torch.arange(self.low, self.low + self.scores.shape[-1], device=self.scores.device, dtype=torch.int64)
+        first = torch.tensor(self.pages.first, device=places.device, dtype=torch.int64)[:, None]
         return (places - first).div(PAGE, rounding_mode="floor")
 
     @cached_property
@@ -102,7 +102,10 @@ class Sight:
         """
         bound, centre, variance = self.pages.page_scores(self.query)
         spread = variance * (0.5 * self.scaling**2)
-        complete = torch.arange(bound.shape[-1], device=bound.device) < self.complete_pages[:, None, :, None]
+        complete = (
+            torch.arange(bound.shape[-1], device=bound.device, dtype=torch.int64)
+            < self.complete_pages[:, None, :, None]
+        )
         return (bound * self.scaling).masked_fill(~complete, -torch.inf), self.finish(centre) + spread
 
     def candidates(self, tokens: torch.Tensor) -> torch.Tensor:

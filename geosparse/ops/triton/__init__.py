@@ -109,7 +109,7 @@ def _rows(span: Span, batch: int, keys: int, device: torch.device) -> tuple[torc
 @lru_cache(maxsize=4096)
 def _numbers(numbers: tuple[int, ...], device: torch.device) -> torch.Tensor:
     """int32 on the device; the same few tuples come back at every token."""
-    return torch.tensor(numbers, dtype=torch.int32).to(device)
+    return torch.tensor(numbers, dtype=torch.int32, device="cpu").to(device)
 
 
 def _budgets(n_keep: Keep, device: torch.device) -> torch.Tensor:

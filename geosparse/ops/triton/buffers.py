@@ -26,7 +26,9 @@ class Rows(NamedTuple):
     @classmethod
     def of(cls, first: Sequence[int], length: Sequence[int], device: torch.device | str) -> Rows:
         """From plain numbers."""
-        return cls(*(torch.tensor(list(numbers), dtype=torch.int32).to(device) for numbers in (first, length)))
+        return cls(
+            *(torch.tensor(list(numbers), dtype=torch.int32, device="cpu").to(device) for numbers in (first, length))
+        )
 
     def advance_(self) -> None:
         """Make room for a token in each row, before the layers append it."""
@@ -56,7 +58,7 @@ class LayerBuffers:
         """Start from `key` `[B, Hkv, T, D]` and `value` `[B, Hkv, T, Dv]`, of which `rows` says what is visible."""
         tokens = key.shape[2]
         self.key[:, :, :tokens], self.value[:, :, :tokens] = key, value
-        place = torch.arange(tokens, device=key.device)
+        place = torch.arange(tokens, device=key.device, dtype=torch.int64)
         seen = (place >= self.rows.first[:, None]) & (place < self.rows.length[:, None])
         self.value_sum.copy_(torch.where(seen[:, None, :, None], value, 0.0).sum(2, dtype=torch.float64))
         encode_index(self.key, self.low, self.high, self.codes, *self.rows)

@@ -61,7 +61,7 @@ def passes_of(heads: int, tail: Tails, selector: Selectors, device: torch.device
     """The passes of a layer whose heads have these tails and selectors (words or tuples of them)."""
     tails: list[Tail] = per_head(tail, heads)
     words: list[Selector] = per_head(selector, heads)
-    places = torch.tensor([TAILS.index(word) for word in tails], dtype=torch.int32).to(device)
+    places = torch.tensor([TAILS.index(word) for word in tails], dtype=torch.int32, device="cpu").to(device)
     found = []
     for word in sorted(set(words)):
         served = [other == word for other in words]
@@ -69,7 +69,7 @@ def passes_of(heads: int, tail: Tails, selector: Selectors, device: torch.device
         found.append(
             Pass(
                 word,
-                torch.tensor(served, dtype=torch.int32).to(device),
+                torch.tensor(served, dtype=torch.int32, device="cpu").to(device),
                 places,
                 mass=own != {"renormalize"},
                 even=any(SHARES.get(tail, 1.0) < 1.0 for tail in own),

@@ -54,10 +54,14 @@ def exact_prefill(
     device = query.device
     rows = rows or (ROWS if max(dim, value_dim) <= 128 else WIDE_ROWS)
     query, key, value = (part if part.stride(-1) == 1 else part.contiguous() for part in (query, key, value))
-    starts = torch.tensor(list(first), dtype=torch.int32).to(device)
+    starts = torch.tensor(list(first), dtype=torch.int32, device="cpu").to(device)
     words = per_head(tail, heads)
-    tails = torch.tensor([TAILS.index(word) for word in words], dtype=torch.int32).to(device)
-    budgets = n_keep if isinstance(n_keep, torch.Tensor) else torch.tensor(list(n_keep))[None, :, None]
+    tails = torch.tensor([TAILS.index(word) for word in words], dtype=torch.int32, device="cpu").to(device)
+    budgets = (
+        n_keep
+        if isinstance(n_keep, torch.Tensor)
+        else torch.tensor(list(n_keep), dtype=torch.int64, device="cpu")[None, :, None]
+    )
     budgets = budgets.to(device, torch.int32).expand(batch, heads, queries)
     centred = any(SHARES.get(word, 0.0) > 0 for word in words)
     prefix = _value_prefix(value, first) if centred else value.new_zeros(1, dtype=torch.float32)

@@ -42,7 +42,7 @@ def block_prefill(
     from .kernels.blocks import attend_blocks
 
     (batch, heads, queries, dim), (_, kv_heads, keys, value_dim) = query.shape, value.shape
-    starts = torch.tensor(list(first), dtype=torch.int32).to(query.device)
+    starts = torch.tensor(list(first), dtype=torch.int32, device="cpu").to(query.device)
     low, high = _bounds(key, first, block)
     query, key, value = (part if part.stride(-1) == 1 else part.contiguous() for part in (query, key, value))
     picks, counts = _choose(query, low, high, starts, keys, wanted, block)
@@ -82,8 +82,10 @@ def _choose(
         BLOCK=block, TILE=TILE, PRECISION=precision(low.dtype),
     )  # fmt: skip
     best = scores.topk(min(max(wanted) + 1, key_blocks), dim=-1)
-    allowed = torch.tensor(list(wanted), device=query.device)[None, :, None, None] + 1
-    chosen = (best.values > -torch.inf) & (torch.arange(best.values.shape[-1], device=query.device) < allowed)
+    allowed = torch.tensor(list(wanted), device=query.device, dtype=torch.int64)[None, :, None, None] + 1
+    chosen = (best.values > -torch.inf) & (
+        torch.arange(best.values.shape[-1], device=query.device, dtype=torch.int64) < allowed
+    )
     picks = torch.where(chosen, best.indices, key_blocks).sort(-1).values
     return picks.to(torch.int32), chosen.sum(-1, dtype=torch.int32)
 
@@ -104,7 +106,7 @@ def _bounds(key: torch.Tensor, first: Sequence[int], block: int) -> tuple[torch.
 
 def _tokens_read(counts: torch.Tensor, first: torch.Tensor, queries: int, keys: int, block: int) -> torch.Tensor:
     """Tokens that the queries of each KV head attended to, int64 `[Hkv]`."""
-    place = torch.arange(queries, device=counts.device)
+    place = torch.arange(queries, device=counts.device, dtype=torch.int64)
     hidden = (first - (keys - queries)).clamp(0, queries)[:, None]
     row = place - hidden  # of the queries that are not padding
     token = (keys - first)[:, None] - (queries - hidden) + row

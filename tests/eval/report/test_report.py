@@ -12,12 +12,7 @@ import pytest
 
 pytest.importorskip("matplotlib", reason="matplotlib is not installed: pip install geosparse[plots]")
 
-from eval.report.__main__ import BLOCK, DOCUMENTS, ROOT, find, main, make, renew
-from eval.report.chart import CSS, colours, scatter
-from eval.report.figure import HUES
-from eval.report.markdown import score_table
-from eval.report.points import Loaded, density_panels, recovery_panel, speed_panels
-from eval.results import (
+from eval.harness.result import (
     TIMING_SCHEMA,
     Measurement,
     Result,
@@ -28,6 +23,12 @@ from eval.results import (
     read_result,
     write_result,
 )
+from eval.report.__main__ import BLOCK, DOCUMENTS, ROOT, find, main, make, renew
+from eval.report.chart import panel_chart, strips_chart
+from eval.report.figure import FILE, colours
+from eval.report.markdown import score_table
+from eval.report.page import HUES
+from eval.report.points import Loaded, density_panels, recovery_panel, speed_panels
 from geosparse.artifact import write_json
 from geosparse.errors import GeosparseError
 
@@ -148,10 +149,53 @@ def test_panels_hold_every_measured_variant(results: Path) -> None:
     ]  # fmt: skip
     assert [(p.x, p.y) for p in speed[0].points] == [(5.0, 0.0), (6.0, 0.01), (7.0, 0.2)]
     assert [task for task, _ in recovery_panel(loaded)] == ["text", "quiz"]
-    svg = scatter(density[0], colours([p.series for p in density[0].points]))
-    places = [float(x) for x in re.findall(r' cx="([\d.]+)"', svg)]
+    hues = colours([p.series for p in density[0].points])
+    chart = panel_chart(density[0], hues)
+    places = [float(mark.x) for mark in chart.marks]
     assert places[0] < places[2] < places[1]
-    assert svg.count('class="tip"') == 3
+    assert [name for name, _ in chart.legend] == ["fisher · best", "snapkv"]
+    assert [line.text for line in chart.marks[2].tip.lines][:2] == ["snapkv", "nll 2.7000"]
+    rows = recovery_panel(loaded)
+    strips = strips_chart(rows, hues)
+    assert len(strips.marks) == sum(len(points) for _, points in rows)
+
+
+def test_marks_stand_on_what_matplotlib_drew(results: Path) -> None:
+    """The line between the two marks of one series ends at their places."""
+    panel = density_panels(Loaded.of(results / "a"))[0]
+    chart = panel_chart(panel, colours([p.series for p in panel.points]))
+    number = r"([\d.]+)"
+    line = rf'd="M {number} {number} \nL {number} {number} \n" clip-path="[^"]*" style="[^"]*opacity'
+    drawn = re.search(line, chart.body)
+    assert drawn is not None
+    ends = [float(each) for each in drawn.groups()]
+    marks = [float(place) for mark in chart.marks[:2] for place in (mark.x, mark.y)]
+    assert marks == pytest.approx(ends, abs=0.06)
+
+
+def test_tips_stay_within_the_picture(results: Path) -> None:
+    for panel in density_panels(Loaded.of(results / "a")):
+        chart = panel_chart(panel, colours([p.series for p in panel.points]))
+        width, height = map(float, chart.box.split()[2:])
+        for mark in chart.marks:
+            left, top, wide, high = map(float, mark.tip[:4])
+            assert 0 <= left <= left + wide <= width
+            assert 0 <= top <= top + high <= height
+
+
+def test_pages_of_a_site_lead_to_each_other_and_say_whose_weights(results: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    result = replace(
+        example(), run=replace(example().run, recipe="tiny/a", model={"name": "m", "fingerprint": "7655ecec970bc03d"})
+    )
+    write_result(results / "a", result)
+    assert main(["--results", str(results), "--pages", str(site)]) == 0
+    assert sorted(path.relative_to(site).as_posix() for path in site.rglob("*.html")) == ["index.html", "tiny/a.html"]
+    assert '<a href="tiny/a.html">tiny/a</a>' in (site / "index.html").read_text()
+    for name in ("index.html", "tiny/a.html"):
+        assert "4-bit weights (Q4_1) unpacked to floating point" in (site / name).read_text()
+    assert not (results / "report.html").exists()
+    assert main(["--results", str(tmp_path / "none"), "--pages", str(site)]) == 2
 
 
 def test_a_table_of_no_result_is_an_error(results: Path, tmp_path: Path) -> None:
@@ -167,8 +211,7 @@ def test_eight_methods_have_eight_colours_and_dense_its_own() -> None:
     found = colours(names)
     assert found["fisher · best"] == 0
     assert len(set(found.values())) == len(names)
-    assert all(f".c{place}{{fill:" in CSS for place in found.values())
-    assert len(HUES) == len(names)
+    assert len(HUES) == len(FILE.hues) == len(names)
 
 
 def untimed(result: Result) -> Loaded:

@@ -6,8 +6,7 @@ import pytest
 
 from eval.trust import load
 from eval.trust.load import decode_steps, patch_rounds, prompts_of, threads_equal_serial, varied_plan
-
-from ...tiny import save_tiny, tiny_model
+from tests.tiny import save_tiny, tiny_model
 
 
 @pytest.mark.slow

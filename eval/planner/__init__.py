@@ -1,1 +1,0 @@
-"""`python -m eval.planner`: what plans are worth, on text that they were not made from."""

@@ -1,0 +1,28 @@
+"""A package from elsewhere that adds to geosparse, installed in a folder of a test's own."""
+
+import os
+import textwrap
+from pathlib import Path
+
+
+def install(folder: Path, group: str, points: dict[str, str], modules: dict[str, str]) -> dict[str, str]:
+    """Lay out a distribution whose entry points are `points` (name -> object reference) in `group`.
+
+    Args:
+        folder: Where to.
+        group: The entry-point group.
+        points: Entry points.
+        modules: Source code by module name.
+
+    Returns:
+        The environment in which a process sees it.
+    """
+    for name, source in modules.items():
+        (folder / f"{name}.py").write_text(textwrap.dedent(source))
+    facts = folder / "outside-1.0.dist-info"
+    facts.mkdir()
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: outside\nVersion: 1.0\n")
+    lines = [f"{name} = {target}" for name, target in points.items()]
+    (facts / "entry_points.txt").write_text("\n".join([f"[{group}]", *lines, ""]))
+    path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return os.environ | {"PYTHONPATH": path}
