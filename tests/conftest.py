@@ -1,4 +1,7 @@
-"""No test has a deadline. Without a GPU, Triton runs in its interpreter, asked for before triton is imported."""
+"""No test has a deadline. Without a GPU, Triton runs in its interpreter, asked for before triton is imported.
+
+The marker `slow` goes to every test of a real model and of Triton's interpreter by itself.
+"""
 
 import os
 
@@ -13,8 +16,15 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
+# Tests of kernels that the interpreter runs, by folder.
+INTERPRETED = "triton"
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    if not torch.cuda.is_available():
-        for item in items:
-            if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+    gpu = torch.cuda.is_available()
+    for item in items:
+        if not gpu and item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+        if item.get_closest_marker("real") or (not gpu and INTERPRETED in item.path.parts):
+            item.add_marker("slow")

@@ -67,6 +67,7 @@ def run(folder, hash_seed, threads):
     return {name: (folder / name).read_bytes() for name in STEPS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", ["1", "2"])
 def test_profile_plan_and_results_are_the_same_byte_for_byte(tmp_path, threads):
     first, second = (run(tmp_path / seed, seed, threads) for seed in ("1", "2"))

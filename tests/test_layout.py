@@ -1,7 +1,6 @@
-"""The house: imports go downwards only, importing is cheap, and README's file map is true."""
+"""The house: imports go downwards only, and importing is cheap."""
 
 import ast
-import json
 import re
 import subprocess
 import sys
@@ -159,19 +158,6 @@ def test_importing_the_package_imports_nothing_heavy():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
-def test_readme_file_map_is_true():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = text.split("## Files", 1)[1].split("\n## ", 1)[0]
-    listed = re.findall(r"^\| `([^`]+)`", section, flags=re.MULTILINE)
-    assert len(listed) == len(set(listed))
-    missing = [name for name in listed if not (ROOT / name).exists()]
-    assert not missing
-    both = [*modules(), *STUDIES.rglob("*.py")]
-    present = {str(path.relative_to(ROOT)) for path in both if path.stat().st_size}
-    covered = {name for name in present if any(name == entry or name.startswith(entry) for entry in listed)}
-    assert present == covered
-
-
 def test_no_path_of_a_machine_is_committed():
     pattern = re.compile(r"(?<![\w.])/(?:work|root|home)/")
     texts = [path for ending in ("*.py", "*.md", "*.toml", "*.txt") for path in ROOT.rglob(ending)]
@@ -185,14 +171,6 @@ def test_public_names_do_not_depend_on_what_was_imported_before():
     code = "import geosparse.scoring, geosparse as gs; assert all(callable(getattr(gs, name)) for name in gs.__all__)"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert not {top_name(path) for path in modules()} & set(__import__("geosparse").__all__)
-
-
-def test_readme_table_is_the_committed_result():
-    from geosparse.reports.demo import markdown_table
-
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    table = text.split("<!-- table: results/demo/result.json -->\n", 1)[1].split("\n<!-- end -->", 1)[0]
-    assert table == markdown_table(json.loads((ROOT / "results/demo/result.json").read_text(encoding="utf-8")))
 
 
 def test_importing_adds_little_to_torch():

@@ -329,6 +329,7 @@ def test_truncated_profiles_are_refused(tmp_path, saved):
     damaged(saved, tmp_path / "long.safetensors", whole + b"\0")
 
 
+@pytest.mark.slow
 def test_flipped_bytes_load_or_are_refused(tmp_path, saved):
     whole = saved.read_bytes()
     header = 8 + int.from_bytes(whole[:8], "little")

@@ -226,6 +226,7 @@ def filling(tmp_path: Path, number: int) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
+@pytest.mark.slow
 def test_two_processes_fill_the_cache_at_once(tmp_path: Path) -> None:
     both = [filling(tmp_path, number) for number in range(2)]
     said = [process.communicate(timeout=300) for process in both]
@@ -236,6 +237,7 @@ def test_two_processes_fill_the_cache_at_once(tmp_path: Path) -> None:
     assert {"config.json", "manifest.json", "model.safetensors"} <= {path.name for path in only.iterdir()}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
 def test_a_process_killed_while_it_fills_the_cache_leaves_nothing_for_long(tmp_path: Path) -> None:
     models_folder = tmp_path / "cache" / "models"

@@ -1,4 +1,4 @@
-"""Other methods beside ours: the same model, text and number of kept tokens, in an environment of their own."""
+"""Baselines: the same model, text and number of kept tokens, in an environment of their own."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What things cost: calls of the CPU kernels, memory, scoring, a profile, and other engines beside ours."""
+"""What things cost: calls of the CPU kernels, memory, scoring, a profile, and other engines."""

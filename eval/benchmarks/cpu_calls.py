@@ -1,4 +1,4 @@
-"""What `eval.speed` times beside single selectors: uneven budgets, exact prefill, and a call that has nothing to do."""
+"""What `eval.speed` times besides single selectors: uneven budgets, exact prefill, and a call with nothing to do."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """`python -m eval.report`: tables, plots and pages from `results/` alone; the same results give the same bytes.
 
 Writes `results/README.md` and `results/report.html` (all results), `report.html` and `pareto.png` beside every result,
-and the tables between `<!-- eval: NAME -->` and `<!-- end -->` in `README.md` and `docs/quality.md`. Pages are not
-committed; `--pages FOLDER` writes them for a site instead: `index.html`, and `NAME.html` for each recipe.
+and the tables between `<!-- eval: NAME -->` and `<!-- end -->` in `quality.md` and `baselines.md` of
+`docs/benchmarks/`. Pages are not committed; `--pages FOLDER` writes them for a site instead: `index.html`, and
+`NAME.html` for each recipe.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from .points import Loaded
 
 ROOT = Path(__file__).parents[2]
 # Where tables of results stand between other words.
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "quality.md")
+DOCUMENTS = (ROOT / "docs" / "benchmarks" / "quality.md", ROOT / "docs" / "benchmarks" / "baselines.md")
 BLOCK = re.compile(r"(<!-- eval: (\S+) -->\n).*?(\n?<!-- end -->)", flags=re.DOTALL)
 
 
@@ -32,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m eval.report", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder of results (results/)")
     parser.add_argument(
-        "--documents", type=Path, nargs="*", default=DOCUMENTS, help="files whose tables are renewed (README and docs)"
+        "--documents", type=Path, nargs="*", default=DOCUMENTS, help="files whose tables are renewed (docs/benchmarks/)"
     )
     parser.add_argument("--pages", type=Path, help="write only the pages of a site, into this folder")
 

@@ -1,4 +1,4 @@
-"""The tasks that a recipe may name, one per file; `README.md` beside this file documents each and its version."""
+"""The tasks that a recipe may name, one per file; `README.md` in this folder documents each and its version."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from .architecture_page import page
 SCHEMA = "geosparse.eval.architectures/1"
 ROOT = Path(__file__).parents[2]
 OUT = ROOT / "results" / "trust" / "architectures.json"
-PAGE = ROOT / "docs" / "architectures.md"
+PAGE = ROOT / "docs" / "reference" / "architectures.md"
 SECONDS = 240
 MEMORY = 10 << 30
 

@@ -13,7 +13,9 @@ from .shared import Add, Options, add_model, load, load_plan, show
 
 WHAT = "write text with the sparse model"
 EXAMPLE = "smollm2-135m --plan plan.json --prompt 'Why is the sky blue?' --chat"
-DENSE_HELP = "decode densely below so many tokens, or where `doctor --calibrate` measured that to be faster: measured"
+DENSE_HELP = (
+    "use dense attention below N tokens; 'measured' takes the break-even found by `geosparse doctor --calibrate`"
+)
 
 
 def arguments(add: Add) -> None:
@@ -22,7 +24,7 @@ def arguments(add: Add) -> None:
     add("--plan", type=Path, help="plan to apply; without it the dense model writes")
     add("--prompt", required=True, help="text to continue; - reads standard input")
     add("--chat", action="store_true", help="put the prompt into the tokenizer's chat template")
-    add("--max-new-tokens", type=whole(1), default=128, help="at most so many tokens (128)")
+    add("--max-new-tokens", type=whole(1), default=128, help="largest number of tokens to write (128)")
     add("--prefill", default="exact", help="the prompt: exact (each token by the plan, default), dense or block")
     add("--dense-below", type=_tokens_or_measured, default=0, help=DENSE_HELP)
 

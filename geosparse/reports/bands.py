@@ -1,4 +1,4 @@
-"""What the fitted assumptions let expect of each head's precision, recall and F, beside what was measured."""
+"""What the fitted assumptions let expect of each head's precision, recall and F, next to what was measured."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pages from the templates beside this file: one HTML file that needs nothing from anywhere else."""
+"""Pages from the templates of this folder: one HTML file that needs nothing from anywhere else."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What a running model needs beside `attention`, `cache` and `patch`: ways in, dense paths, counts, break-evens."""
+"""What a running model needs besides `attention`, `cache` and `patch`: ways in, dense paths, counts, break-evens."""

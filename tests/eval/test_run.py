@@ -19,6 +19,7 @@ from eval.run import main
 SAME = ("result.json", "samples.jsonl", "recipe.yaml")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0])
 def test_killed_at_random_moments(seed: int, recipe: Path, whole: Path, tmp_path: Path) -> None:
     """SIGKILL, at moments that no one has prepared for: after each some seconds more until it is through."""

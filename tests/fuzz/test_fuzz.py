@@ -45,6 +45,7 @@ def in_a_process(code: str) -> tuple[str, int]:
     return "\n".join(said), int(peak)
 
 
+@pytest.mark.slow
 def test_twenty_thousand_damaged_files() -> None:
     cases = os.environ.get("GEOSPARSE_FUZZ_CASES", "20000")
     command = [sys.executable, "-m", "tests.fuzz", "--cases", cases]
@@ -117,6 +118,7 @@ BOMBS = {
 }
 
 
+@pytest.mark.slow
 def test_files_that_would_fill_the_memory(tmp_path: Path) -> None:
     for number, make in enumerate(BOMBS.values()):
         (tmp_path / f"bomb{number}").write_bytes(make())

@@ -306,6 +306,7 @@ def test_density_and_warning_stand_beside_the_scores_of_a_model_object(
     assert capsys.readouterr().err.count("shows nothing") == 2
 
 
+@pytest.mark.slow
 def test_processes_share_the_requests(model: Any, tokenizer: Any, folder: Path) -> None:
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")

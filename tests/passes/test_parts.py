@@ -38,6 +38,7 @@ def files(folder):
     return {path.name for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_and_started_again(folder):
     whole = (folder / "whole.safetensors").read_bytes()
     waiting = folder / "killed.safetensors.parts"
@@ -55,6 +56,7 @@ def test_killed_at_any_moment_and_started_again(folder):
     assert not waiting.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", parts.LAUNCHERS[:3])
 def test_two_processes_write_the_file_of_one(folder, names):
     with socket.socket() as probe:
@@ -77,6 +79,7 @@ def test_two_processes_write_the_file_of_one(folder, names):
     assert not {name for name in files(folder) if "shared" in name}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["accelerate", "torch"])
 def test_launchers_start_two_processes_that_write_the_file_of_one(folder, launcher):
     pytest.importorskip("accelerate", reason="needs accelerate")

@@ -1,4 +1,4 @@
-"""Decoding beside llama.cpp: the same weights in F16, the same prompt, the same threads.
+"""Decoding compared with llama.cpp: the same weights in F16, the same prompt, the same threads.
 
 `python -m eval.benchmarks.engines.llama_cpp MODEL.gguf --text FILE --plan plan.json --out FOLDER`: a model from a
 `.gguf` file is written once more with its matrices in F16 and decoded by llama.cpp, dense, before and after

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness: the same requests dense and sparse, with the density beside the score.
+"""lm-evaluation-harness: the same requests dense and sparse, with the density of each score.
 
 Only this package imports lm_eval, and only inside functions. Flags keep the meaning that lm-eval gives them, because
 they are read by lm-eval's own parser. A density covers all that ran through the model: with `--batch_size` above 1 also

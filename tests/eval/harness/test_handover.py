@@ -10,6 +10,7 @@ import pytest
 from eval.run import main
 
 
+@pytest.mark.slow
 def test_a_parked_run_goes_on_elsewhere(
     recipe: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

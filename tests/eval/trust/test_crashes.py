@@ -13,7 +13,10 @@ from eval.trust import crashes
 from eval.trust.commands import COMMANDS, Command, orphans, own_command
 from eval.trust.crashes import FAULTS, CrashBench, make_inputs
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="processes are found through /proc")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="processes are found through /proc"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -2,11 +2,14 @@
 
 import json
 
+import pytest
+
 from eval.trust import load
 from eval.trust.load import decode_steps, patch_rounds, prompts_of, threads_equal_serial, varied_plan
 from tests.tiny import save_tiny, tiny_model
 
 
+@pytest.mark.slow
 def test_threads_give_the_tokens_of_a_serial_run():
     model = tiny_model("llama")
     found = threads_equal_serial([model], [varied_plan(model)], prompts_of(128, 200), threads=4, new_tokens=2)

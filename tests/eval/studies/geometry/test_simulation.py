@@ -1,8 +1,11 @@
 """Envelopes where the law holds, and where it does not."""
 
+import pytest
+
 from eval.studies.geometry import simulation
 
 
+@pytest.mark.slow
 def test_synthetic_coverage_is_at_least_nominal_where_the_law_holds():
     table = simulation.synthetic_coverage(0, (64,), 20)["cases"]
     exact = table["exact, D = 64"]

@@ -9,6 +9,7 @@ from eval.studies.planner import parts
 from tests.tiny import save_tiny
 
 
+@pytest.mark.slow
 def test_parts_are_run_once_and_kept(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(parts, "MEAN_BUDGETS", (4.0, 8.0))
     save_tiny(tmp_path / "model")
