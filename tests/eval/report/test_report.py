@@ -16,7 +16,7 @@ from eval.harness.result import (
     TIMING_SCHEMA,
     Measurement,
     Result,
-    Run,
+    RunInfo,
     Summary,
     TaskInfo,
     VariantInfo,
@@ -54,7 +54,7 @@ def example() -> Result:
             row("quiz", "acc", variant, 0.5 - loss, difference=-loss, changed=1, mcnemar=0.01, recovery=1 - 2 * loss)
         )
     return Result(
-        run=Run("a/<b>", "Two & two.", "0" * 64, None, {"name": "tiny", "fingerprint": "f"}, "float32"),
+        run=RunInfo("a/<b>", "Two & two.", "0" * 64, None, {"name": "tiny", "fingerprint": "f"}, "float32"),
         variants=[
             VariantInfo("dense", None, None, None, None, None, None, {}),
             VariantInfo("fisher-best-16", "fisher", "best", None, 16, None, None, {}),
