@@ -65,6 +65,7 @@ def _decode(
     if queries != 1 and (attn_mask is None or attn_mask.shape[-2] != 1):
         return None
     single = query.reshape(batch, heads * queries, 1, dim)
+    key = key.as_subclass(torch.Tensor)
     output = decode_dense(single, key, value, attn_mask, dim**-0.5 if scale is None else scale)
     return None if output is None else output.view(batch, heads, queries, -1)
 

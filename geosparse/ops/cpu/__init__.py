@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 
 from .. import buffers
+from ..buffers import PLAIN
 from ..chunked import chunked_attention
 from ..index import index_of
 from ..selectors import needs_index
@@ -28,7 +29,7 @@ def supports(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: 
     tensors = (query, key, value)
     return (
         bias is None
-        and all(tensor.device.type == "cpu" and tensor.dtype in DTYPES for tensor in tensors)
+        and all(tensor.device.type == "cpu" and tensor.dtype in DTYPES and type(tensor) in PLAIN for tensor in tensors)
         and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
         and query.shape[-1] <= MAX_DIM
         and library() is not None
