@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import re
 import sys
@@ -125,6 +126,10 @@ def output_of_any_encoding() -> Iterator[None]:
             stream.reconfigure(errors=before)
 
 
+IMPORT_TALKERS = ("torchao", "torch.utils._pytree")
+"""Loggers of libraries that warn on standard error about themselves when transformers imports them."""
+
+
 def run_command(name: str, command: Callable[[], int | None], interrupted: str = "interrupted") -> int:
     """Run a command and turn what ends it into one sentence and an exit code.
 
@@ -137,6 +142,8 @@ def run_command(name: str, command: Callable[[], int | None], interrupted: str =
         0 or what `command` returned; 2 after a mistake of the user's, 130 after Ctrl-C, 1 after a failure of the
         system, such as an output that nobody reads.
     """
+    for talker in IMPORT_TALKERS:
+        logging.getLogger(talker).setLevel(logging.ERROR)
     try:
         with output_of_any_encoding():
             code = command() or 0

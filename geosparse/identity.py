@@ -85,7 +85,9 @@ def _sample(name: str, tensor: torch.Tensor) -> bytes:
     if tensor.is_meta:
         raise GeosparseError(f"The weights {name} are on the meta device, which holds no values: load the model again.")
     flat = tensor.reshape(-1)
-    picks = torch.linspace(0, flat.numel() - 1, min(SAMPLES_PER_TENSOR, flat.numel()), dtype=torch.float64).long()
+    picks = torch.linspace(
+        0, flat.numel() - 1, min(SAMPLES_PER_TENSOR, flat.numel()), dtype=torch.float64, device="cpu"
+    ).long()
     if tensor.dtype not in FLOATS:
         width = flat.element_size()
         codes = flat.contiguous().view(torch.uint8).reshape(-1, width)

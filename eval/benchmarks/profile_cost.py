@@ -145,7 +145,7 @@ def main(arguments: list[str] | None = None) -> int:
             write_json(options.out / name, result)
         print(json_text(result) if options.json else describe(result))
 
-    return run_command("eval.geometry.cost", command)
+    return run_command("eval.benchmarks.profile_cost", command)
 
 
 def about(options: argparse.Namespace) -> dict[str, Any]:

@@ -88,4 +88,4 @@ def command(
                 write_json(options.out / finding.file, result)
             print(json_text(result) if finding.text is None else finding.text)
 
-    return run_command(f"eval.runtime.{name}", run)
+    return run_command(module, run)

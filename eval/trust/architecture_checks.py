@@ -53,7 +53,9 @@ def tiny(kind: str) -> Any:
 
 def text(batch: int, length: int = TEXT, seed: int = 0) -> torch.Tensor:
     """Random token ids without special ones."""
-    return torch.randint(3, 250, (batch, length), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(
+        3, 250, (batch, length), generator=torch.Generator().manual_seed(seed), dtype=torch.int64, device="cpu"
+    )
 
 
 def _forward(model: Any) -> torch.Tensor:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from geosparse.artifact import check_writable, dump_json, read_json, write_json
+from geosparse.artifact import check_writable, read_json, write_json
+from geosparse.console import Parser, json_text, run_command
 from geosparse.errors import GeosparseError, did_you_mean
 from geosparse.progress import track
 from geosparse.provenance import versions
@@ -92,20 +92,13 @@ def line(kind: str, found: dict[str, Any]) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run, print, write; 1 where a type ends in a raw error or differs in silence."""
-    parser = argparse.ArgumentParser(
-        prog="python -m eval.trust.architectures", description=(__doc__ or "").splitlines()[0]
-    )
+    parser = Parser(prog="python -m eval.trust.architectures", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", action="append", metavar="TYPE", help="a model type; may be repeated (all)")
     parser.add_argument("--out", type=Path, help=f"JSON file ({OUT.relative_to(ROOT)} for all types, else none)")
     parser.add_argument("--resume", action="store_true", help="keep what the JSON file of these versions has")
     parser.add_argument("--page", type=Path, help="write the page of the documentation from the JSON file and stop")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    options = parser.parse_args(arguments)
-    try:
-        return _run(options)
-    except GeosparseError as error:
-        print(f"eval.trust.architectures: error: {error}", file=sys.stderr)
-        return 2
+    return run_command("eval.trust.architectures", lambda: _run(parser.parse_args(arguments)))
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -132,7 +125,7 @@ def _run(options: argparse.Namespace) -> int:
         if not options.json:
             print(line(kind, found), flush=True)
     result = result_of(known)
-    print(dump_json(result) if options.json else ", ".join(f"{n} {what}" for what, n in result["counts"].items()))
+    print(json_text(result) if options.json else ", ".join(f"{n} {what}" for what, n in result["counts"].items()))
     if out == OUT:
         PAGE.write_text(page(result), encoding="utf-8")
     return int(any(found["outcome"] in FAULTS for found in known.values()))

@@ -8,7 +8,6 @@ are further apart than APART.
 
 from __future__ import annotations
 
-import argparse
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,8 @@ from typing import Any, NamedTuple
 import torch
 
 import geosparse as gs
-from geosparse.artifact import check_writable, dump_json, write_json
+from geosparse.artifact import check_writable, write_json
+from geosparse.console import Parser, json_text, run_command
 from geosparse.ops import SELECTORS, TAILS, Selector, Tail
 from geosparse.provenance import versions
 from geosparse.runtime.interception import ATTRIBUTE
@@ -75,13 +75,15 @@ def tiny_model(seed: int = 0) -> Any:
 
 def text(batch: int, length: int = LENGTH, seed: int = 0) -> torch.Tensor:
     """Random tokens `[batch, length]`."""
-    return torch.randint(3, 128, (batch, length), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(
+        3, 128, (batch, length), generator=torch.Generator().manual_seed(seed), dtype=torch.int64, device="cpu"
+    )
 
 
 def varied_plan(model: Any, tail: Tail, selector: Selector) -> gs.Plan:
     """Every head another budget, from 3 tokens on, below the text's length."""
     plan = gs.Plan.uniform(model, 3, tail, selector=selector)
-    plan.n_keep.add_(torch.arange(plan.n_keep.numel()).view_as(plan.n_keep))
+    plan.n_keep.add_(torch.arange(plan.n_keep.numel(), dtype=torch.int64, device="cpu").view_as(plan.n_keep))
     return plan
 
 
@@ -172,8 +174,12 @@ def trained(steps: int = STEPS, tail: Tail = "blend50", selector: Selector = "to
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run, print, write."""
-    parser = argparse.ArgumentParser(prog="python -m eval.trust.gradients", description=(__doc__ or "").splitlines()[0])
+    """Run, print, write; 1 where a gradient is wrong."""
+    return run_command("eval.trust.gradients", lambda: _run(arguments))
+
+
+def _run(arguments: list[str] | None) -> int:
+    parser = Parser(prog="python -m eval.trust.gradients", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print JSON in the place of the table")
     parser.add_argument("--out", type=Path, help="JSON file")
     options = parser.parse_args(arguments)
@@ -195,7 +201,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.out is not None:
         write_json(options.out, result)
     if options.json:
-        print(dump_json(result), end="")
+        print(json_text(result), end="")
     else:
         print(f"{'selector':<14}{'tail':<13}" + "".join(f"{name:>15}" for name in CHECKPOINTING))
         width = len(CHECKPOINTING)

@@ -58,7 +58,9 @@ class _Guarded:
 def _gradient_is_right(forward: Any, like: torch.Tensor) -> bool:
     """Whether autograd's gradient of some rows agrees with the action on some unit vectors."""
     width = like.shape[-1]
-    places = torch.linspace(0, width - 1, min(UNITS_TRIED, width)).long().to(like.device)
+    places = (
+        torch.linspace(0, width - 1, min(UNITS_TRIED, width), dtype=torch.float64, device="cpu").long().to(like.device)
+    )
     probe = torch.zeros(1, 2, width, dtype=like.dtype, device=like.device, requires_grad=True)
     with torch.enable_grad():
         output = forward(probe)

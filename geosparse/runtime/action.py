@@ -61,8 +61,12 @@ def nonlinearity(module: torch.nn.Module, width: int, taken: Taken) -> float:
     if all(map(is_plain, module.modules())):
         return 0.0
     device = device_of_module(module, taken.device)
-    rows = torch.randn(2, 4, width, generator=torch.Generator().manual_seed(0)) * (taken.size / 4)
-    rows = torch.cat([rows, rows.sum(0, keepdim=True), torch.zeros(1, 4, width)]).to(device, dtype_of(module, taken))
+    rows = torch.randn(2, 4, width, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu") * (
+        taken.size / 4
+    )
+    rows = torch.cat([rows, rows.sum(0, keepdim=True), torch.zeros(1, 4, width, dtype=torch.float32, device="cpu")]).to(
+        device, dtype_of(module, taken)
+    )
     with torch.no_grad(), evaluating(module):
         one, other, both, bias = (module(row[None]).float() for row in rows)
     return float((both - one - other + bias).abs().max() / both.abs().max().clamp_min(torch.finfo(torch.float32).tiny))

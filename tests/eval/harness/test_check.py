@@ -102,7 +102,8 @@ def test_samples_of_a_check_that_was_stopped_are_taken_and_those_of_a_run_are_no
 
 
 def test_mistakes_are_one_sentence(committed: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*committed, "--check", "0"]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        main([*committed, "--check", "0"])
     assert main([*committed, "--check", "1", "--limit", "3"]) == 2
     grown = tmp_path / "test.yaml"
     grown.write_text(Path(committed[0]).read_text().replace("samples: 3", "samples: 4"))
@@ -110,5 +111,5 @@ def test_mistakes_are_one_sentence(committed: list[str], tmp_path: Path, capsys:
     (tmp_path / "results" / "test" / "result.json").unlink()
     assert main([*committed, "--check", "1"]) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
-    words = ("from 1", "leave out", "has changed since", "no result to check")
+    words = ("at least 1", "leave out", "has changed since", "no result to check")
     assert [word in line for word, line in zip(words, errors, strict=True)] == [True] * 4
