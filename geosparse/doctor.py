@@ -34,6 +34,7 @@ def examine() -> tuple[dict[str, Any], str]:
         "extras": {extra: find_spec(module) is not None for extra, module in EXTRAS.items()},
         "cache": str(cache_dir()),
         "cached_models": sorted(name for name in ALIASES if any(models.glob(f"{name}-*"))),
+        "weights": {name: alias.weights for name, alias in ALIASES.items()},
         "cpu_kernels": cpu.isa() if cpu.library() is not None else cpu.load_error(),
         "cpu_calls": "C" if direct() is not None else "ctypes",
         "self_test_error": _self_test(device),
@@ -47,6 +48,7 @@ def examine() -> tuple[dict[str, Any], str]:
     for extra, present in data["extras"].items():
         lines.append(f"extra {extra}: " + ("installed" if present else f"missing (pip install geosparse[{extra}])"))
     lines.append(f"model cache: {data['cache']} ({', '.join(data['cached_models']) or 'empty'})")
+    lines += [f"  {name}: {text}" for name, text in data["weights"].items()]
     kernels = data["cpu_kernels"]
     called = f"{kernels}, called through {data['cpu_calls']}"
     lines.append("CPU kernels: " + (called if cpu.library() is not None else f"the torch path is in use ({kernels})"))

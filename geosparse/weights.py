@@ -116,6 +116,11 @@ def weights_of(fingerprint: str | None) -> str | None:
     return next((alias.weights for alias in ALIASES.values() if fingerprint and alias.fingerprint == fingerprint), None)
 
 
+def weights_line(name: str, fingerprint: str) -> str:
+    """Which weights a model has, in one line: those of a packaged file, or what `name` holds."""
+    return f"weights: {weights_of(fingerprint) or f'those that {name} holds'}"
+
+
 def cache_dir() -> Path:
     """The folder for converted models: `$GEOSPARSE_CACHE`, or `geosparse` in `$XDG_CACHE_HOME` or `~/.cache`."""
     if own := os.environ.get("GEOSPARSE_CACHE"):

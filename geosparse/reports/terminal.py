@@ -12,6 +12,7 @@ from ..ops import TAILS
 from ..plan import Plan
 from ..profile import METRICS, Profile
 from ..regimes import REGIMES
+from ..weights import weights_line, weights_of
 from .bands import Bands
 from .heads import assumptions, head_facts
 
@@ -34,6 +35,7 @@ def describe_plan(plan: Plan) -> Described:
     n_keep = dict(zip(("min", "p10", "median", "p90", "max"), quantiles, strict=True))
     data = {
         "model": plan.model.to_json(),
+        "weights": weights_of(plan.model.fingerprint),
         "policy": plan.policy,
         "tail": plan.tail,
         "budget": plan.budget,
@@ -54,6 +56,7 @@ def describe_plan(plan: Plan) -> Described:
     model = plan.model
     lines = [
         f"Plan for {model.name} ({model.architecture}, {model.layers} layers, {model.heads} query heads)",
+        f"  {weights_line(model.name, model.fingerprint)}",
         f"  policy {plan.policy}, tail {plan.tail}, mean N {plan.mean_keep:.2f} at {plan.reference_length} tokens",
         "  N: " + ", ".join(f"{name} {value}" for name, value in n_keep.items()),
         *_plan_notes(plan),
@@ -113,6 +116,7 @@ def describe_profile(profile: Profile, found: Bands | None = None) -> Described:
     counts = assumptions(profile)[0]
     data: dict[str, Any] = {
         "model": model.to_json(),
+        "weights": weights_of(model.fingerprint),
         "length": profile.length,
         "lengths": list(profile.distinct_lengths),
         "windows": profile.windows,
@@ -127,6 +131,7 @@ def describe_profile(profile: Profile, found: Bands | None = None) -> Described:
     }
     lines = [
         f"Profile of {model.name} ({model.architecture}, {model.layers} layers, {model.heads} query heads)",
+        f"  {weights_line(model.name, model.fingerprint)}",
         f"  {profile.at(profile.length).windows} windows of {profile.length} tokens, {profile.queries} queries each, "
         f"dense NLL {profile.nll:.4f}",
         "  regimes: " + ", ".join(f"{name} {count}" for name, count in regimes.items()),

@@ -14,6 +14,7 @@ from ...plan import Plan
 from ...provenance import device_name, versions
 from ...scoring import served
 from ...statistics import mean_interval
+from ...weights import weights_line, weights_of
 from .model import NONE, Work, share, too_short
 
 SCHEMA = "geosparse.lm-eval/1"
@@ -34,9 +35,11 @@ def summarize(runs: dict[str, Run], model: Any, plan: Plan | None, settings: dic
     """The JSON object that `run` returns, from its runs `dense` and `sparse`, either or both."""
     rows = _rows(runs)
     sparse = runs.get("sparse")
+    identity = identify(model)
     return {
         "schema": SCHEMA,
-        "model": identify(model).to_json(),
+        "model": identity.to_json(),
+        "weights": weights_of(identity.fingerprint),
         **served(model, plan),
         "plan": plan and {"policy": plan.policy, "tail": plan.tail, "mean_keep": plan.mean_keep},
         "tasks": rows,
@@ -135,7 +138,14 @@ def table(result: dict[str, Any]) -> str:
         lines = [line[:4] for line in lines]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     lines.insert(1, tuple("-" * width for width in widths))
-    return "\n".join([_headline(result), "", *(_aligned(line, widths) for line in lines)])
+    return "\n".join(
+        [
+            _headline(result),
+            weights_line(result["model"]["name"], result["model"]["fingerprint"]),
+            "",
+            *(_aligned(line, widths) for line in lines),
+        ]
+    )
 
 
 def _aligned(line: tuple[str, ...], widths: list[int]) -> str:
