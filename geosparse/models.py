@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from io import StringIO
+from logging import LogRecord
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -195,6 +196,11 @@ def _convert(gguf: Path, folder: Path) -> None:
             raise OSError(reason(error)) from error
 
 
+def _is_no_report(record: LogRecord) -> bool:
+    """False for transformers' table of weights that a checkpoint lacks: `load_model` says that in one sentence."""
+    return "LOAD REPORT" not in record.getMessage()
+
+
 @contextmanager
 def _quiet(warnings: bool = True) -> Iterator[None]:
     """No progress bars from transformers; no warnings either where `warnings` is False."""
@@ -204,9 +210,12 @@ def _quiet(warnings: bool = True) -> Iterator[None]:
     logging.disable_progress_bar()
     if not warnings:
         logging.set_verbosity_error()
+    loading = logging.get_logger("transformers.modeling_utils")
+    loading.addFilter(_is_no_report)
     try:
         yield
     finally:
+        loading.removeFilter(_is_no_report)
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
