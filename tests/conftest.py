@@ -28,3 +28,15 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
         if item.get_closest_marker("real") or (not gpu and INTERPRETED in item.path.parts):
             item.add_marker("slow")
+
+
+@pytest.fixture(autouse=True)
+def _process_state_is_as_before():
+    """A test that leaves other threads or another dtype to the next one fails, and not the next one."""
+    before = torch.get_num_threads(), torch.get_default_dtype(), os.getcwd()
+    yield
+    after = torch.get_num_threads(), torch.get_default_dtype(), os.getcwd()
+    torch.set_num_threads(before[0])
+    torch.set_default_dtype(before[1])
+    os.chdir(before[2])
+    assert after == before

@@ -38,7 +38,6 @@ ALLOWED = {
         *("random.setstate", "numpy.random.set_state", "torch.random.set_rng_state"),
     },
     "geosparse/threads.py": {"torch.set_num_threads"},  # of threads of its own; new ones' put back
-    "eval/benchmarks/cpu_calls.py": {"torch.set_num_threads"},  # the program's
     "eval/benchmarks/profile_cost.py": {"torch.set_num_threads"},  # the program's
     "eval/run.py": {"os.environ.setdefault"},  # the program's
     "eval/tasks/lm_eval.py": {"random.seed", "numpy.random.seed"},  # lm-eval's tasks draw from these
@@ -50,9 +49,9 @@ ALLOWED = {
         "warnings.filterwarnings",
     },  # a child's
     "eval/trust/crashes.py": {"torch.manual_seed"},  # the program's
-    "eval/trust/gradients.py": {"torch.manual_seed", "torch.set_num_threads"},  # the program's
-    "eval/trust/load.py": {"torch.set_num_threads"},  # the program's
-    "eval/trust/mutation.py": {"os.chdir", "signal.alarm", "torch.set_num_threads"},  # forked children's; the program's
+    "eval/harness/threads.py": {"torch.set_num_threads"},  # put back
+    "eval/trust/gradients.py": {"torch.manual_seed"},  # the program's
+    "eval/trust/mutation.py": {"os.chdir", "signal.alarm"},  # forked children's; the program's
 }
 
 

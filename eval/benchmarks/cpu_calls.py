@@ -15,6 +15,7 @@ from geosparse.ops.cpu.decode import pack
 from geosparse.ops.index import index_of
 from geosparse.plan import Plan
 
+from ..harness.threads import torch_threads
 from .layers import DTYPES, SHAPES, Layer, layers_of, ours_with, seconds
 
 UNEVEN_REPEATS = 10
@@ -84,11 +85,9 @@ def overhead() -> tuple[dict[str, float], dict[str, float]]:
 
     The kernel has work even there, the attention of nine heads; its share is timed through ctypes, less an empty call.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     loaded = library()
     assert loaded is not None
-    try:
+    with torch_threads(1):
         layer = layers_of((9, 3, 64), 1, torch.float32)[0]
         empty = _microseconds(loaded.gs_isa)
         calls: dict[str, float] = {}
@@ -106,8 +105,6 @@ def overhead() -> tuple[dict[str, float], dict[str, float]]:
             calls[selector] = _microseconds(partial(ours_with((64,) * 9, selector, "centroid", 0.125), layer))
             outside[selector] = calls[selector] - kernel
         return calls, outside
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _microseconds(run: Callable[[], object]) -> float:

@@ -23,6 +23,8 @@ from geosparse.ops import SELECTORS, TAILS, Selector, Tail
 from geosparse.provenance import versions
 from geosparse.runtime.interception import ATTRIBUTE
 
+from ..harness.threads import torch_threads
+
 SCHEMA = "geosparse.eval.gradients/1"
 TOLERANCE = 1e-4
 """Largest relative error of a gradient."""
@@ -185,9 +187,8 @@ def _run(arguments: list[str] | None) -> int:
     options = parser.parse_args(arguments)
     if options.out is not None:
         check_writable(options.out)
-    torch.set_num_threads(1)
-    rows = list(cases())
-    training = trained()
+    with torch_threads(1):
+        rows, training = list(cases()), trained()
     worst = max(row.error for row in rows)
     apart = abs(training["sparse"] - training["reference"]) / training["reference"]
     result = {

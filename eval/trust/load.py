@@ -21,6 +21,7 @@ from geosparse.console import Parser, json_text, run_command, whole
 from geosparse.provenance import device_name, versions
 
 from ..benchmarks.process_memory import resident_bytes
+from ..harness.threads import torch_threads
 
 SCHEMA = "geosparse.eval.load/1"
 
@@ -150,22 +151,22 @@ def _run(arguments: list[str] | None) -> int:
     options = parser.parse_args(arguments)
     if options.out is not None:
         check_writable(options.out)
-    torch.set_num_threads(1)
-    (first, _), (second, _) = (gs.load_model(options.model) for _ in range(2))
-    prompts = prompts_of(first.config.vocab_size, options.prompts)
-    plans = [varied_plan(first, 0), varied_plan(second, 1)]
-    one = threads_equal_serial([first], plans[:1], prompts, options.threads, options.new_tokens)
-    two = threads_equal_serial([first, second], plans, prompts[:20], options.threads, options.new_tokens)
-    result = {
-        "schema": SCHEMA,
-        "model": options.model,
-        "one_model": one,
-        "two_models": two,
-        "patching": patch_rounds(first, plans[0], options.rounds, prompts[0]),
-        "decoding": decode_steps(first, plans[0], options.steps),
-        "device": device_name("cpu"),
-        "provenance": versions(),
-    }
+    with torch_threads(1):
+        (first, _), (second, _) = (gs.load_model(options.model) for _ in range(2))
+        prompts = prompts_of(first.config.vocab_size, options.prompts)
+        plans = [varied_plan(first, 0), varied_plan(second, 1)]
+        one = threads_equal_serial([first], plans[:1], prompts, options.threads, options.new_tokens)
+        two = threads_equal_serial([first, second], plans, prompts[:20], options.threads, options.new_tokens)
+        result = {
+            "schema": SCHEMA,
+            "model": options.model,
+            "one_model": one,
+            "two_models": two,
+            "patching": patch_rounds(first, plans[0], options.rounds, prompts[0]),
+            "decoding": decode_steps(first, plans[0], options.steps),
+            "device": device_name("cpu"),
+            "provenance": versions(),
+        }
     if options.out is not None:
         write_json(options.out, result)
     print(json_text(result), end="")

@@ -133,10 +133,10 @@ def main(arguments: list[str] | None = None) -> int:
             raise SystemExit(f"Unknown subject {subject!r}: {did_you_mean(subject, SUBJECTS)}")
     import hypothesis  # noqa: F401 - loaded once, for all mutants
     import pytest  # noqa: F401
-    import torch
     import transformers  # noqa: F401
 
-    torch.set_num_threads(1)
+    from ..harness.threads import torch_threads
+
     result: dict[str, Any] = {"schema": SCHEMA, "subjects": {}}
     if options.out.exists():
         result = read_json(options.out, "result")
@@ -145,8 +145,9 @@ def main(arguments: list[str] | None = None) -> int:
         if options.survivors_again:
             done = {name: killed for name, killed in done.items() if killed}
         keep = partial(_keep, options.out, result, subject, done)
-        for module, tests in SUBJECTS[subject].items():
-            examine(module, tests, options.most, options.seed, done, keep)
+        with torch_threads(1):
+            for module, tests in SUBJECTS[subject].items():
+                examine(module, tests, options.most, options.seed, done, keep)
         keep(finished=True)
     shown = {name: {key: part[key] for key in part if key != "killed"} for name, part in result["subjects"].items()}
     survivors = {
