@@ -44,7 +44,7 @@ def main() -> int:
 def cli_page() -> str:
     """`docs/reference/cli.md`."""
     sys.path.insert(0, str(ROOT))
-    from geosparse.cli import build_parser
+    from geosparse.cli.main import build_parser
 
     parts = [HEAD]
     for name, parser in _commands(build_parser()).items():

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from geosparse.console import Parser, json_text, run_command, whole
+from geosparse.utils.console import Parser, json_text, run_command, whole
 
 from .harness.checkout import ROOT
 

@@ -20,15 +20,15 @@ from typing import Any, NamedTuple
 
 import torch
 
-from geosparse.artifact import write_json
-from geosparse.console import Parser, json_text, run_command, whole
+from geosparse.artifacts.plan import Plan
 from geosparse.errors import GeosparseError
-from geosparse.ops import Selector, Tail, cpu, memory, reference_attention
-from geosparse.ops.cpu.read import read_rows
-from geosparse.ops.index import PAGE
-from geosparse.plan import Plan
-from geosparse.progress import track
-from geosparse.provenance import device_name, versions
+from geosparse.ops import Selector, Tail, cpu, huge_pages, reference_attention
+from geosparse.ops.cpu.bandwidth import read_rows
+from geosparse.ops.key_index import PAGE
+from geosparse.utils.console import Parser, json_text, run_command, whole
+from geosparse.utils.files import write_json
+from geosparse.utils.progress import track
+from geosparse.utils.provenance import device_name, versions
 
 from .benchmarks.cpu_calls import overhead, prefill_time, uneven_budgets
 from .benchmarks.layers import BYTES_IN_TURN, DTYPES, SHAPES, Layer, layers_of, ours_with, seconds
@@ -131,7 +131,7 @@ def bandwidth() -> float:
 
 def random_bandwidth(run_bytes: int) -> float:
     """Bytes per second of rows of `run_bytes` read in random order from memory, best of several."""
-    table = memory.empty((BYTES_IN_TURN // run_bytes, run_bytes // 4), torch.float32).fill_(1.0)
+    table = huge_pages.empty((BYTES_IN_TURN // run_bytes, run_bytes // 4), torch.float32).fill_(1.0)
     generator = torch.Generator().manual_seed(0)
     orders = [
         torch.randint(len(table), (READ_BYTES // run_bytes,), generator=generator, dtype=torch.int64, device="cpu")

@@ -11,35 +11,35 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .cache import SparseCache
+    from .artifacts.plan import Plan
+    from .artifacts.profile import Profile
     from .errors import GeosparseError
+    from .hf.loading import load_model
     from .integrations.model_folder import find_plan
-    from .models import load_model
-    from .patch import restore_, sparsified, sparsify_
-    from .plan import Plan
-    from .planner import make_plan
-    from .profile import Profile
-    from .profiler import ProfileConfig, profile_model
-    from .runtime.receipt import Receipt
-    from .scoring import score
+    from .measure.loss import score
+    from .plan.make_plan import make_plan
+    from .profile.profiler import ProfileConfig, profile_model
+    from .sparsify.cache.sparse_cache import SparseCache
+    from .sparsify.patch import restore_, sparsified, sparsify_
+    from .sparsify.receipt import Receipt
     from .text import load_texts, token_windows
 
 _HOMES = {
     "GeosparseError": "errors",
-    "Plan": "plan",
-    "Profile": "profile",
-    "ProfileConfig": "profiler",
-    "Receipt": "runtime.receipt",
-    "SparseCache": "cache",
+    "Plan": "artifacts.plan",
+    "Profile": "artifacts.profile",
+    "ProfileConfig": "profile.profiler",
+    "Receipt": "sparsify.receipt",
+    "SparseCache": "sparsify.cache.sparse_cache",
     "find_plan": "integrations.model_folder",
-    "load_model": "models",
+    "load_model": "hf.loading",
     "load_texts": "text",
-    "make_plan": "planner",
-    "profile_model": "profiler",
-    "restore_": "patch",
-    "score": "scoring",
-    "sparsified": "patch",
-    "sparsify_": "patch",
+    "make_plan": "plan.make_plan",
+    "profile_model": "profile.profiler",
+    "restore_": "sparsify.patch",
+    "score": "measure.loss",
+    "sparsified": "sparsify.patch",
+    "sparsify_": "sparsify.patch",
     "token_windows": "text",
 }
 

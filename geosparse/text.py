@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .artifact import os_errors_as
-from .bounds import check_whole
 from .errors import GeosparseError, did_you_mean
+from .utils.bounds import check_whole
+from .utils.files import os_errors_as
 
 if TYPE_CHECKING:
     import torch

@@ -3,8 +3,8 @@
 import torch
 
 import geosparse as gs
-from geosparse.identity import ModelIdentity
-from geosparse.profile import ARRAYS, DIMENSIONS
+from geosparse.artifacts.profile import ARRAYS, DIMENSIONS
+from geosparse.hf.identity import ModelIdentity
 
 
 def synthetic(

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from .test_profile import TEXT
+from .artifacts.test_profile import TEXT
 from .tiny import save_tiny
 
 PROFILE = ["profile", "model", "--text", "book.txt", "--lengths", "40,80", "--windows", "3", "--queries", "7"]
@@ -47,7 +47,7 @@ STEPS = {
 # All steps in one process: what they print goes to a file of the step's name where they write none.
 SCRIPT = """
 import contextlib, io, json, pathlib, sys
-from geosparse.cli import main
+from geosparse.cli.main import main
 for name, step in json.loads(sys.argv[1]).items():
     with contextlib.redirect_stdout(io.StringIO()) as said:
         assert main(step) == 0, name

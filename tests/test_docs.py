@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 import geosparse as gs
-from geosparse.cli import main
-from geosparse.commands import COMMANDS
-from geosparse.runtime import breakeven
+from geosparse.cli.commands import COMMANDS
+from geosparse.cli.main import main
+from geosparse.sparsify import break_even
 
 from .tiny import VOCABULARY, tiny_model, tiny_tokenizer
 
@@ -84,7 +84,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("GEOSPARSE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
-    monkeypatch.setattr(breakeven, "CONTEXTS", (64, 128))
+    monkeypatch.setattr(break_even, "CONTEXTS", (64, 128))
     gs.Plan.uniform(gs.load_model("smollm2-135m")[0], 8).save("plan.json")
     return tmp_path
 

@@ -13,39 +13,15 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "geosparse"
 STUDIES = ROOT / "eval"
 
-# Lower layers first; a module may import from its own layer and those before it.
-LAYERS = [
-    {"errors"},
-    {"artifact", "provenance", "progress", "registry", "statistics", "threads"},
-    {"bounds"},
-    {"console"},
-    {"ops"},
-    {"geometry", "text", "weights"},
-    {"assumptions", "interplay"},
-    {"regimes"},
-    {"runtime"},
-    {"identity", "models", "selectors"},
-    {"plan", "profile"},
-    {"cache", "offload", "planning"},
-    {"policies"},
-    {"planner"},
-    {"attention"},
-    {"patch"},
-    {"passes"},
-    {"profiler"},
-    {"scoring"},
-    {"tolerance"},
-    {"reports"},
-    {"bench", "doctor", "generate", "integrations"},
-    {"demo"},
-    {"commands"},
-    {"cli"},
-    {"__main__", "__init__"},
-]
-# The same for eval: a folder imports only from those on lower floors.
+# The architecture: a folder or file imports only from those on lower floors.
+ORDER = (
+    "errors < utils < ops < geometry, hf, text < artifacts < plan, sparsify"
+    " < profile, measure, reports < integrations < cli"
+)
+# The same for eval.
 STUDY_ORDER = "statistics < harness < baselines, benchmarks, report, tasks < gpu, studies, trust < run, speed"
-# Subclasses of transformers' classes live here; the module itself is imported when used.
-SUBCLASSES = {"cache", "offload"}
+# Subclasses of transformers' classes live here; the modules are imported when used.
+SUBCLASSES = PACKAGE / "sparsify/cache"
 # What triton compiles has to be decorated by it; imported when used.
 KERNELS = PACKAGE / "ops/triton/kernels"
 HEAVY = {
@@ -90,19 +66,27 @@ def _eager(body):
         yield node
 
 
-def test_every_module_has_its_layer():
-    assert {top_name(path) for path in modules()} == set().union(*LAYERS)
+def floors_of(order):
+    return {name: number for number, floor in enumerate(order.split(" < ")) for name in floor.split(", ")}
+
+
+def assert_downwards(path, root, floors):
+    """Imports of other folders are of lower floors; those of the root itself are of single names of the package."""
+    folder, depth = path.relative_to(root).parts[0].removesuffix(".py"), len(path.relative_to(root).parts)
+    others = {name for level, name in imported(path, everywhere=True) if level == depth} - {folder}
+    assert all(floors[name] < floors[folder] for name in others & floors.keys()), others
+
+
+@pytest.mark.parametrize(("root", "order"), [(PACKAGE, ORDER), (STUDIES, STUDY_ORDER)], ids=["geosparse", "eval"])
+def test_every_folder_has_its_floor(root, order):
+    present = {path.relative_to(root).parts[0].removesuffix(".py") for path in root.rglob("*.py")}
+    assert present - {"__init__", "__main__"} == floors_of(order).keys()
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_go_downwards(path):
-    place = {name: index for index, layer in enumerate(LAYERS) for name in layer}
-    if path.name == "__init__.py" and path.parent == PACKAGE:
-        return
-    depth = len(path.relative_to(PACKAGE).parts)
-    for level, name in imported(path, everywhere=True):
-        if level == depth and name in place:
-            assert place[name] <= place[top_name(path)], f"{path.name} imports {name}"
+    if path.parent != PACKAGE or path.name not in ("__init__.py", "__main__.py"):
+        assert_downwards(path, PACKAGE, floors_of(ORDER))
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -110,10 +94,9 @@ def test_heavy_libraries_are_imported_when_used(path):
     if path.is_relative_to(KERNELS):
         return
     assert "kernels" not in {name for level, name in imported(path, everywhere=False) if level}
-    if top_name(path) not in SUBCLASSES:
+    if not path.is_relative_to(SUBCLASSES):
         assert not {name for level, name in imported(path, everywhere=False) if level == 0} & HEAVY
-        depth = len(path.relative_to(PACKAGE).parts)
-        assert not {name for level, name in imported(path, everywhere=False) if level == depth} & SUBCLASSES
+        assert not {"cache", "sparse_cache"} & {name for level, name in imported(path, everywhere=False) if level}
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -128,23 +111,10 @@ def test_the_studies_import_heavy_libraries_when_used_and_nothing_of_the_tests(p
     assert "tests" not in {name for level, name in imported(path, everywhere=True) if level == 0}
 
 
-def study_floors():
-    floors = [floor.split(", ") for floor in STUDY_ORDER.split(" < ")]
-    return {name: number for number, floor in enumerate(floors) for name in floor}
-
-
-def test_every_study_has_its_floor():
-    present = {path.relative_to(STUDIES).parts[0].removesuffix(".py") for path in STUDIES.rglob("*.py")}
-    assert present - {"__init__"} == study_floors().keys()
-
-
 @pytest.mark.parametrize("path", sorted(STUDIES.glob("*/**/*.py")), ids=lambda path: str(path.relative_to(STUDIES)))
 def test_the_studies_import_downwards(path):
-    floors, folder = study_floors(), path.relative_to(STUDIES).parts[0]
-    depth = len(path.relative_to(STUDIES).parts)
     assert "eval" not in {name for level, name in imported(path, everywhere=True) if level == 0}
-    others = {name for level, name in imported(path, everywhere=True) if level == depth} - {folder}
-    assert all(floors[name] < floors[folder] for name in others), others
+    assert_downwards(path, STUDIES, floors_of(STUDY_ORDER))
 
 
 def test_the_studies_are_not_in_the_wheel():
@@ -168,7 +138,9 @@ def test_no_path_of_a_machine_is_committed():
 
 
 def test_public_names_do_not_depend_on_what_was_imported_before():
-    code = "import geosparse.scoring, geosparse as gs; assert all(callable(getattr(gs, name)) for name in gs.__all__)"
+    code = (
+        "import geosparse.measure.loss, geosparse as gs; assert all(callable(getattr(gs, name)) for name in gs.__all__)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
     assert not {top_name(path) for path in modules()} & set(__import__("geosparse").__all__)
 

@@ -4,18 +4,18 @@ import pytest
 import torch
 
 import geosparse as gs
-from geosparse.assumptions.fits import fit
-from geosparse.assumptions.moments import window_moments
-from geosparse.generate import generate
+from geosparse.cli.generate import generate
+from geosparse.geometry.fits import fit
+from geosparse.geometry.moments import window_moments
+from geosparse.geometry.regimes import REGIMES, classify, signatures
+from geosparse.measure.loss import score
 from geosparse.ops import PATHS, TAILS, reference_attention
 from geosparse.ops.cpu import library
-from geosparse.regimes import REGIMES, classify, signatures
 from geosparse.reports.bands import bands
 from geosparse.reports.heads import head_facts
 from geosparse.reports.profile import write_profile_page
-from geosparse.scoring import score
 
-from .test_profile import CONFIG, LENGTH, TEXT, model_of, profile_of
+from .artifacts.test_profile import CONFIG, LENGTH, TEXT, model_of, profile_of
 from .tiny import tiny_tokenizer
 
 SELECTORS = ("topn", "lowbit", "paged", "sink_recent")

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from geosparse.ops import cpu
-from geosparse.passes import parts
+from geosparse.profile import checkpoints
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*(ROOT / "geosparse").rglob("*.py"), *(ROOT / "eval").rglob("*.py")])
@@ -32,12 +32,12 @@ STATE = re.compile(
 )
 # Where a process is its own: commands, studies' programs, children; or where it is put back. Each says which.
 ALLOWED = {
-    "geosparse/cli.py": {"os.environ.setdefault", "signal.signal"},  # the command's; handlers are put back
-    "geosparse/commands/lm_eval.py": {"os.environ.setdefault"},  # the command's
+    "geosparse/cli/main.py": {"os.environ.setdefault", "signal.signal"},  # the command's; handlers are put back
+    "geosparse/cli/commands/lm_eval.py": {"os.environ.setdefault"},  # the command's
     "geosparse/integrations/lm_eval/harness.py": {  # random states go back to what loading a task left behind
         *("random.setstate", "numpy.random.set_state", "torch.random.set_rng_state"),
     },
-    "geosparse/threads.py": {"torch.set_num_threads"},  # of threads of its own; new ones' put back
+    "geosparse/utils/parallel.py": {"torch.set_num_threads"},  # of threads of its own; new ones' put back
     "eval/benchmarks/profile_cost.py": {"torch.set_num_threads"},  # the program's
     "eval/run.py": {"os.environ.setdefault"},  # the program's
     "eval/tasks/lm_eval.py": {"random.seed", "numpy.random.seed"},  # lm-eval's tasks draw from these
@@ -106,16 +106,14 @@ def test_every_source_of_the_kernels_is_built_from():
     """A source that is not listed leaves an old kernel where it has changed."""
     with (ROOT / "pyproject.toml").open("rb") as file:
         modules = tomllib.load(file)["tool"]["setuptools"]["ext-modules"]
-    listed = {
-        Path(name).name: module["name"] for module in modules for name in (*module["sources"], *module["depends"])
-    }
-    there = {path.name for ending in ("cpp", "c", "inc", "h") for path in Path(cpu.__file__).parent.glob(f"*.{ending}")}
-    assert set(listed) == there
+    listed = {Path(name).name for module in modules for name in (*module["sources"], *module["depends"])}
+    sources = Path(cpu.__file__).parent / "csrc"
+    assert listed == {path.name for path in sources.iterdir()}
     for module in modules:
         included, pending = set(), [Path(name).name for name in module["sources"]]
         while pending:
             name = pending.pop()
-            text = (Path(cpu.__file__).parent / name).read_text(encoding="utf-8")
+            text = (sources / name).read_text(encoding="utf-8")
             more = set(re.findall(r'"(\w+\.(?:inc|h))"', text)) - included
             included |= more
             pending += more
@@ -125,7 +123,7 @@ def test_every_source_of_the_kernels_is_built_from():
 GROUPS = """
 import sys, torch
 from torch import distributed
-from geosparse.passes.parts import process_group, wait_for_all
+from geosparse.profile.checkpoints import process_group, wait_for_all
 for _ in range(3):
     wait_for_all()
     assert not distributed.is_initialized()
@@ -158,5 +156,5 @@ def test_process_groups_are_destroyed_by_whoever_made_them():
         subprocess.Popen([sys.executable, "-c", GROUPS], env=os.environ | where | {"RANK": rank}) for rank in ("0", "1")
     ]
     assert [process.wait(timeout=120) for process in running] == [0, 0]
-    assert parts.process_rank() == (0, 1)
+    assert checkpoints.process_rank() == (0, 1)
     assert not torch.distributed.is_initialized()

@@ -11,8 +11,8 @@ import tomllib
 from pathlib import Path
 
 import geosparse as gs
-from geosparse.cli import build_parser
-from geosparse.commands import COMMANDS
+from geosparse.cli.commands import COMMANDS
+from geosparse.cli.main import build_parser
 
 ROOT = Path(__file__).parents[1]
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import geosparse as gs
-from geosparse.geometry import DISTANCES, contribution_score, selection_order, separations
-from geosparse.profiler import walk_layers
+from geosparse.geometry.separation import DISTANCES, contribution_score, selection_order, separations
+from geosparse.profile.profiler import walk_layers
 
-from .test_geometry import hold_against_brute_force
+from .geometry.test_separation import hold_against_brute_force
 
 pytestmark = pytest.mark.real
 

@@ -10,7 +10,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers import models as tokenizer_models
 
-from geosparse.runtime.architecture import drops_soft_cap
+from geosparse.hf.layers import drops_soft_cap
 
 SHAPE = {
     "vocab_size": 128,

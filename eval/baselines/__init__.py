@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from geosparse.artifacts.plan import Plan
 from geosparse.errors import GeosparseError, did_you_mean
-from geosparse.plan import Plan
 
 from ..harness.methods import Method
 from .presses import PLAN_PRESS, PRESSES, Press

@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
+from geosparse.artifacts.plan import Plan
 from geosparse.errors import GeosparseError
+from geosparse.hf.loading import reason
 from geosparse.integrations.export import export_plan
-from geosparse.models import reason
-from geosparse.plan import Plan
 
 from ..harness.methods import Method, Prompt, seen_of
 

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import torch
 
 from geosparse.errors import GeosparseError
-from geosparse.models import reason
-from geosparse.runtime.architecture import attention_layers, input_device
+from geosparse.hf.layers import attention_layers, input_device
+from geosparse.hf.loading import reason
 
 from ..harness.methods import Method, Prompt
 

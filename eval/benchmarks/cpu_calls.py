@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
+from geosparse.artifacts.plan import Plan
 from geosparse.errors import GeosparseError
 from geosparse.ops import INDEXED, SELECTORS, TAILS, Selector, Span
 from geosparse.ops.cpu import library
 from geosparse.ops.cpu.decode import pack
-from geosparse.ops.index import index_of
-from geosparse.plan import Plan
+from geosparse.ops.key_index import index_of
 
 from ..harness.threads import torch_threads
 from .layers import DTYPES, SHAPES, Layer, layers_of, ours_with, seconds

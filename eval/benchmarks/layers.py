@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import torch
 
-from geosparse.ops import IndexSlot, Selector, Tail, cpu_attention, memory, remember_index, remember_value_sum
-from geosparse.ops.index import index_of
+from geosparse.ops import IndexSlot, Selector, Tail, cpu_attention, huge_pages, remember_index, remember_value_sum
+from geosparse.ops.key_index import index_of
 
 SPARE_TOKENS = 64
 # Enough layers that their keys and values do not fit into any cache.
@@ -35,7 +35,9 @@ def layers_of(shape: tuple[int, int, int], context: int, dtype: torch.dtype) -> 
     for _ in range(max(3, BYTES_IN_TURN // each)):
         query = (2 * torch.randn(1, heads, 1, dim, generator=generator, dtype=torch.float32, device="cpu")).to(dtype)
         # With room to spare, as in a cache that grows: no head starts at a power of two.
-        key, value = (memory.empty((1, kv_heads, context + SPARE_TOKENS, dim), dtype)[:, :, :context] for _ in range(2))
+        key, value = (
+            huge_pages.empty((1, kv_heads, context + SPARE_TOKENS, dim), dtype)[:, :, :context] for _ in range(2)
+        )
         for states in (key, value):
             states.copy_(torch.randn(states.shape, generator=generator, dtype=torch.float32, device="cpu"))
         remember_index(key, IndexSlot())

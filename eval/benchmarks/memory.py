@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 import geosparse as gs
-from geosparse.patch import PREFILLS
+from geosparse.sparsify.patch import PREFILLS
 
 from .process_memory import peak_bytes, resident_bytes
 from .prompt import windows

@@ -18,10 +18,10 @@ from statistics import median
 from typing import Any
 
 from geosparse import GeosparseError
-from geosparse.artifact import write_json
-from geosparse.console import Parser, json_text, run_command, whole
+from geosparse.utils.console import Parser, json_text, run_command, whole
+from geosparse.utils.files import write_json
 
-SCHEMA = "geosparse.geometry.cost/1"
+SCHEMA = "geosparse.geometry.separation.cost/1"
 MAX_TIME_RATIO = 2.0
 MAX_EXTRA_BYTES = 1 << 30
 WARM_UP_TOKENS = 256
@@ -150,7 +150,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def about(options: argparse.Namespace) -> dict[str, Any]:
     """What was measured, where."""
-    from geosparse.provenance import versions
+    from geosparse.utils.provenance import versions
 
     return {
         "schema": SCHEMA,

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 import geosparse as gs
-from geosparse.cache import SparseCache
-from geosparse.provenance import device_name, versions
+from geosparse.sparsify.cache.sparse_cache import SparseCache
+from geosparse.utils.provenance import device_name, versions
 
 
 def windows(tokenizer: Any, text: str, length: int, count: int) -> torch.Tensor:

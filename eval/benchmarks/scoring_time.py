@@ -16,9 +16,9 @@ from typing import Any
 import torch
 
 import geosparse as gs
-from geosparse.console import whole
-from geosparse.progress import track
-from geosparse.scoring import sparse_nll, token_nll
+from geosparse.measure.loss import sparse_nll, token_nll
+from geosparse.utils.console import whole
+from geosparse.utils.progress import track
 
 from .prompt import windows
 from .shared_command import Add, Finding, Options, command

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import geosparse as gs
-from geosparse.artifact import check_writable, write_json
-from geosparse.console import Parser, json_text, run_command, whole
 from geosparse.ops import SELECTORS, TAILS
+from geosparse.utils.console import Parser, json_text, run_command, whole
+from geosparse.utils.files import check_writable, write_json
 
 from .prompt import about
 

@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
-from geosparse.artifact import write_json
-from geosparse.console import Parser, json_text, number, run_command, whole
 from geosparse.errors import GeosparseError
-from geosparse.provenance import command_line, device_name, versions
+from geosparse.utils.console import Parser, json_text, number, run_command, whole
+from geosparse.utils.files import write_json
+from geosparse.utils.provenance import command_line, device_name, versions
 
 SCHEMA = "geosparse.speed.cuda/1"
 CONTEXTS = (32768, 131072, 8192)

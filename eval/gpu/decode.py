@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from geosparse.ops.index import PAGE
+from geosparse.ops.key_index import PAGE
+from geosparse.ops.spec import Selector
 from geosparse.ops.triton import stages
 from geosparse.ops.triton.buffers import LayerBuffers
 from geosparse.ops.triton.decode import decode, dense, passes_of
-from geosparse.ops.types import Selector
 
 from . import timing
 from .baselines import baselines

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from geosparse.ops.spec import Selector
 from geosparse.ops.triton.buffers import LayerBuffers, Rows
 from geosparse.ops.triton.decode import decode, passes_of
-from geosparse.ops.types import Selector
 
 from . import timing
 from .baselines import baselines

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from geosparse.hf.layers import Terms
 from geosparse.ops import Span, triton_attention
-from geosparse.runtime.architecture import Terms
-from geosparse.runtime.block import block_attention
+from geosparse.sparsify.block_prefill import block_attention
 
 from . import timing
 from .baselines import dense_prefill

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from geosparse.artifact import damaged, os_errors_as
+from geosparse.artifacts.plan import Plan
 from geosparse.errors import GeosparseError
-from geosparse.plan import Plan
+from geosparse.utils.files import damaged, os_errors_as
 
 from .recipe import Recipe
 from .result import read_result, read_timing

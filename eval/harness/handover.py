@@ -10,8 +10,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from geosparse.artifact import read_json, write_atomic, write_json
-from geosparse.plan import Plan
+from geosparse.artifacts.plan import Plan
+from geosparse.utils.files import read_json, write_atomic, write_json
 
 Plans = dict[tuple[str, int], Plan]
 SCHEMA = "geosparse.unfinished/1"

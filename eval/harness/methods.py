@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from geosparse.patch import sparsified
-from geosparse.plan import DECISIVE, Plan
+from geosparse.artifacts.plan import DECISIVE, Plan
+from geosparse.sparsify.patch import sparsified
 
 if TYPE_CHECKING:
     import torch

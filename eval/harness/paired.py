@@ -9,7 +9,7 @@ from statistics import fmean
 
 import torch
 
-from geosparse.statistics import mean_interval
+from geosparse.utils.intervals import mean_interval
 
 from ..statistics import bootstrap_interval
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cached_property
 
-from geosparse.plan import Plan
-from geosparse.planner import make_plan
-from geosparse.profile import Profile
+from geosparse.artifacts.plan import Plan
+from geosparse.artifacts.profile import Profile
+from geosparse.plan.make_plan import make_plan
 
 from .methods import Method
 from .recipe import Variant

@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
-from geosparse.artifact import dump_json, os_errors_as
 from geosparse.errors import GeosparseError, did_you_mean
+from geosparse.utils.files import dump_json, os_errors_as
 
 from .checkout import ROOT
 from .task import Task

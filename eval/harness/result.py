@@ -14,8 +14,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from geosparse.artifact import damaged, read_json, write_atomic, write_json
 from geosparse.errors import GeosparseError
+from geosparse.utils.files import damaged, read_json, write_atomic, write_json
 
 from .methods import DENSE
 from .paired import paired, recovery
@@ -28,7 +28,7 @@ MAX_TELLING_DENSITY = 0.95
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What was run: `limit` is of `--limit`, `model` as `geosparse.identity` says it."""
+    """What was run: `limit` is of `--limit`, `model` as `geosparse.hf.identity` says it."""
 
     recipe: str
     title: str

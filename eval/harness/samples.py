@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from geosparse.artifact import dump_json, os_errors_as
 from geosparse.errors import GeosparseError
+from geosparse.utils.files import dump_json, os_errors_as
 
 Record = dict[str, Any]
 

@@ -14,14 +14,14 @@ from typing import Any
 
 import torch
 
-from geosparse.artifact import dump_json, write_atomic, write_json
+from geosparse.artifacts.profile import Profile
 from geosparse.errors import GeosparseError, did_you_mean
-from geosparse.identity import identify
-from geosparse.models import load_model
-from geosparse.profile import Profile
-from geosparse.profiler import ProfileConfig, config_json, profile_to_file
-from geosparse.provenance import device_name, processor, versions
+from geosparse.hf.identity import identify
+from geosparse.hf.loading import load_model
+from geosparse.profile.profiler import ProfileConfig, config_json, profile_to_file
 from geosparse.text import load_texts, text_sha256
+from geosparse.utils.files import dump_json, write_atomic, write_json
+from geosparse.utils.provenance import device_name, processor, versions
 
 from .check import Check, committed_plans, compare
 from .checkout import commit

@@ -11,8 +11,8 @@ from statistics import fmean, stdev
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-from geosparse.artifact import dump_json
 from geosparse.errors import GeosparseError
+from geosparse.utils.files import dump_json
 
 from .methods import Method
 

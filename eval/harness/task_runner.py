@@ -62,7 +62,7 @@ class TaskRunner:
                 method.forget()
                 self._one(method, place, None)
             return
-        from geosparse.patch import sparsified
+        from geosparse.sparsify.patch import sparsified
 
         with sparsified(model, method.plan) as receipt:
             for place in places:

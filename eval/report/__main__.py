@@ -12,10 +12,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from geosparse.artifact import write_atomic
-from geosparse.console import Parser, run_command
 from geosparse.errors import GeosparseError
 from geosparse.reports.pages import write_page
+from geosparse.utils.console import Parser, run_command
+from geosparse.utils.files import write_atomic
 
 from .figure import save_pareto
 from .markdown import results_page, score_table

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from geosparse.weights import weights_of
+from geosparse.hf.aliases import weights_of
 
 from ..harness.methods import DENSE
 from ..harness.result import Measurement, Result

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from geosparse.bench import twin_of
-from geosparse.runtime.architecture import attention_layers, check_context, input_device
+from geosparse.hf.layers import attention_layers, check_context, input_device
+from geosparse.measure.speed import twin_of
 from geosparse.text import load_texts, text_sha256, token_windows
 
 from ..harness.methods import Method, Prompt

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
-from geosparse.runtime.architecture import check_context
+from geosparse.hf.layers import check_context
 from geosparse.text import load_texts, text_sha256, token_windows
 
 from ..harness.methods import Method

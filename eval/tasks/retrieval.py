@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from geosparse.errors import GeosparseError
-from geosparse.runtime.architecture import check_context, input_device
+from geosparse.hf.layers import check_context, input_device
 
 from ..harness.methods import Method
 from ..harness.task import Metric, Outcome, Setting, Task

@@ -26,7 +26,7 @@ def token_losses(
     device = model.get_input_embeddings().weight.device
     inputs, targets = ids[:, :-1].to(device), ids[0, 1:].to(device)
     if cache is None:
-        from geosparse.cache import SparseCache
+        from geosparse.sparsify.cache.sparse_cache import SparseCache
 
         cache = SparseCache(model.config)
     with torch.no_grad():

@@ -171,8 +171,8 @@ def warm_up() -> None:
 
     A process that has computed a gradient has threads of autograd, which do not survive a fork.
     """
-    import geosparse.planner
-    import geosparse.profiler  # noqa: F401
+    import geosparse.plan.make_plan
+    import geosparse.profile.profiler  # noqa: F401
 
     model = tiny("llama")
     with torch.no_grad():

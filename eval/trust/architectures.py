@@ -14,11 +14,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from geosparse.artifact import check_writable, read_json, write_json
-from geosparse.console import Parser, json_text, run_command
 from geosparse.errors import GeosparseError, did_you_mean
-from geosparse.progress import track
-from geosparse.provenance import versions
+from geosparse.utils.console import Parser, json_text, run_command
+from geosparse.utils.files import check_writable, read_json, write_json
+from geosparse.utils.progress import track
+from geosparse.utils.provenance import versions
 
 from .architecture_checks import FAULTS, examine, warm_up
 from .architecture_page import page

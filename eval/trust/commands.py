@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from geosparse.artifact import read_json
-from geosparse.plan import Plan
-from geosparse.profile import Profile
+from geosparse.artifacts.plan import Plan
+from geosparse.artifacts.profile import Profile
+from geosparse.utils.files import read_json
 
 GEOSPARSE = (sys.executable, "-m", "geosparse")
 MARK = "GEOSPARSE_FAULTS"

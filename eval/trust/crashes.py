@@ -18,9 +18,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from geosparse.artifact import check_writable, write_json
-from geosparse.console import Parser, json_text, run_command, whole
-from geosparse.provenance import device_name, versions
+from geosparse.utils.console import Parser, json_text, run_command, whole
+from geosparse.utils.files import check_writable, write_json
+from geosparse.utils.provenance import device_name, versions
 
 from .commands import COMMANDS, RECIPE, Command, end, environment, orphans, own_command, start
 
@@ -212,8 +212,8 @@ def make_inputs(folder: Path) -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    from geosparse.models import load_model
-    from geosparse.profiler import ProfileConfig, profile_model
+    from geosparse.hf.loading import load_model
+    from geosparse.profile.profiler import ProfileConfig, profile_model
 
     words = ["<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
     tokenizer = Tokenizer(models.BPE(vocab={word: place for place, word in enumerate(words)}, merges=[]))

@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 import torch
 
 import geosparse as gs
-from geosparse.artifact import check_writable, write_json
-from geosparse.console import Parser, json_text, run_command
+from geosparse.hf.interface import ATTRIBUTE
 from geosparse.ops import SELECTORS, TAILS, Selector, Tail
-from geosparse.provenance import versions
-from geosparse.runtime.interception import ATTRIBUTE
+from geosparse.utils.console import Parser, json_text, run_command
+from geosparse.utils.files import check_writable, write_json
+from geosparse.utils.provenance import versions
 
 from ..harness.threads import torch_threads
 

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 
 import geosparse as gs
-from geosparse.artifact import check_writable, write_json
-from geosparse.console import Parser, json_text, run_command, whole
-from geosparse.provenance import device_name, versions
+from geosparse.utils.console import Parser, json_text, run_command, whole
+from geosparse.utils.files import check_writable, write_json
+from geosparse.utils.provenance import device_name, versions
 
 from ..benchmarks.process_memory import resident_bytes
 from ..harness.threads import torch_threads

@@ -20,9 +20,9 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
-from geosparse.artifact import dump_json, read_json, write_json
-from geosparse.console import Parser, whole
 from geosparse.errors import GeosparseError, did_you_mean
+from geosparse.utils.console import Parser, whole
+from geosparse.utils.files import dump_json, read_json, write_json
 
 from .mutants import Mutant, mutants
 
@@ -33,21 +33,21 @@ ROOT = Path(__file__).parents[2]
 
 # Subject -> module -> the tests that should notice what is wrong in it.
 SUBJECTS: dict[str, dict[str, tuple[str, ...]]] = {
-    "geometry": {"geosparse.geometry": ("tests/test_geometry.py",)},
+    "geometry": {"geosparse.geometry.separation": ("tests/geometry/test_separation.py",)},
     "planner": {
-        "geosparse.planner": (
-            "tests/test_planner.py",
-            "tests/planning/test_byte_budget.py",
-            "tests/planning/test_growth.py",
+        "geosparse.plan.make_plan": (
+            "tests/plan/test_make_plan.py",
+            "tests/plan/test_byte_budget.py",
+            "tests/plan/test_growth.py",
         ),
-        "geosparse.planning.choices": ("tests/test_planner.py", "tests/planning/test_byte_budget.py"),
-        "geosparse.planning.curves": ("tests/planning/test_curves.py", "tests/test_planner.py"),
-        "geosparse.planning.growth": ("tests/planning/test_growth.py",),
-        "geosparse.planning.byte_budget": ("tests/planning/test_byte_budget.py",),
+        "geosparse.plan.candidates": ("tests/plan/test_make_plan.py", "tests/plan/test_byte_budget.py"),
+        "geosparse.plan.error_curves": ("tests/plan/test_error_curves.py", "tests/plan/test_make_plan.py"),
+        "geosparse.plan.growth": ("tests/plan/test_growth.py",),
+        "geosparse.plan.byte_budget": ("tests/plan/test_byte_budget.py",),
     },
     "selection": {
-        "geosparse.ops.select": ("tests/ops/test_select.py",),
-        "geosparse.selectors": ("tests/test_selectors.py",),
+        "geosparse.ops.topn": ("tests/ops/test_topn.py",),
+        "geosparse.profile.selector_errors": ("tests/profile/test_selector_errors.py",),
     },
 }
 

@@ -18,11 +18,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from geosparse.artifact import write_json
-from geosparse.cli import build_parser
-from geosparse.cli import main as geosparse
-from geosparse.console import Parser, json_text, run_command
-from geosparse.provenance import versions
+from geosparse.cli.main import build_parser
+from geosparse.cli.main import main as geosparse
+from geosparse.utils.console import Parser, json_text, run_command
+from geosparse.utils.files import write_json
+from geosparse.utils.provenance import versions
 
 SCHEMA = "geosparse.trust.options/1"
 VALUES = ("0", "-1", "nan", "1e30", "inf", "", "abc", str(10**30))

@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import torch
 
-from ..artifact import check_writable, read_json, write_atomic, write_json
+from ..artifacts.plan import Plan
 from ..errors import GeosparseError, did_you_mean
-from ..plan import Plan
+from ..utils.files import check_writable, read_json, write_atomic, write_json
 from .model_folder import save_plan
 
 # LUKVPress looks up one of 99 rows by its compression ratio in percent.

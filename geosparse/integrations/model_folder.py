@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..artifact import check_writable, read_json, write_json
+from ..artifacts.plan import Plan
 from ..errors import GeosparseError
-from ..plan import Plan
+from ..utils.files import check_writable, read_json, write_json
 
 PLAN_NAME = "geosparse_plan.json"
 KEY = "geosparse"

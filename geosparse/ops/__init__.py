@@ -6,17 +6,13 @@ from collections.abc import Callable
 
 import torch
 
-from . import cpu, memory, triton
-from .budget import Budgets, budgets_of_row
-from .chunked import chunked_attention
+from . import cpu, triton
+from .budgets import Budgets, budgets_of_row
 from .cpu import cpu_attention, remember_value_sum
-from .index import PAGE, IndexSlot, KeyIndex, remember_index
+from .key_index import PAGE, IndexSlot, KeyIndex, remember_index
 from .reference import reference_attention
-from .select import top_n
 from .selectors import needs_index
-from .span import Span, Visibility, causal_mask, dense_mask, span_of, visible_rows
-from .triton import triton_attention
-from .types import (
+from .spec import (
     CHOICES,
     INDEXED,
     SELECTORS,
@@ -31,6 +27,10 @@ from .types import (
     meant,
     needs_gradient,
 )
+from .topn import top_n
+from .torch_chunked import chunked_attention
+from .triton import triton_attention
+from .visibility import Span, Visibility, causal_mask, dense_mask, span_of, visible_rows
 
 # Name -> attention path; all take the arguments of `reference_attention`.
 PATHS: dict[str, Callable[..., Attended]] = {

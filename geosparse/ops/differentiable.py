@@ -14,11 +14,11 @@ from typing import NamedTuple
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from .chunked import chunk_rows, logit_of, visible_mean
-from .index import KeyIndex
+from .key_index import KeyIndex
 from .selectors import Sight, choose, needs_index, reads_codes
-from .span import Span, Visibility, chunk_of, page_starts
-from .types import Attended, Keep, Selectors, Tails, keep_tensor, tail_flags
+from .spec import Attended, Keep, Selectors, Tails, keep_tensor, tail_flags
+from .torch_chunked import chunk_rows, logit_of, visible_mean
+from .visibility import Span, Visibility, chunk_of, page_starts
 
 
 class _Rules(NamedTuple):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 
 from ..errors import GeosparseError
-from .chunked import add_tail_, kept_weights, logit_of
 from .cpu import value_sum_of
-from .index import index_of
-from .pages import HotPages, Resident
+from .hot_pages import HotPages, Resident
+from .key_index import index_of
 from .selectors import Sight, choose, needs_index, reads_codes
-from .span import Span
-from .types import Attended, Keep, Selectors, Tails, keep_tensor, needs_gradient, per_head
+from .spec import Attended, Keep, Selectors, Tails, keep_tensor, needs_gradient, per_head
+from .torch_chunked import add_tail_, kept_weights, logit_of
+from .visibility import Span
 
 # The logit of a token whose key was not read: of no weight, but not unseen.
 UNREAD = -1e30

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from .index import index_of
+from .key_index import index_of
 from .selectors import Sight, choose, needs_index
-from .span import Span, Visibility, dense_mask, page_starts
-from .types import Attended, Keep, Selectors, Tails, keep_tensor, tail_flags
+from .spec import Attended, Keep, Selectors, Tails, keep_tensor, tail_flags
+from .visibility import Span, Visibility, dense_mask, page_starts
 
 
 def reference_attention(

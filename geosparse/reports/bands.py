@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..assumptions.envelopes import LEVEL, METRICS, Envelope, simulated_envelope
-from ..assumptions.fits import Fits
-from ..assumptions.law import DRAWS, Law, sample_rows, simulate
-from ..profile import Profile
-from ..progress import track
-from ..threads import mapped
+from ..artifacts.profile import Profile
+from ..geometry.envelopes import LEVEL, METRICS, Envelope, simulated_envelope
+from ..geometry.fits import Fits
+from ..geometry.value_law import DRAWS, Law, sample_rows, simulate
+from ..utils.parallel import mapped
+from ..utils.progress import track
 
 # Room for rounding where a measured value lies on a bound.
 ROUNDING = 1e-6
@@ -21,7 +21,7 @@ LONGEST = 1 << 17
 
 
 class Bands(NamedTuple):
-    """Envelopes of the last query of a window by Theorem 4 of GEOMETRY.md, its row drawn from A3.
+    """Envelopes of the last query of a window by Theorem 4 of geometry/README.md, its row drawn from A3.
 
     Attributes:
         envelope: Bounds `[layers, Hq, G, 3]` in the order of `METRICS`; NaN where N leaves nothing out, a fit fails,

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
+from ..artifacts.plan import Plan
 from ..errors import GeosparseError
-from ..plan import Plan
 
 SETTINGS = ("tail", "selector", "share_kv", "policy", "budget", "reference_length", "calibration")
 MOST_HEADS = 10

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..weights import weights_of
+from ..hf.aliases import weights_of
 from .frontier import Row, frontier_svg, interval, number, rows_of, save_frontier_png
 from .head_map import budgets
 from .pages import percent, render, write_page

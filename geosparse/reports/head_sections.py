@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from ..assumptions.envelopes import METRICS
+from ..artifacts.profile import Profile
+from ..geometry.envelopes import METRICS
 from ..ops import TAILS
-from ..profile import Profile
 from .bands import Bands
 from .heads import Facts, head_facts
 from .pages import percent

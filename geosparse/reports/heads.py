@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from ..assumptions.envelopes import METRICS
-from ..assumptions.fits import Fits, holds, met
+from ..artifacts.profile import Profile
 from ..errors import GeosparseError
-from ..profile import Profile
-from ..regimes import REGIMES, SIGNATURES
+from ..geometry.envelopes import METRICS
+from ..geometry.fits import Fits, holds, met
+from ..geometry.regimes import REGIMES, SIGNATURES
 from .bands import Bands
 
 ASSUMPTIONS = {"A1": "norm", "A2": "similarity", "A3": "profile"}

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..artifact import write_atomic
-from ..identity import ModelIdentity
-from ..weights import weights_of
+from ..hf.aliases import weights_of
+from ..hf.identity import ModelIdentity
+from ..utils.files import write_atomic
 from .palette import page_colours
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
+from ..artifacts.plan import Plan
 from ..ops import TAILS
-from ..plan import Plan
 from .head_map import budgets
 from .pages import named, render, write_page
 

@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..artifact import write_atomic
 from ..errors import GeosparseError
+from ..utils.files import write_atomic
 from .palette import PAPER
 
 if TYPE_CHECKING:

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from ..assumptions.fits import holds
+from ..artifacts.profile import Profile
+from ..geometry.fits import holds
+from ..geometry.regimes import REGIMES, SIGNATURES
 from ..ops import TAILS
-from ..planner import make_plan
-from ..profile import Profile
-from ..regimes import REGIMES, SIGNATURES
+from ..plan.make_plan import make_plan
 from .bands import Bands
 from .head_sections import CAPTIONS, head_sections
 from .heads import assumptions

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from ..artifact import check_readable, finite_or_none, os_errors_as
+from ..artifacts.plan import Plan
+from ..artifacts.profile import METRICS, Profile
+from ..geometry.regimes import REGIMES
+from ..hf.aliases import weights_line, weights_of
 from ..ops import TAILS
-from ..plan import Plan
-from ..profile import METRICS, Profile
-from ..regimes import REGIMES
-from ..weights import weights_line, weights_of
+from ..utils.files import check_readable, finite_or_none, os_errors_as
 from .bands import Bands
 from .heads import assumptions, head_facts
 

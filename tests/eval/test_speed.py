@@ -8,7 +8,7 @@ import torch
 import geosparse as gs
 from eval import speed
 from eval.benchmarks import cpu_calls, layers
-from geosparse.identity import ModelIdentity
+from geosparse.hf.identity import ModelIdentity
 from geosparse.ops import cpu
 
 pytestmark = pytest.mark.skipif(cpu.library() is None, reason=f"CPU kernels: {cpu.load_error()}")

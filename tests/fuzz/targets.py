@@ -12,15 +12,15 @@ from typing import Any, NamedTuple
 import torch
 
 import geosparse as gs
-from geosparse import weights
-from geosparse.assumptions.moments import Moments
+from geosparse.artifacts.plan import Plan
+from geosparse.artifacts.profile import Profile
+from geosparse.geometry.moments import Moments
+from geosparse.hf import aliases
 from geosparse.ops import SELECTORS, TAILS
-from geosparse.passes.parts import Parts, Window
-from geosparse.plan import Plan
-from geosparse.profile import Profile
+from geosparse.profile.checkpoints import Parts, Window
 from geosparse.reports.comparison import compare_plans, describe_comparison
 from geosparse.reports.terminal import describe_plan, describe_profile, is_profile
-from geosparse.runtime import breakeven
+from geosparse.sparsify import break_even
 
 from ..synthetic import synthetic
 from ..tiny import VOCABULARY, tiny_model, tiny_tokenizer
@@ -161,12 +161,12 @@ def _model_folder(folder: Path) -> Target:
 
 def _breakevens(folder: Path) -> Target:
     path = folder / "breakeven.json"
-    shape = breakeven.Shape(4, 2, 8, torch.float32, torch.device("cpu"))
-    table = {"schema": breakeven.SCHEMA, "shapes": {shape.key: {"topn": 64, "lowbit": breakeven.NEVER}}}
+    shape = break_even.Shape(4, 2, 8, torch.float32, torch.device("cpu"))
+    table = {"schema": break_even.SCHEMA, "shapes": {shape.key: {"topn": 64, "lowbit": break_even.NEVER}}}
 
     def read() -> None:
         for selector in ("topn", "lowbit"):
-            assert breakeven.break_even(shape, selector) >= 1
+            assert break_even.break_even(shape, selector) >= 1
 
     return Target(path, [json_bytes(table)], damaged_document, read)
 
@@ -174,19 +174,19 @@ def _breakevens(folder: Path) -> Target:
 def _cached_weights(folder: Path) -> Target:
     cached = folder / "models" / "tiny"
     cached.mkdir(parents=True)
-    alias = weights.Alias("nobody/tiny", 1, "ab" * 32, ())
-    (cached / weights.WEIGHTS).write_bytes(b"weights")
+    alias = aliases.Alias("nobody/tiny", 1, "ab" * 32, ())
+    (cached / aliases.WEIGHTS).write_bytes(b"weights")
     (cached / "config.json").write_bytes(b"{}")
-    files = {path.name: {"sha256": weights._sha256(path)} for path in cached.iterdir()}
+    files = {path.name: {"sha256": aliases._sha256(path)} for path in cached.iterdir()}
     manifest = json_bytes({"gguf_sha256": alias.gguf_sha256, "wheels": [], "files": files})
 
     def read() -> None:
-        if weights._intact(cached, alias):
-            kept = json.loads((cached / weights.MANIFEST).read_bytes())
+        if aliases._intact(cached, alias):
+            kept = json.loads((cached / aliases.MANIFEST).read_bytes())
             assert kept["gguf_sha256"] == alias.gguf_sha256
             assert all(kept["files"][name]["sha256"] == entry["sha256"] for name, entry in files.items())
 
-    return Target(cached / weights.MANIFEST, [manifest], damaged_document, read)
+    return Target(cached / aliases.MANIFEST, [manifest], damaged_document, read)
 
 
 def _text(folder: Path) -> Target:

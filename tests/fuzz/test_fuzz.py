@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import geosparse as gs
-from geosparse.plan import MAX_FILE, Plan
-from geosparse.profile import MAX_HEADER, Profile
+from geosparse.artifacts.plan import MAX_FILE, Plan
+from geosparse.artifacts.profile import MAX_HEADER, Profile
 from geosparse.reports.terminal import describe_plan, describe_profile, is_profile
 
 from .mutations import _places, json_bytes, pack, unpack

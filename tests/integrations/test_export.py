@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import geosparse as gs
-from geosparse.identity import ModelIdentity
+from geosparse.hf.identity import ModelIdentity
 from geosparse.integrations.export import FORMATS, export_plan, kv_budgets
 from geosparse.integrations.model_folder import PLAN_NAME
 

@@ -20,12 +20,12 @@ pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install geo
 
 import lm_eval.tasks
 
-from geosparse.artifact import dump_json
+from geosparse.artifacts.plan import Plan
 from geosparse.errors import GeosparseError
+from geosparse.hf.interface import installed
 from geosparse.integrations.lm_eval import compare, lm_class, parse_arguments, register, run, table
-from geosparse.patch import sparsified
-from geosparse.plan import Plan
-from geosparse.runtime.interception import installed
+from geosparse.sparsify.patch import sparsified
+from geosparse.utils.files import dump_json
 from tests.tiny import tiny_model
 
 WORDS = ("the cat sat on the mat and looked at the dog", "one two three four five six seven eight nine ten")

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geosparse.ops import PATHS, SHARES, TAILS, causal_mask, chunked, chunked_attention, cpu, reference_attention
+from geosparse.ops import PATHS, SHARES, TAILS, causal_mask, chunked_attention, cpu, reference_attention, torch_chunked
 
 
 def tensors(batch, heads, kv_heads, queries, keys, dim, seed=0, dtype=torch.float32):
@@ -117,7 +117,7 @@ def test_full_budget_is_dense():
 def test_chunking_does_not_change_the_result(monkeypatch):
     q, k, v = tensors(1, 6, 2, 130, 130, 16)
     whole = chunked_attention(q, k, v, [4, 9, 1, 30, 2, 7], tail="centroid", scaling=0.25)
-    monkeypatch.setattr(chunked, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(torch_chunked, "CHUNK_BYTES", 1)
     single = chunked_attention(q, k, v, [4, 9, 1, 30, 2, 7], tail="centroid", scaling=0.25)
     assert (whole.output - single.output).abs().max() <= tolerance(v)
     assert torch.equal(whole.kept, single.kept)

@@ -5,10 +5,10 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 import geosparse as gs
-from geosparse.ops import PATHS, SELECTORS, TAILS, Span, causal_mask, chunked, cpu, reference_attention
-from geosparse.ops.index import IndexSlot, KeyIndex, remember_index
+from geosparse.ops import PATHS, SELECTORS, TAILS, Span, causal_mask, cpu, reference_attention, torch_chunked
+from geosparse.ops.hot_pages import HotPages
+from geosparse.ops.key_index import IndexSlot, KeyIndex, remember_index
 from geosparse.ops.offloaded import offloaded_attention
-from geosparse.ops.pages import HotPages
 from geosparse.ops.selectors import choose
 
 TOLERANCE = 1e-4
@@ -92,7 +92,7 @@ def test_everything_else_that_a_call_may_say(tail, case):
 
 @pytest.mark.parametrize("selector", ["topn", "lowbit", "paged"])
 def test_chunks_of_a_long_prompt_are_computed_again(selector, monkeypatch):
-    monkeypatch.setattr(chunked, "CHUNK_BYTES", 4 * 2 * HEADS * KEYS * 7)  # seven queries
+    monkeypatch.setattr(torch_chunked, "CHUNK_BYTES", 4 * 2 * HEADS * KEYS * 7)  # seven queries
     rules = {"tail": "blend25", "selector": selector, "scaling": 0.4}
     true = gradients("reference", inputs(), torch.float64, **rules)
     assert worst(gradients("torch", inputs(), **rules), true) <= TOLERANCE

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from geosparse.ops import PAGE, PATHS, SELECTORS, TAILS, Span, cpu, reference_attention
-from geosparse.ops.budget import Budgets
-from geosparse.ops.index import SPREAD, IndexSlot, index_of, remember_index
+from geosparse.ops.budgets import Budgets
+from geosparse.ops.key_index import SPREAD, IndexSlot, index_of, remember_index
 from geosparse.ops.selectors import SHARING, Sight, choose, needs_index
 from geosparse.ops.selectors.paged_lowbit import OVERSAMPLE
 from geosparse.ops.selectors.sink_recent import SINKS

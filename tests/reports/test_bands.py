@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import geosparse as gs
-from geosparse.assumptions.envelopes import Envelope
+from geosparse.geometry.envelopes import Envelope
 from geosparse.reports.bands import Bands, bands
 
 from .test_profile import measured  # noqa: F401

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import geosparse as gs
-from geosparse.identity import ModelIdentity
+from geosparse.hf.identity import ModelIdentity
 from geosparse.ops import TAILS
 from geosparse.reports.comparison import MOST_HEADS, compare_plans, describe_comparison, rank_correlation
 

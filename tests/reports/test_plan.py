@@ -6,7 +6,7 @@ import re
 import torch
 
 import geosparse as gs
-from geosparse.identity import ModelIdentity
+from geosparse.hf.identity import ModelIdentity
 from geosparse.ops import TAILS
 from geosparse.reports.plan import write_plan_page
 from geosparse.reports.terminal import describe_plan

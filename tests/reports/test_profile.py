@@ -6,13 +6,13 @@ import re
 import pytest
 
 import geosparse as gs
-from geosparse.cli import main
-from geosparse.regimes import REGIMES
+from geosparse.cli.main import main
+from geosparse.geometry.regimes import REGIMES
 from geosparse.reports.bands import bands
 from geosparse.reports.profile import write_profile_page
 
+from ..artifacts.test_profile import TEXT, model_of
 from ..synthetic import synthetic
-from ..test_profile import TEXT, model_of
 from ..tiny import tiny_tokenizer
 
 

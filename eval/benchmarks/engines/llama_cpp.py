@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 import geosparse as gs
-from geosparse.bench import bench
-from geosparse.models import resolve
+from geosparse.hf.loading import resolve
+from geosparse.measure.speed import bench
 
 from ..prompt import windows
 from ..shared_command import Add, Finding, Options, add_context, command

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from geosparse.identity import identify
+from geosparse.artifacts.plan import Plan
+from geosparse.hf.identity import identify
+from geosparse.hf.interface import intercepted
+from geosparse.hf.layers import attention_layers, dense_attention, read_terms
+from geosparse.measure.loss import token_nll
 from geosparse.ops import Visibility
-from geosparse.patch import sparsified
-from geosparse.plan import Plan
-from geosparse.runtime.architecture import attention_layers, dense_attention, read_terms
-from geosparse.runtime.interception import intercepted
-from geosparse.scoring import token_nll
+from geosparse.sparsify.patch import sparsified
 
 STARVED_BUDGET = 2
 MODES = ("starve", "silence")

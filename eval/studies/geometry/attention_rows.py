@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from geosparse.attention import split_mask
+from geosparse.hf.interface import intercepted
+from geosparse.hf.layers import AttentionLayer, attention_layers, dense_attention, read_terms
 from geosparse.ops import Span, Visibility
-from geosparse.ops.chunked import attention_scores, attention_weights
-from geosparse.runtime.architecture import AttentionLayer, attention_layers, dense_attention, read_terms
-from geosparse.runtime.interception import intercepted
+from geosparse.ops.torch_chunked import attention_scores, attention_weights
+from geosparse.sparsify.attention import split_mask
 
 # Layer index, attention rows `[Hq, Q, L]`, values `[Hkv, L, Dv]`, seen `[Q, L]` bool.
 Visit = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], None]

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from geosparse.console import whole, wholes
+from geosparse.artifacts.profile import Profile
+from geosparse.hf.layers import attention_layers
 from geosparse.ops import TAILS, Tail
-from geosparse.profile import Profile
-from geosparse.profiler import ProfileConfig, profile_model
-from geosparse.progress import track
-from geosparse.runtime.architecture import attention_layers
+from geosparse.profile.profiler import ProfileConfig, profile_model
+from geosparse.utils.console import whole, wholes
+from geosparse.utils.progress import track
 
 from ...statistics import bootstrap, spearman
 from .one_head import HeadTrial, one_head_losses

@@ -2,7 +2,8 @@
 
     python -m eval.studies.geometry.envelopes smollm2-135m --text a.txt --other b.txt --out results/geometry/MODEL
 
-Fitted on --text, held against --other. Coverage that a level promises is promised under the law of GEOMETRY.md only.
+Fitted on --text, held against --other. A level promises its coverage under the law of
+geosparse/geometry/README.md only.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 
-from geosparse.assumptions.envelopes import (
+from geosparse.geometry.envelopes import (
     LEVEL,
     METRICS,
     Envelope,
@@ -22,12 +23,12 @@ from geosparse.assumptions.envelopes import (
     mean_envelope,
     simulated_envelope,
 )
-from geosparse.assumptions.fits import Fits, fit, holds, met
-from geosparse.assumptions.law import Law, sample_rows, simulate
-from geosparse.assumptions.moments import Moments, total, window_moments
-from geosparse.assumptions.sinks import find_sinks, own_position
-from geosparse.console import whole
-from geosparse.geometry import selection_order, separation
+from geosparse.geometry.fits import Fits, fit, holds, met
+from geosparse.geometry.moments import Moments, total, window_moments
+from geosparse.geometry.separation import selection_order, separation
+from geosparse.geometry.sinks import find_sinks, own_position
+from geosparse.geometry.value_law import Law, sample_rows, simulate
+from geosparse.utils.console import whole
 
 from . import simulation, sink_similarity
 from .shared_command import Text, each_window, main, parser, rounded, windows_of

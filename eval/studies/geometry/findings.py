@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 
-from geosparse.console import whole, wholes
+from geosparse.artifacts.plan import Plan
+from geosparse.artifacts.profile import METRICS
+from geosparse.measure.loss import sparse_nll, token_nll
 from geosparse.ops import Tail
-from geosparse.passes.measures import metrics
-from geosparse.plan import Plan
-from geosparse.profile import METRICS
-from geosparse.profiler import sample_positions, walk_layers, window_generator
-from geosparse.progress import track
-from geosparse.scoring import sparse_nll, token_nll
+from geosparse.profile.arrays import metrics
+from geosparse.profile.profiler import sample_positions, walk_layers, window_generator
+from geosparse.utils.console import whole, wholes
+from geosparse.utils.progress import track
 
 from ...statistics import bootstrap_interval, spearman
 from .shared_command import Text, main, parser, rounded, windows_of

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from geosparse.attention import split_mask
 from geosparse.errors import GeosparseError
+from geosparse.hf.interface import Handler, intercepted
+from geosparse.hf.layers import AttentionLayer, attention_layers, dense_attention, read_terms
 from geosparse.ops import PATHS, Tail, Visibility, best_path
-from geosparse.runtime.architecture import AttentionLayer, attention_layers, dense_attention, read_terms
-from geosparse.runtime.interception import Handler, intercepted
+from geosparse.sparsify.attention import split_mask
 
 # Logits of one batch, elements.
 MAX_LOGITS = 1 << 28

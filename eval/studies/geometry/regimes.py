@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from geosparse.console import whole
-from geosparse.progress import track
-from geosparse.regimes import REGIMES, SIGNATURES, Regimes, classify, shares_by_layer, signatures, typical
-from geosparse.scoring import token_nll
-from geosparse.statistics import mean_interval
+from geosparse.geometry.regimes import REGIMES, SIGNATURES, Regimes, classify, shares_by_layer, signatures, typical
+from geosparse.measure.loss import token_nll
+from geosparse.utils.console import whole
+from geosparse.utils.intervals import mean_interval
+from geosparse.utils.progress import track
 
 from ...statistics import bootstrap, cohen_kappa, spearman
 from . import ablation

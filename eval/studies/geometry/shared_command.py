@@ -9,15 +9,15 @@ from typing import Any, NamedTuple
 
 import torch
 
-from geosparse.artifact import check_writable, write_json
-from geosparse.console import Parser, json_text, run_command, whole
 from geosparse.errors import GeosparseError
-from geosparse.identity import identify
-from geosparse.models import load_model
-from geosparse.profiler import sample_positions
-from geosparse.progress import track
-from geosparse.provenance import device_name, versions
+from geosparse.hf.identity import identify
+from geosparse.hf.loading import load_model
+from geosparse.profile.profiler import sample_positions
 from geosparse.text import load_texts, text_sha256, token_windows
+from geosparse.utils.console import Parser, json_text, run_command, whole
+from geosparse.utils.files import check_writable, write_json
+from geosparse.utils.progress import track
+from geosparse.utils.provenance import device_name, versions
 
 from .attention_rows import Visit, visit_attention_rows
 

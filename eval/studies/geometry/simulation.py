@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from geosparse.assumptions.envelopes import (
+from geosparse.geometry.envelopes import (
     LEVEL,
     METRICS,
     Envelope,
@@ -15,8 +15,8 @@ from geosparse.assumptions.envelopes import (
     mean_envelope,
     simulated_envelope,
 )
-from geosparse.assumptions.law import Law, sample_values, simulate
-from geosparse.geometry import selection_order, separation
+from geosparse.geometry.separation import selection_order, separation
+from geosparse.geometry.value_law import Law, sample_values, simulate
 
 LENGTH = 512
 BUDGETS = (4, 16, 64)

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from geosparse.assumptions.sinks import find_sinks
-from geosparse.geometry import rank_of, selection_order, separation
+from geosparse.geometry.separation import rank_of, selection_order, separation
+from geosparse.geometry.sinks import find_sinks
 
 from ...statistics import bootstrap, spearman
 

@@ -6,15 +6,15 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from geosparse.artifact import check_writable, read_json, write_json
-from geosparse.console import Parser, json_text, run_command, whole
+from geosparse.artifacts.profile import Profile
 from geosparse.errors import GeosparseError
-from geosparse.identity import identify
-from geosparse.models import load_model
-from geosparse.profile import Profile
-from geosparse.profiler import ProfileConfig, profile_model
-from geosparse.provenance import device_name, versions
+from geosparse.hf.identity import identify
+from geosparse.hf.loading import load_model
+from geosparse.profile.profiler import ProfileConfig, profile_model
 from geosparse.text import load_texts, text_sha256
+from geosparse.utils.console import Parser, json_text, run_command, whole
+from geosparse.utils.files import check_writable, read_json, write_json
+from geosparse.utils.provenance import device_name, versions
 
 from .parts import PARTS, Study, name_of
 

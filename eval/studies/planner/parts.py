@@ -9,15 +9,15 @@ from typing import Any
 
 import torch
 
-from geosparse.plan import Plan
-from geosparse.planner import DEFAULT_TAIL, make_plan
-from geosparse.policies import POLICIES
-from geosparse.profile import Profile
-from geosparse.profiler import ProfileConfig, profile_model
-from geosparse.scoring import excess, sparse_nll, summary, token_nll
-from geosparse.statistics import mean_interval
+from geosparse.artifacts.plan import Plan
+from geosparse.artifacts.profile import Profile
+from geosparse.measure.loss import excess, sparse_nll, summary, token_nll
+from geosparse.measure.tolerance import plan_within
+from geosparse.plan.make_plan import DEFAULT_TAIL, make_plan
+from geosparse.plan.policies import POLICIES
+from geosparse.profile.profiler import ProfileConfig, profile_model
 from geosparse.text import load_texts, token_windows
-from geosparse.tolerance import plan_within
+from geosparse.utils.intervals import mean_interval
 
 from .top_p import matched_mass, top_p_nll
 

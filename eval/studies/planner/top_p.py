@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 
-from geosparse.attention import split_mask
+from geosparse.hf.interface import Handler, intercepted
+from geosparse.hf.layers import attention_layers, read_terms
+from geosparse.measure.loss import token_nll
 from geosparse.ops import Visibility, causal_mask
-from geosparse.ops.chunked import attention_scores, attention_weights
-from geosparse.ops.span import dense_mask
-from geosparse.runtime.architecture import attention_layers, read_terms
-from geosparse.runtime.interception import Handler, intercepted
-from geosparse.scoring import token_nll
+from geosparse.ops.torch_chunked import attention_scores, attention_weights
+from geosparse.ops.visibility import dense_mask
+from geosparse.sparsify.attention import split_mask
 
 BISECTION_STEPS = 8
 QUERY_CHUNK = 128

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 import geosparse as gs
-from geosparse.cache import GrowingLayer
 from geosparse.ops import KeyIndex
+from geosparse.sparsify.cache.sparse_cache import GrowingLayer
 
 from ...benchmarks.process_memory import resident_bytes
 from ...benchmarks.prompt import windows

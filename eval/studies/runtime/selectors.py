@@ -19,15 +19,15 @@ from typing import Any
 import torch
 
 import geosparse as gs
-from geosparse.attention import SparseAttention
-from geosparse.console import whole, wholes
+from geosparse.artifacts.plan import PlanTail
+from geosparse.hf.interface import intercepted
+from geosparse.hf.layers import attention_layers
 from geosparse.ops import SELECTORS
-from geosparse.patch import rules_of
-from geosparse.plan import PlanTail
-from geosparse.runtime.architecture import attention_layers
-from geosparse.runtime.interception import intercepted
-from geosparse.runtime.receipt import Receipt
-from geosparse.statistics import mean_interval
+from geosparse.sparsify.attention import SparseAttention
+from geosparse.sparsify.patch import rules_of
+from geosparse.sparsify.receipt import Receipt
+from geosparse.utils.console import whole, wholes
+from geosparse.utils.intervals import mean_interval
 
 from ...benchmarks.prompt import dense_prefix, windows
 from ...benchmarks.shared_command import Add, Finding, Options, command

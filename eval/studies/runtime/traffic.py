@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from geosparse.ops import PAGE, Selector
-from geosparse.ops.index import WIDTH
+from geosparse.ops.key_index import WIDTH
 from geosparse.ops.selectors.paged_lowbit import OVERSAMPLE
 
 BOUND_BYTES = 2

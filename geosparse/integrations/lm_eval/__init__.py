@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ...artifacts.plan import Plan
 from ...errors import GeosparseError
-from ...models import load_model
-from ...plan import Plan
+from ...hf.loading import load_model
 from .arguments import parse_arguments
 from .harness import evaluate_both
 from .model import lm_class, register

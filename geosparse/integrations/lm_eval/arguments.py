@@ -11,10 +11,10 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ...artifact import MAX_COUNT, check_writable
-from ...bounds import check_number, check_whole
 from ...errors import GeosparseError, did_you_mean
-from ...models import reason
+from ...hf.loading import reason
+from ...utils.bounds import check_number, check_whole
+from ...utils.files import MAX_COUNT, check_writable
 from .console import as_sentence, logging_at
 
 _NO_UPLOAD = "nothing is uploaded; --output_path keeps lm-eval's files"

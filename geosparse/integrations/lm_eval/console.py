@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ...errors import GeosparseError, did_you_mean
-from ...models import reason
+from ...hf.loading import reason
 
 
 @contextmanager

@@ -16,13 +16,13 @@ from typing import Any
 import numpy
 import torch
 
-from ...console import say
+from ...artifacts.plan import Plan
 from ...errors import GeosparseError
-from ...identity import identify
-from ...passes.parts import process_rank
-from ...patch import sparsified
-from ...plan import Plan
-from ...scoring import policy_label
+from ...hf.identity import identify
+from ...measure.loss import policy_label
+from ...profile.checkpoints import process_rank
+from ...sparsify.patch import sparsified
+from ...utils.console import say
 from .arguments import PASSED, output_path, settings
 from .console import as_sentence, log_level, logging_at
 from .model import lm_class, overall, share_out

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from ...models import load_model
-from ...passes.parts import LONGEST_WAIT, process_rank
-from ...patch import sparsify_
-from ...plan import Plan
-from ...runtime.receipt import Receipt
+from ...artifacts.plan import Plan
+from ...hf.loading import load_model
+from ...profile.checkpoints import LONGEST_WAIT, process_rank
+from ...sparsify.patch import sparsify_
+from ...sparsify.receipt import Receipt
 from .arguments import require_lm_eval
 from .console import logging_at
 

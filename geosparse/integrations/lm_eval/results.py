@@ -8,13 +8,13 @@ from numbers import Real
 from statistics import fmean
 from typing import Any
 
-from ...artifact import finite_or_none
-from ...identity import identify
-from ...plan import Plan
-from ...provenance import device_name, versions
-from ...scoring import served
-from ...statistics import mean_interval
-from ...weights import weights_line, weights_of
+from ...artifacts.plan import Plan
+from ...hf.aliases import weights_line, weights_of
+from ...hf.identity import identify
+from ...measure.loss import served
+from ...utils.files import finite_or_none
+from ...utils.intervals import mean_interval
+from ...utils.provenance import device_name, versions
 from .model import NONE, Work, share, too_short
 
 SCHEMA = "geosparse.lm-eval/1"

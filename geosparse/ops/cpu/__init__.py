@@ -10,16 +10,16 @@ import torch
 
 from .. import buffers
 from ..buffers import PLAIN
-from ..chunked import chunked_attention
-from ..index import index_of
+from ..key_index import index_of
 from ..selectors import needs_index
-from ..span import Span, Visibility, page_starts
-from ..types import SELECTORS, TAILS, Attended, Keep, Selectors, Tails, keep_tensor, needs_gradient, per_head
+from ..spec import SELECTORS, TAILS, Attended, Keep, Selectors, Tails, keep_tensor, needs_gradient, per_head
+from ..torch_chunked import chunked_attention
+from ..visibility import Span, Visibility, page_starts
 from .decode import MAX_DIM, decode, remember_value_sum, value_sum_of
 from .library import DTYPES, ISAS, isa, library, load_error
-from .norm import rms_norm
+from .linear import product
 from .prefill import prefill
-from .product import product
+from .rms_norm import rms_norm
 
 CAUSAL = Span()
 

@@ -6,15 +6,15 @@ import torch
 
 from ...errors import GeosparseError
 from .. import buffers
-from ..index import PAGE, WIDTH, KeyIndex
-from ..span import Span, Visibility
-from ..types import Attended
-from .direct import direct
+from ..key_index import PAGE, WIDTH, KeyIndex
+from ..spec import Attended
+from ..visibility import Span, Visibility
+from .fast_call import direct
 from .library import DECODE_CALL, DTYPES, run
 
 NO_INDEX: tuple[tuple[int, ...], tuple[int, ...]] = (0, 0, 0), (0, 0, 0, 0, 0, 0)
 NO_CODES = None, None, None, 0
-MAX_DIM = 512  # of a key: kernels.inc
+MAX_DIM = 512  # of a key: common.inc
 
 
 def decode(
@@ -32,7 +32,7 @@ def decode(
 ) -> Attended:
     """`cpu_attention` for T = 1: every key, or its code, is read once; values only where they are kept.
 
-    Calls without a mask tensor are put together without Python where that can be (call.c); what is amiss is said here.
+    Calls without a mask tensor are put together in C where that can be (fast_call.c); what is amiss is said here.
 
     Args:
         query: `[B, Hq, 1, D]`; key, value: `[B, Hkv, S, D]`.

@@ -20,7 +20,7 @@ ABI = 12
 ISAS = ("plain", "avx2", "avx512", "avx512_bf16")
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
-# Every kernel of geosparse.cpp and what it takes: a packed call, or a structure.
+# Every kernel of kernels.cpp and what it takes: a packed call, or a structure.
 KERNELS = {
     "gs_decode": ctypes.c_char_p,
     "gs_product": ctypes.c_char_p,
@@ -30,7 +30,7 @@ KERNELS = {
     "gs_weigh": ctypes.c_void_p,
     "gs_separate": ctypes.c_void_p,
 }
-# enum Fault in geosparse.cpp: what a kernel says of a call that it does not follow.
+# enum Fault in kernels.cpp: what a kernel says of a call that it does not follow.
 FAULTS = {
     2: "Its sizes do not fit together or are none that the kernel knows: check the shapes",
     3: "Every head keeps at least 1 token, and a budget is below 1: pass larger budgets",
@@ -53,7 +53,7 @@ def _fields(pointers: str, numbers: str, factors: str = "scaling softcap") -> li
 
 
 class WeighCall(ctypes.Structure):
-    """Mirrors WeighCall in geosparse.cpp."""
+    """Mirrors WeighCall in kernels.cpp."""
 
     _fields_ = _fields(
         "packed scores q k v out missing kept n_keep tails selectors first mask sink",
@@ -63,7 +63,7 @@ class WeighCall(ctypes.Structure):
 
 
 class SeparateCall(ctypes.Structure):
-    """Mirrors SeparateCall in geosparse.cpp."""
+    """Mirrors SeparateCall in kernels.cpp."""
 
     _fields_ = _fields(
         "square along size length picked most clear inversions outer inner",

@@ -8,10 +8,10 @@ import torch
 
 from ...errors import GeosparseError
 from .. import buffers
-from ..chunked import chunk_rows, visible_mean
-from ..index import KeyIndex
-from ..span import Span, Visibility, chunk_of
-from ..types import SELECTORS, SHARES, TAILS, Attended
+from ..key_index import KeyIndex
+from ..spec import SELECTORS, SHARES, TAILS, Attended
+from ..torch_chunked import chunk_rows, visible_mean
+from ..visibility import Span, Visibility, chunk_of
 from .decode import check_mask, check_rules, check_span, nothing_seen, pointer, unit_rows
 from .library import WeighCall, run
 

@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from ..types import INDEXED, Selector, Selectors, per_head
+from ..spec import INDEXED, Selector, Selectors, per_head
 from .lowbit import lowbit
 from .paged import paged
 from .paged_lowbit import paged_lowbit
-from .sight import Choice, Sight
 from .sink_recent import sink_count, sink_recent
 from .topn import topn
+from .view import Choice, Sight
 
 CHOOSE: dict[Selector, Callable[..., Choice]] = {
     "topn": topn,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ..select import top_n
-from .sight import Choice, Sight
+from ..topn import top_n
+from .view import Choice, Sight
 
 
 def lowbit(sight: Sight, shared: torch.Tensor | None = None) -> Choice:

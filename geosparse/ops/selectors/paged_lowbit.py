@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ..select import top_n
-from .sight import Choice, Sight
+from ..topn import top_n
+from .view import Choice, Sight
 
 # Candidates per kept token: page bounds need about this many times the tokens of exact top-N (results/LOG.md).
 OVERSAMPLE = 4

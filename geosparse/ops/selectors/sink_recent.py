@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .sight import Choice, Sight
+from .view import Choice, Sight
 
 SINKS = 4
 

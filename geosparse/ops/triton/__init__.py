@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from ..chunked import chunked_attention
 from ..cpu.decode import value_sum_of
-from ..index import index_of
+from ..key_index import index_of
 from ..selectors import needs_index
-from ..span import Span, Visibility, page_starts
-from ..types import SHARES, Attended, Keep, Selectors, Tails, Word, needs_gradient, per_head
+from ..spec import SHARES, Attended, Keep, Selectors, Tails, Word, needs_gradient, per_head
+from ..torch_chunked import chunked_attention
+from ..visibility import Span, Visibility, page_starts
 from .decode import Keys, decode, passes_of
 from .exact import exact_prefill
 from .library import runs_on

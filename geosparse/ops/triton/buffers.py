@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..index import PAGE, WIDTH
+from ..key_index import PAGE, WIDTH
 from .decode import Keys
 from .stages import launch, page_room, width_of
 

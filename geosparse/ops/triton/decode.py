@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..selectors.paged_lowbit import OVERSAMPLE
-from ..types import SHARES, TAILS, Selector, Selectors, Tail, Tails, per_head
+from ..spec import SHARES, TAILS, Selector, Selectors, Tail, Tails, per_head
 from . import operators, stages
 
 FACTORS: dict[Selector, int] = {"paged": 1, "paged+lowbit": OVERSAMPLE}

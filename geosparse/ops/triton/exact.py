@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..types import SHARES, TAILS, Attended, Keep, Tails, per_head
+from ..spec import SHARES, TAILS, Attended, Keep, Tails, per_head
 from .library import precision
 from .stages import launch, width_of
 

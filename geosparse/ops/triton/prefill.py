@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..types import Attended
+from ..spec import Attended
 from .library import precision
 from .stages import launch, width_of
 

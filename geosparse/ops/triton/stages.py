@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..index import PAGE
+from ..key_index import PAGE
 from ..selectors.sink_recent import SINKS
 from .library import mixed_precision, precision, shares
 

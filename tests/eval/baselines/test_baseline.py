@@ -7,8 +7,8 @@ import pytest
 from eval.baselines import baseline
 from eval.baselines.skip_softmax import SkipSoftmax
 from eval.tasks.decode import Decode
+from geosparse.artifacts.plan import Plan
 from geosparse.errors import GeosparseError
-from geosparse.plan import Plan
 from tests.eval.baselines.tiny_press import press
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from eval.baselines.presses import Press
-from geosparse.identity import identify
-from geosparse.plan import Plan
+from geosparse.artifacts.plan import Plan
+from geosparse.hf.identity import identify
 
 LENGTH, SCORED = 240, 20
 

@@ -5,7 +5,7 @@ import torch
 
 import geosparse as gs
 from eval.benchmarks.cpu_calls import uneven_budgets
-from geosparse.identity import ModelIdentity
+from geosparse.hf.identity import ModelIdentity
 
 
 def test_a_plan_of_another_shape_is_refused():

@@ -4,7 +4,7 @@ import torch
 
 from eval.benchmarks import layers
 from geosparse.ops import reference_attention
-from geosparse.ops.index import index_of
+from geosparse.ops.key_index import index_of
 
 
 def test_layers_differ_and_hold_an_index(monkeypatch):

@@ -3,7 +3,7 @@
 import pytest
 
 from eval.benchmarks.profile_cost import compare, pass_once
-from geosparse.scoring import token_nll
+from geosparse.measure.loss import token_nll
 from tests.tiny import tiny_model, tokens
 
 

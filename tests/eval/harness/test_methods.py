@@ -10,8 +10,8 @@ import torch
 from eval.harness.checkout import ROOT
 from eval.harness.methods import Method, seen_of
 from eval.harness.result import read_result
-from geosparse.artifact import dump_json
-from geosparse.plan import Plan
+from geosparse.artifacts.plan import Plan
+from geosparse.utils.files import dump_json
 from tests.tiny import tiny_model, tokens
 
 

@@ -9,9 +9,9 @@ import pytest
 from eval.harness.methods import Method
 from eval.harness.planner import Planner
 from eval.harness.recipe import Variant
-from geosparse.plan import Plan
-from geosparse.profile import Profile
-from geosparse.profiler import ProfileConfig, profile_model
+from geosparse.artifacts.plan import Plan
+from geosparse.artifacts.profile import Profile
+from geosparse.profile.profiler import ProfileConfig, profile_model
 from tests.tiny import tiny_model, tiny_tokenizer
 
 VARIANT = Variant("fisher", "centroid", None, 0, 8.0, None, None, None)

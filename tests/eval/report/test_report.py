@@ -29,8 +29,8 @@ from eval.report.figure import FILE, colours
 from eval.report.markdown import score_table
 from eval.report.page import HUES
 from eval.report.points import Loaded, density_panels, recovery_panel, speed_panels
-from geosparse.artifact import write_json
 from geosparse.errors import GeosparseError
+from geosparse.utils.files import write_json
 
 NLL = {"kind": "nll", "higher_is_better": False, "chance": None, "main": True}
 ACC = {"kind": "accuracy", "higher_is_better": True, "chance": 0.25, "main": True}

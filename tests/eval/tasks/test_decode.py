@@ -10,8 +10,8 @@ import pytest
 from eval.harness.methods import Method
 from eval.harness.task import Setting
 from eval.tasks import TASKS, decode
-from geosparse.plan import Plan
-from geosparse.scoring import token_nll
+from geosparse.artifacts.plan import Plan
+from geosparse.measure.loss import token_nll
 
 
 def test_decode_scores_every_method_on_the_same_tokens(setting: Setting, asked: Any) -> None:

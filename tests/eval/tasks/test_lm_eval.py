@@ -18,9 +18,9 @@ from eval.harness.methods import Method
 from eval.harness.task import Setting
 from eval.tasks import TASKS
 from eval.tasks.lm_eval import LmEvalSettings, _column, _higher_is_better
+from geosparse.artifacts.plan import Plan
 from geosparse.integrations.lm_eval import lm_class
-from geosparse.patch import sparsified
-from geosparse.plan import Plan
+from geosparse.sparsify.patch import sparsified
 from tests.integrations.test_lm_eval import TASKS as YAML
 from tests.tiny import tiny_model, tiny_tokenizer
 

@@ -9,9 +9,9 @@ import pytest
 from eval.harness.methods import Method
 from eval.harness.task import Setting
 from eval.tasks import TASKS
-from geosparse.patch import sparsified
-from geosparse.plan import Plan
-from geosparse.scoring import token_nll
+from geosparse.artifacts.plan import Plan
+from geosparse.measure.loss import token_nll
+from geosparse.sparsify.patch import sparsified
 
 
 def test_perplexity_is_the_loss_of_whole_windows(setting: Setting, asked: Any) -> None:

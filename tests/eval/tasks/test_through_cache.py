@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from eval.tasks.through_cache import token_losses
-from geosparse.patch import sparsified
-from geosparse.plan import Plan
+from geosparse.artifacts.plan import Plan
+from geosparse.sparsify.patch import sparsified
 from tests.tiny import tiny_model, tokens
 
 

@@ -43,9 +43,8 @@ def test_plan_withstands(bench, fault, tmp_path, monkeypatch):
 
 def writer(inputs, body):
     """A command that writes q.json in the way that `body` says."""
-    code = (
-        f"import json, pathlib, time\nfrom geosparse.artifact import write_json\npath = pathlib.Path('q.json')\n{body}"
-    )
+    imports = "import json, pathlib, time\nfrom geosparse.utils.files import write_json"
+    code = f"{imports}\npath = pathlib.Path('q.json')\n{body}"
     return own_command([sys.executable, "-c", code], ["q.json"])
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from geosparse.ops import TAILS, Span, reference_attention
-from geosparse.ops.index import index_of
+from geosparse.ops.key_index import index_of
 from geosparse.ops.triton.exact import exact_prefill
 
 from .material import DEVICE, needs_kernels, poisoned, tolerance

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import geosparse as gs
-from geosparse import attention
+from geosparse.sparsify import attention
 from tests.tiny import tiny_model, tokens
 
 from .material import DEVICE, needs_kernels

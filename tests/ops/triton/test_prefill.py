@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from geosparse.ops import Span
-from geosparse.ops.triton import block_prefill
-from geosparse.runtime import block
-from geosparse.runtime.architecture import Terms
+from geosparse.hf.layers import Terms
+from geosparse.ops import Span, triton
+from geosparse.sparsify import block_prefill
 
 from .material import DEVICE, needs_kernels
 
@@ -22,17 +21,17 @@ pytestmark = needs_kernels
     ],
 )
 def test_equals_the_torch_path(monkeypatch, groups, dim, queries, keys, first, softcap, sunk):
-    monkeypatch.setattr(block, "BLOCK", 16)
-    monkeypatch.setattr(block.triton, "supports", lambda *_: False)
+    monkeypatch.setattr(block_prefill, "BLOCK", 16)
+    monkeypatch.setattr(block_prefill.triton, "supports", lambda *_: False)
     generator = torch.Generator().manual_seed(0)
     q = 2 * torch.randn(2, 2 * groups, queries, dim, generator=generator).to(DEVICE)
     k, v = (torch.randn(2, 2, keys, dim, generator=generator).to(DEVICE) for _ in range(2))
     n_keep = [3 + 7 * head for head in range(2 * groups)]
     sink = torch.linspace(-1, 1, 2 * groups, device=DEVICE) if sunk else None
     terms = Terms(dim**-0.5, softcap, sink)
-    slow = block.block_attention(q, k, v, n_keep, Span(first), terms)
-    wanted = [-(-block.OVERSAMPLE * max(n_keep[h : h + groups]) // 16) for h in range(0, 2 * groups, groups)]
-    fast = block_prefill(q, k, v, first, wanted, 16, **vars(terms))
+    slow = block_prefill.block_attention(q, k, v, n_keep, Span(first), terms)
+    wanted = [-(-block_prefill.OVERSAMPLE * max(n_keep[h : h + groups]) // 16) for h in range(0, 2 * groups, groups)]
+    fast = triton.block_prefill(q, k, v, first, wanted, 16, **vars(terms))
     assert torch.equal(fast.kept, slow.kept)
     # Both are fp32: twice the rounding of a logit of this size, and of a sum of at most 120 values.
     allowed = 2 * torch.finfo(torch.float32).eps * (64 + 4 * dim**0.5) * float(v.abs().max())

@@ -13,7 +13,7 @@ from geosparse.ops import SELECTORS, triton
 from geosparse.ops.triton import buffers, stages
 from geosparse.ops.triton.buffers import LayerBuffers, Rows
 from geosparse.ops.triton.decode import decode, passes_of
-from geosparse.runtime import compiled  # whose operator is called "attend" too
+from geosparse.sparsify import compiled  # whose operator is called "attend" too
 
 from .material import DEVICE, needs_kernels, tensors
 

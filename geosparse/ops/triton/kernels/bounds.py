@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from ...index import SPREAD as INDEX_SPREAD
+from ...key_index import SPREAD as INDEX_SPREAD
 from .common import PAGE, logit_of, product, visible_of
 from .tuning import tuned
 

@@ -7,8 +7,8 @@ made in, per query head: all visible tokens, all complete pages, or the tokens o
 import triton
 import triton.language as tl
 
-from ...index import PAGE as INDEX_PAGE
-from ...types import TAILS
+from ...key_index import PAGE as INDEX_PAGE
+from ...spec import TAILS
 
 PAGE = tl.constexpr(INDEX_PAGE)
 TOKENS = tl.constexpr(0)

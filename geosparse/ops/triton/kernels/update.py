@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from ...index import HALF_MAX as INDEX_MOST
+from ...key_index import HALF_MAX as INDEX_MOST
 from .common import PAGE, visible_of
 
 HALF_MAX = tl.constexpr(INDEX_MOST)

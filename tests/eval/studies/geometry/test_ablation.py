@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from eval.studies.geometry.ablation import MODES, damage, silenced, some_of
-from geosparse.runtime.architecture import attention_layers
-from geosparse.scoring import token_nll
+from geosparse.hf.layers import attention_layers
+from geosparse.measure.loss import token_nll
 from tests.tiny import tiny_model, tokens
 
 

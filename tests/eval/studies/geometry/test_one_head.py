@@ -4,7 +4,7 @@ import pytest
 
 import geosparse as gs
 from eval.studies.geometry.one_head import HeadTrial, one_head_losses
-from geosparse.scoring import token_nll
+from geosparse.measure.loss import token_nll
 from tests.tiny import tiny_model, tokens
 
 LENGTH = 40

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from eval.studies.planner.top_p import matched_mass, top_p_nll
-from geosparse.scoring import token_nll
+from geosparse.measure.loss import token_nll
 from tests.tiny import tiny_model, tokens
 
 

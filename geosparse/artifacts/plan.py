@@ -1,0 +1,313 @@
+"""The Plan artifact: how many tokens each head keeps, and what stands for the rest."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+
+from ..errors import GeosparseError, did_you_mean
+from ..hf.identity import ModelIdentity, identify, parse_identity
+from ..ops import CHOICES, SELECTORS, TAILS, Budgets, Selector, Selectors, Tail, Tails, check_selector
+from ..ops.selectors import SHARING
+from ..ops.spec import per_head
+from ..utils.bounds import as_whole, check_whole
+from ..utils.files import MAX_COUNT, damaged, dump_json, is_count, is_number, read_json, require, write_json
+from ..utils.provenance import versions
+
+SCHEMA = "geosparse.artifacts.plan/1"
+PlanTail = Tail | Literal["best", "blend"]
+MAX_GROWTH = 4.0
+MAX_FILE = 8 << 20
+VERIFIED = ("tolerance", "increase", "limit", "windows", "failed")
+"""The numbers that every verification has."""
+# Written only where they say something; a file without them is an older plan.
+OPTIONAL = {"head_tails", "head_selectors", "growth", "share_kv", "selector", "verified"}
+DECISIVE = ("n_keep", "tail", "head_tails", "selector", "head_selectors", "growth", "share_kv", "reference_length")
+"""What a model sees of a plan; all else says where it comes from."""
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Per-head budgets for one model.
+
+    Attributes:
+        n_keep: `[layers, Hq]` int64, tokens kept per query head at up to `reference_length` visible tokens.
+        tail: What stands for the discarded tokens: one of `ops.TAILS`; "best" or "blend" when heads differ.
+        head_tails: `[layers, Hq]` int64 places in `ops.TAILS`, where `tail` is one of `ops.CHOICES`; else None.
+        reference_length: Context length, tokens, at which the budgets were chosen.
+        policy: How they were chosen.
+        budget: What was asked for, e.g. `{"mean_keep": 32}`.
+        model: The model they are for.
+        calibration: Hash, windows and length of the text behind the profile; empty for a plan without one.
+        predicted: What the planner expects, e.g. `{"damage": ...}`; empty for a plan without a profile.
+        provenance: Versions of the libraries that made it.
+        selector: How the tokens are found, a word of `ops.SELECTORS`; where heads differ, that of most.
+        head_selectors: `[layers, Hq]` int64 places in `ops.SELECTORS`, where heads differ; else None.
+        growth: `[layers, Hq]` fp64 exponents: beyond `reference_length` visible tokens v a head keeps
+            n_keep * (v / reference_length)^growth; None: n_keep at every length.
+        share_kv: The query heads of one KV group select the same tokens; their budgets are then equal.
+        verified: What was measured on text that the plan was not made from (`geosparse.measure.tolerance`); empty for
+            a plan that was not verified.
+    """
+
+    n_keep: torch.Tensor
+    tail: PlanTail
+    reference_length: int
+    policy: str
+    budget: dict[str, float]
+    model: ModelIdentity
+    calibration: dict[str, Any] = field(default_factory=dict)
+    predicted: dict[str, float] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=versions)
+    head_tails: torch.Tensor | None = None
+    selector: Selector = "topn"
+    head_selectors: torch.Tensor | None = None
+    growth: torch.Tensor | None = None
+    share_kv: bool = False
+    verified: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check everything that does not need the model."""
+        check_tail(self.tail)
+        shape = (self.model.layers, self.model.heads)
+        words = " and ".join(map(repr, CHOICES))
+        require((self.tail in CHOICES) == (self.head_tails is not None), f"head_tails go with the tails {words} only.")
+        require(_are_places(self.head_tails, shape, len(TAILS)), "head_tails do not fit the heads.")
+        check_selector(self.selector)
+        require(_are_places(self.head_selectors, shape, len(SELECTORS)), "head_selectors do not fit the heads.")
+        if tuple(self.n_keep.shape) != shape or self.n_keep.dtype != torch.int64:
+            raise GeosparseError(f"A plan for this model needs whole numbers [layers, heads] = {list(shape)}.")
+        if int(self.n_keep.min()) < 1 or int(self.n_keep.max()) > MAX_COUNT:
+            found = f"{int(self.n_keep.min())} to {int(self.n_keep.max())}"
+            raise GeosparseError(f"Every head keeps from 1 to {MAX_COUNT} tokens, found budgets of {found}.")
+        check_whole("reference_length", self.reference_length, 1)
+        if self.growth is not None:
+            sound = tuple(self.growth.shape) == shape and self.growth.dtype == torch.float64
+            sound = sound and bool(((self.growth >= 0) & (self.growth <= MAX_GROWTH)).all())
+            require(sound, f"growth holds one exponent from 0 to {MAX_GROWTH:g} per head.")
+        self._check_pairs()
+
+    def _check_pairs(self) -> None:
+        """Refuse a tail without the mass that it needs, and heads that cannot share."""
+        for layer in range(self.model.layers):
+            selectors = per_head(self.selectors_of(layer), self.model.heads)
+            tails = per_head(self.tails_of(layer), self.model.heads)
+            for head, (selector, tail) in enumerate(zip(selectors, tails, strict=True)):
+                if selector == "sink_recent" and tail != "renormalize":
+                    raise GeosparseError(
+                        f"Layer {layer}, head {head}: the selector sink_recent scores nothing, so that the mass of the "
+                        f"rest is not known; it goes with the tail 'renormalize', found {tail!r}."
+                    )
+            if self.share_kv and not SHARING.issuperset(selectors):
+                raise GeosparseError(f"share_kv goes with the selectors {' and '.join(sorted(SHARING))} only.")
+        if self.share_kv:
+            groups = self.n_keep.view(self.model.layers, self.model.kv_heads, -1)
+            words = self.selector_places.view(groups.shape)
+            same = (groups == groups[..., :1]).all() and (words == words[..., :1]).all()
+            require(bool(same), "share_kv needs equal budgets and selectors within each KV group.")
+
+    @property
+    def selector_places(self) -> torch.Tensor:
+        """The selector of every head, `[layers, Hq]` int64 places in `ops.SELECTORS`."""
+        if self.head_selectors is not None:
+            return self.head_selectors
+        return torch.full_like(self.n_keep, SELECTORS.index(self.selector))
+
+    @property
+    def longest_window(self) -> int | None:
+        """Tokens of the longest windows of the profile behind the plan; None for a plan without one.
+
+        What heads want at a longer context than that was not measured: budgets there are extrapolated.
+        """
+        lengths = self.calibration.get("lengths")
+        return max(lengths) if isinstance(lengths, list) and lengths and all(map(is_count, lengths)) else None
+
+    def selector_counts(self) -> dict[str, int]:
+        """How many heads each selector serves, those that serve none left out."""
+        places = self.selector_places.flatten().tolist()
+        return {word: count for place, word in enumerate(SELECTORS) if (count := places.count(place))}
+
+    @classmethod
+    def uniform(
+        cls,
+        model: Any,
+        n_keep: int,
+        tail: Tail = "renormalize",
+        reference_length: int | None = None,
+        selector: Selector = "topn",
+    ) -> Plan:
+        """The same budget for every head: the baseline of every table.
+
+        Args:
+            model: The model it is for.
+            n_keep: Tokens kept per head.
+            tail: What stands for the rest.
+            reference_length: Recorded only; by default the longest context of the model.
+            selector: How the tokens are found.
+        """
+        if not is_count(as_whole(n_keep)):
+            raise GeosparseError(f"n_keep is a whole number of tokens >= 1, found {n_keep}.")
+        n_keep = int(n_keep)
+        identity = identify(model)
+        longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        if reference_length is None:
+            reference_length = longest if is_count(longest) else n_keep
+        reference_length = check_whole("reference_length", reference_length, 1)
+        budgets = torch.full((identity.layers, identity.heads), n_keep, dtype=torch.int64, device="cpu")
+        return cls(
+            budgets,
+            tail,
+            reference_length,
+            "uniform",
+            {"mean_keep": float(n_keep)},
+            identity,
+            selector=selector,
+        )
+
+    def tails_of(self, layer: int) -> Tails:
+        """The tail of a layer's heads, as the attention paths take it."""
+        if self.head_tails is None:
+            return cast(Tail, self.tail)
+        return [TAILS[place] for place in self.head_tails[layer].tolist()]
+
+    def selectors_of(self, layer: int) -> Selectors:
+        """The selector of a layer's heads, as the attention paths take it."""
+        if self.head_selectors is None:
+            return self.selector
+        return [SELECTORS[place] for place in self.head_selectors[layer].tolist()]
+
+    @property
+    def budgets(self) -> Budgets:
+        """N of every head at any number of visible tokens."""
+        return Budgets(self.n_keep, self.growth, self.reference_length)
+
+    def at(self, length: int) -> torch.Tensor:
+        """Tokens kept `[layers, Hq]` int64 by a query that sees `length` tokens."""
+        return self.budgets.at(torch.tensor(length, dtype=torch.int64, device="cpu")).clamp_max(length)
+
+    @property
+    def mean_keep(self) -> float:
+        """Tokens kept per head, on average."""
+        return float(self.n_keep.double().mean())
+
+    def check(self, model: Any) -> None:
+        """Raise GeosparseError unless `model` is the one that the plan was made for."""
+        difference = self.model.difference(identify(model))
+        if difference:
+            raise GeosparseError(
+                f"This plan is for another model, {self.model.name}: plan and model differ in {difference}; "
+                "make one for this model with `geosparse profile` and `geosparse plan`."
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as a JSON object."""
+        data = {item.name: getattr(self, item.name) for item in fields(self)}
+        data |= {"schema": SCHEMA, "n_keep": self.n_keep.tolist(), "model": self.model.to_json()}
+        tables = (("head_tails", self.head_tails, TAILS), ("head_selectors", self.head_selectors, SELECTORS))
+        for key, places, words in tables:
+            data[key] = None if places is None else [[words[place] for place in row] for row in places.tolist()]
+        data["growth"] = None if self.growth is None else self.growth.tolist()
+        defaults: dict[str, Any] = dict.fromkeys(("head_tails", "head_selectors", "growth"))
+        defaults |= {"share_kv": False, "selector": "topn", "verified": {}}
+        return {key: value for key, value in data.items() if key not in defaults or value != defaults[key]}
+
+    def digest(self) -> str:
+        """SHA-256 of what the model sees of the plan (`DECISIVE`): plans that differ in provenance only share it."""
+        data = self.to_json()
+        seen = {"plan": {key: data[key] for key in DECISIVE if key in data}}
+        return hashlib.sha256(dump_json(seen).encode()).hexdigest()
+
+    def save(self, path: Path | str) -> Path:
+        """Write the plan as JSON, atomically."""
+        return write_json(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: Path | str) -> Plan:
+        """Read a plan.
+
+        Raises:
+            GeosparseError: The file is missing, damaged, of another schema, or inconsistent.
+        """
+        path = Path(path)
+        data = read_json(path, "plan", MAX_FILE)
+        try:
+            return cls.from_json(data)
+        except GeosparseError as error:
+            raise damaged(path, "plan", str(error)) from error
+
+    @classmethod
+    def from_json(cls, data: Any) -> Plan:
+        """The plan in a JSON object; raises GeosparseError where anything is missing, unknown or of the wrong type."""
+        if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+            found = data.get("schema") if isinstance(data, dict) else type(data).__name__
+            raise GeosparseError(f"expected schema {SCHEMA}, found {found!r}.")
+        known = {item.name for item in fields(cls)}
+        for key in data.keys() - known - {"schema"}:
+            raise GeosparseError(f"the key {key!r} is not known.")
+        for key in sorted(known - data.keys() - OPTIONAL):
+            raise GeosparseError(f"the key {key!r} is missing.")
+        identity = parse_identity(data["model"])
+        for key, kind in (("calibration", dict), ("predicted", dict), ("provenance", dict), ("budget", dict)):
+            require(isinstance(data[key], kind), f"{key} is not an object.")
+        for key in ("predicted", "budget"):
+            require(all(map(is_number, data[key].values())), f"{key} holds something that is not a number.")
+        verified = data.get("verified", {})
+        require(isinstance(verified, dict), "verified is not an object.")
+        sound = not verified or all(is_number(verified.get(key)) for key in VERIFIED)
+        require(sound, f"verified lacks one of the numbers {', '.join(VERIFIED)}.")
+        require(isinstance(data["policy"], str) and isinstance(data["tail"], str), "policy and tail are words.")
+        require(is_count(data["reference_length"]), "reference_length is not a whole number >= 1.")
+        require(isinstance(data.get("selector", "topn"), str), "selector is not a word.")
+        require(isinstance(data.get("share_kv", False), bool), "share_kv is neither true nor false.")
+        values = {key: data[key] for key in known & data.keys() - {"model", "n_keep"}}
+        for key, words in (("head_tails", TAILS), ("head_selectors", SELECTORS)):
+            if key in data:
+                values[key] = _parse_words(data[key], identity, words, key)
+        if "growth" in data:
+            values["growth"] = _parse_growth(data["growth"], identity)
+        return cls(n_keep=_parse_budgets(data["n_keep"], identity), model=identity, **values)
+
+
+def _are_places(table: torch.Tensor | None, shape: tuple[int, int], words: int) -> bool:
+    """Whether `table` is None or holds a place among `words` for each head."""
+    if table is None:
+        return True
+    known = tuple(table.shape) == shape and table.dtype == torch.int64
+    return known and int(table.min()) >= 0 and int(table.max()) < words
+
+
+def check_tail(tail: str) -> None:
+    """Raise GeosparseError unless `tail` is one of `ops.TAILS` or of `ops.CHOICES`."""
+    if tail not in (*TAILS, *CHOICES):
+        raise GeosparseError(f"Unknown tail {tail!r}: {did_you_mean(tail, (*TAILS, *CHOICES))}")
+
+
+def _is_table(rows: Any, identity: ModelIdentity) -> bool:
+    shaped = isinstance(rows, list) and len(rows) == identity.layers
+    return shaped and all(isinstance(row, list) and len(row) == identity.heads for row in rows)
+
+
+def _parse_words(rows: Any, identity: ModelIdentity, words: Sequence[str], key: str) -> torch.Tensor:
+    require(_is_table(rows, identity), f"{key} is misshapen.")
+    require(all(word in words for row in rows for word in row), f"{key} holds an unknown word.")
+    return torch.tensor([[words.index(word) for word in row] for row in rows], dtype=torch.int64, device="cpu")
+
+
+def _parse_growth(rows: Any, identity: ModelIdentity) -> torch.Tensor:
+    require(_is_table(rows, identity), "growth is misshapen.")
+    numbers = all(isinstance(power, int | float) and not isinstance(power, bool) for row in rows for power in row)
+    require(numbers, "growth holds something that is not a number.")
+    sound = all(0 <= power <= MAX_GROWTH for row in rows for power in row)
+    require(sound, f"growth holds one exponent from 0 to {MAX_GROWTH:g} per head.")
+    return torch.tensor(rows, dtype=torch.float64, device="cpu")
+
+
+def _parse_budgets(rows: Any, identity: ModelIdentity) -> torch.Tensor:
+    require(_is_table(rows, identity), "n_keep is misshapen.")
+    require(all(is_count(n) for row in rows for n in row), "n_keep holds something that is not a whole number >= 1.")
+    return torch.tensor(rows, dtype=torch.int64, device="cpu")

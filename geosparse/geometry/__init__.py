@@ -1,0 +1,1 @@
+"""The paper in pure tensor functions: separation, tail errors, sinks, envelopes and regimes."""

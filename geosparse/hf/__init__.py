@@ -1,0 +1,1 @@
+"""Everything that knows transformers: loading, layers, the attention interface and its masks."""

@@ -1,0 +1,1 @@
+"""What a sparsified model loses and gains: loss, speed, tolerance."""

@@ -1,0 +1,198 @@
+"""Sparse attention in plain PyTorch with bounded memory: exact top-N, one chunk of queries at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from .key_index import index_of
+from .selectors import Choice, Sight, choose, needs_index, reads_codes
+from .spec import Attended, Keep, Selectors, Tails, keep_tensor, needs_gradient, tail_flags
+from .visibility import Span, Visibility, chunk_of, page_starts
+
+# Scores of one chunk, bytes; a handful of tensors of this size are alive at once. A GPU needs larger ones to be busy.
+CHUNK_BYTES = 8 << 20
+CUDA_CHUNK_BYTES = 40 << 20
+# Causal rows of one chunk share their key range, so longer chunks score keys that nobody sees.
+MAX_CHUNK = 128
+
+
+def chunk_rows(batch: int, heads: int, keys: int, device: torch.device) -> int:
+    """Queries per chunk such that the fp32 scores `[B, Hq, chunk, S]` stay within the bytes of a chunk on `device`."""
+    most = CUDA_CHUNK_BYTES if device.type == "cuda" else CHUNK_BYTES
+    return max(1, min(MAX_CHUNK, most // (4 * batch * heads * keys)))
+
+
+def chunked_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    n_keep: Keep,
+    *,
+    tail: Tails,
+    scaling: float,
+    selector: Selectors = "topn",
+    share_kv: bool = False,
+    mask: Visibility | None = None,
+    bias: torch.Tensor | None = None,
+    softcap: float | None = None,
+    sink: torch.Tensor | None = None,
+) -> Attended:
+    """`reference_attention` (same arguments, same meaning) in fp32 and in memory that does not grow with T.
+
+    Returns:
+        Output `[B, Hq, T, Dv]` in the dtype of `query`.
+    """
+    if needs_gradient(query, key, value, bias, sink):
+        from .differentiable import differentiable_attention
+
+        return differentiable_attention(
+            query,
+            key,
+            value,
+            n_keep,
+            tail=tail,
+            scaling=scaling,
+            selector=selector,
+            share_kv=share_kv,
+            mask=mask,
+            bias=bias,
+            softcap=softcap,
+            sink=sink,
+        )
+    batch, heads, queries, _ = query.shape
+    keys = key.shape[2]
+    visibility = Span() if mask is None else mask
+    index = coded = None
+    if needs_index(selector):
+        index = index_of(key, page_starts(visibility, batch))
+        coded = index.decoded(keys, key.shape[-1]) if reads_codes(selector) else None
+    output = query.new_empty(batch, heads, queries, value.shape[-1])
+    kept = torch.zeros(heads, dtype=torch.int64, device=query.device)
+    budgets = keep_tensor(n_keep, query.device)
+    rows = chunk_rows(batch, heads, keys, query.device)
+    key, value = key.float(), value.float()
+    finish = logit_of(scaling, softcap)
+    for start in range(0, queries, rows):
+        stop = min(start + rows, queries)
+        seen, first, end = chunk_of(visibility, start, stop, queries, keys, query.device)
+        chunk_bias = None if bias is None else bias[:, :, start:stop, first:end]
+        asked = query[:, :, start:stop].float()
+        scores = attention_scores(asked, key[:, :, first:end], scaling, seen, chunk_bias, softcap)
+        part = budgets if budgets.shape[-1] == 1 else budgets[..., start:stop]
+        sight = Sight(asked, scores, seen, part, finish, scaling, first, index, coded)
+        choice = choose(sight, selector, key.shape[1], share_kv)
+        output[:, :, start:stop] = _attend(scores, choice, value[:, :, first:end], seen, tail, sink)
+        kept += choice.kept.long().sum((0, 2))
+    return Attended(output, kept)
+
+
+def logit_of(scaling: float, softcap: float | None) -> Callable[[torch.Tensor], torch.Tensor]:
+    """From the dot product of query and key to the logit."""
+    return lambda dots: dots * scaling if softcap is None else softcap * torch.tanh(dots * (scaling / softcap))
+
+
+def attention_scores(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    scaling: float,
+    seen: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    softcap: float | None = None,
+) -> torch.Tensor:
+    """Logits `[B, Hq, T, S]` in fp32, -inf where `seen` is False; the heads of one KV group share one product."""
+    batch, heads, queries, dim = query.shape
+    grouped = query.float().reshape(batch, key.shape[1], -1, dim)
+    scores = (grouped @ key.float().transpose(-1, -2)).view(batch, heads, queries, -1).mul_(scaling)
+    if softcap is not None:
+        scores = scores.div_(softcap).tanh_().mul_(softcap)
+    if bias is not None:
+        scores = scores + bias.float()
+    return scores.masked_fill_(~seen, -torch.inf)
+
+
+def _attend(
+    scores: torch.Tensor,
+    choice: Choice,
+    value: torch.Tensor,
+    seen: torch.Tensor,
+    tail: Tails,
+    sink: torch.Tensor | None,
+) -> torch.Tensor:
+    """The kept tokens' weighted values plus the tail, `[B, Hq, T, Dv]` in fp32."""
+    batch, heads, queries, keys = scores.shape
+    weight, lost = kept_weights(scores, choice, seen, tail, sink)
+    grouped = weight.view(batch, value.shape[1], -1, keys)
+    output = (grouped @ value).view(batch, heads, queries, -1)
+    return add_tail_(output, weight, lost, tail, lambda: visible_mean(value, seen))
+
+
+def kept_weights(
+    scores: torch.Tensor, choice: Choice, seen: torch.Tensor, tail: Tails, sink: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | float]:
+    """Weights `[B, Hq, T, S]` of the kept tokens, zero elsewhere, and the weight that `sink` takes.
+
+    They are parts of all mass that the selector knows of, with what the tail gives them of the missing mass; for heads
+    that renormalise, of the kept mass, which may be so small a part of all that fp32 would lose it.
+    """
+    known = scores if choice.estimate is scores else torch.where(choice.keep > 0, scores, choice.estimate)
+    flags = tail_flags(tail, scores.shape[1], scores)
+    if flags.renormalize.any():
+        known = known.masked_fill(flags.renormalize & (choice.keep == 0), -torch.inf)
+    weight, lost = attention_weights(known, seen, sink)
+    weight.mul_(choice.keep)
+    if flags.even.any():
+        missing = (1 - weight.sum(-1, keepdim=True) - lost).clamp_min_(0.0)
+        weight.addcmul_(choice.keep, flags.even * missing / choice.keep.sum(-1, keepdim=True).clamp_min(1))
+    return weight, lost
+
+
+def add_tail_(
+    output: torch.Tensor,
+    weight: torch.Tensor,
+    lost: torch.Tensor | float,
+    tail: Tails,
+    mean: Callable[[], torch.Tensor],
+) -> torch.Tensor:
+    """What stands for the tokens that are not kept, added to their output `[B, Hq, T, Dv]` in place.
+
+    Args:
+        output: Of the kept tokens.
+        weight: Theirs, `[B, Hq, T, S]`, from `kept_weights`: what they lack of 1 is left to the mean.
+        lost: The weight of a learned sink.
+        tail: As in `reference_attention`.
+        mean: Of the visible values, `[B, Hkv, T, Dv]`; asked only where a tail needs it.
+    """
+    heads, mass = output.shape[1], weight.sum(-1, keepdim=True)
+    flags = tail_flags(tail, heads, output)
+    if flags.renormalize.any():
+        output /= torch.where(flags.renormalize, (mass + lost).clamp_min(torch.finfo(mass.dtype).tiny), 1.0)
+    if flags.centred.any():
+        values = mean()
+        values = values.repeat_interleave(heads // values.shape[1], dim=1)
+        output.addcmul_(torch.where(flags.centred, (1 - mass - lost).clamp_min(0.0), 0.0), values)
+    return output
+
+
+def attention_weights(
+    scores: torch.Tensor, seen: torch.Tensor, sink: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor | float]:
+    """Softmax `[B, Hq, T, S]` of `scores`, zeros for blind queries, and the weight that `sink` `[Hq]` takes."""
+    lost: torch.Tensor | float = 0.0
+    if sink is None:
+        weight = scores.softmax(-1)
+    else:
+        logit = sink.float()[None, :, None, None]
+        total = scores.logsumexp(-1, keepdim=True).logaddexp(logit)
+        weight, lost = (scores - total).exp_(), (logit - total).exp_()
+    any_seen = seen.any(-1, keepdim=True)
+    if not any_seen.all():
+        weight = weight.masked_fill(~any_seen, 0.0)
+    return weight, lost
+
+
+def visible_mean(value: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    """Mean of the values that each query sees, `[B, Hkv, T, Dv]`; zeros where it sees none."""
+    weight = seen.to(value.dtype)
+    return (weight / weight.sum(-1, keepdim=True).clamp_min(1.0)) @ value

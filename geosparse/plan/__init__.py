@@ -1,0 +1,1 @@
+"""Decide: a Profile and a budget become a Plan."""

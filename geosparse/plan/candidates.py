@@ -1,0 +1,180 @@
+"""What a head may choose from: selectors and tails, and what each is measured to cost it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, cast
+
+import torch
+
+from ..artifacts.plan import PlanTail
+from ..artifacts.profile import Profile
+from ..errors import GeosparseError, did_you_mean
+from ..geometry.regimes import SIGNATURES, typical
+from ..ops import CHOICES, SELECTORS, SHARES, TAILS, Selector, Tail, meant
+from ..ops.selectors import SHARING
+from ..ops.spec import INDEXED
+from .error_curves import complete, complete_at, spend
+
+AUTO = "auto"
+# Heads that give more than SINK of their mass to attention sinks give none to the mean of the visible values below
+# SPREAD tokens: the compressed value of a sink is far from any mean, so that where a text opens with several equal
+# tokens, each of them a sink, such a head would miss its mass and the model its output.
+SINK, SPREAD = 0.5, 8
+MEASURES: Mapping[str, Callable[[Profile, str, str], torch.Tensor]] = {
+    "fisher": Profile.price,
+    "alone": Profile.fisher,
+    "output_error": Profile.relative_output_error,
+}
+"""The errors that heads, tails and selectors are compared in; "alone" leaves out what other heads' errors do."""
+
+
+class Chosen(NamedTuple):
+    """`[layers, Hq]` int64 each: places in `SELECTORS` and in `TAILS`."""
+
+    selectors: torch.Tensor
+    tails: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Choices:
+    """The candidates of every head.
+
+    Attributes:
+        profile: Measurements at one length.
+        tail: The tail that was asked for, or a word of `ops.CHOICES`.
+        allowed: Per candidate selector `[layers]` bool: where it may serve. Selectors that read an index run exactly in
+            layers with a sliding window, and are no candidates there.
+        share_kv: The heads of one KV group get equal budgets and select together.
+    """
+
+    profile: Profile
+    tail: PlanTail
+    allowed: Mapping[Selector, torch.Tensor]
+    share_kv: bool = False
+
+    @classmethod
+    def of(cls, profile: Profile, tail: PlanTail, selector: str, share_kv: bool = False) -> Choices:
+        """The candidates where `selector` was asked for: a word of `SELECTORS`, or "auto" for all that are measured.
+
+        Raises:
+            GeosparseError: An unknown selector, or one that the profile does not hold; a tail or sharing that does not
+                go with it.
+        """
+        if selector not in (*SELECTORS, AUTO):
+            raise GeosparseError(f"Unknown selector {selector!r}: {did_you_mean(selector, (*SELECTORS, AUTO))}")
+        if selector != AUTO and selector not in profile.selectors:
+            raise GeosparseError(
+                f"The profile has not measured the selector {selector!r}, only {', '.join(profile.selectors)}: profile "
+                f"with --selectors {','.join((*profile.selectors, selector))}."
+            )
+        if selector == "sink_recent" and "renormalize" not in meant(tail):
+            raise GeosparseError(f"The selector sink_recent goes with the tail 'renormalize' only, found {tail!r}.")
+        wide = torch.tensor([limit >= profile.length for limit in profile.limits], dtype=torch.bool, device="cpu")
+        words = cast(tuple[Selector, ...], profile.selectors if selector == AUTO else (selector,))
+        if share_kv:
+            words = tuple(word for word in words if word in SHARING)
+            if not words:
+                raise GeosparseError(f"share_kv goes with the selectors {' and '.join(sorted(SHARING))} only.")
+        if selector == AUTO and "renormalize" not in meant(tail):
+            words = tuple(word for word in words if word != "sink_recent")
+        allowed = {word: wide if word in INDEXED else torch.ones_like(wide) for word in words}
+        if not any(bool(places.all()) for places in allowed.values()):
+            allowed["topn"] = ~wide
+        return cls(profile, tail, allowed, share_kv)
+
+    def measured(self, measure: str, selector: Selector, tail: str) -> torch.Tensor:
+        """A measured error `[layers, Hq, budgets]`: `measure` is one of MEASURES."""
+        # Exact selection in windows, where no profile of it exists: the indexed one is nearly that.
+        known = selector if selector in self.profile.selectors else self.profile.selectors[0]
+        return MEASURES[measure](self.profile, tail, known)
+
+    def tails(self, selector: Selector) -> tuple[Tail, ...]:
+        """The tails that `selector` may have."""
+        if selector == "sink_recent":
+            return ("renormalize",)
+        return meant(self.tail)
+
+    def _risky(self, tail: Tail) -> bool:
+        """Whether `tail` is not for heads of sinks that keep few tokens; what was asked for is done."""
+        return SHARES.get(tail, 0.0) > 0 and self.tail in CHOICES
+
+    @property
+    def sunk(self) -> torch.Tensor:
+        """`[layers, Hq]` bool: heads that give more than SINK of their mass to attention sinks."""
+        return typical(self.profile.arrays["signatures"])[..., SIGNATURES.index("sink_mass")] > SINK
+
+    def curve(self, measure: str, selector: Selector) -> torch.Tensor:
+        """The error of one selector with its best tail, `[layers, Hq, length]`; infinite where it may not serve."""
+        tails = {tail: self.measured(measure, selector, tail) for tail in self.tails(selector)}
+        curve = complete(torch.stack(list(tails.values())).amin(0), self.profile)
+        safe = [rows for tail, rows in tails.items() if not self._risky(tail)]
+        if len(safe) < len(tails):
+            few = complete(torch.stack(safe).amin(0), self.profile)[..., : SPREAD - 1]
+            curve[..., : SPREAD - 1] = torch.where(self.sunk.unsqueeze(-1), few, curve[..., : SPREAD - 1])
+        return curve.masked_fill(~self.allowed[selector][:, None, None], torch.inf)
+
+    def curves(self, measure: str) -> torch.Tensor:
+        """The least error over the candidates, `[layers, Hq, length]`."""
+        return torch.stack([self.curve(measure, selector) for selector in self.allowed]).amin(0)
+
+    @property
+    def members(self) -> int:
+        """Query heads that get one budget."""
+        model = self.profile.model
+        return model.heads // model.kv_heads if self.share_kv else 1
+
+    def pooled(self, curves: torch.Tensor) -> torch.Tensor:
+        """Curves of those that get a budget, `[layers, Hq / members, length]`: summed over heads that share one."""
+        layers, _, length = curves.shape
+        return curves.view(layers, -1, self.members, length).sum(2)
+
+    def spend(self, curves: torch.Tensor, total: int) -> torch.Tensor:
+        """Budgets `[layers, Hq]` of least summed `curves` `[layers, Hq, length]`, `total` tokens in all."""
+        return spend(self.pooled(curves), total // self.members).repeat_interleave(self.members, dim=-1)
+
+    def missing_mass(self) -> torch.Tensor:
+        """The least missing mass over the candidates, `[layers, Hq, length]`."""
+        rows = []
+        for selector, allowed in self.allowed.items():
+            known = selector if selector in self.profile.selectors else self.profile.selectors[0]
+            missing = (1.0 - self.profile.kept_mass(known)).clamp_min(0.0)
+            rows.append(complete(missing, self.profile).masked_fill(~allowed[:, None, None], torch.inf))
+        return torch.stack(rows).amin(0)
+
+    def at(self, n_keep: torch.Tensor, measure: str, selectors: torch.Tensor | None = None) -> Chosen:
+        """For each head the candidate that costs least at its budget `[layers, Hq]`; with `selectors`, places that are
+        decided already, only the tail."""
+        words, costs, tails = [], [], []
+        for selector, allowed in self.allowed.items():
+            candidates = self.tails(selector)
+            prices = self._prices(measure, selector, candidates, n_keep)
+            risky = torch.tensor([self._risky(tail) for tail in candidates], dtype=torch.bool, device="cpu")[
+                :, None, None
+            ]
+            cost, best = prices.masked_fill(risky & self.sunk & (n_keep < SPREAD), torch.inf).min(0)
+            order = torch.tensor([TAILS.index(tail) for tail in candidates], dtype=torch.int64, device="cpu")
+            words.append(SELECTORS.index(selector))
+            costs.append(cost.masked_fill(~allowed[:, None], torch.inf))
+            tails.append(order[best])
+        together = self.pooled(torch.stack(costs, -1)).repeat_interleave(self.members, dim=1)
+        chosen = together.argmin(-1)
+        if selectors is not None:
+            chosen = (selectors.unsqueeze(-1) == torch.tensor(words, dtype=torch.int64, device="cpu")).long().argmax(-1)
+        tail = torch.stack(tails, -1).gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
+        return Chosen(torch.tensor(words, dtype=torch.int64, device="cpu")[chosen], tail)
+
+    def total(self, measure: str, n_keep: torch.Tensor, chosen: Chosen) -> float:
+        """The summed error of `chosen` at the budgets `[layers, Hq]`."""
+        summed = 0.0
+        for word in sorted(set(chosen.selectors.flatten().tolist())):
+            prices = self._prices(measure, SELECTORS[word], TAILS, n_keep)
+            mine = prices.gather(0, chosen.tails.unsqueeze(0))[0]
+            summed += float(mine[chosen.selectors == word].sum())
+        return summed
+
+    def _prices(self, measure: str, selector: Selector, tails: Sequence[Tail], n_keep: torch.Tensor) -> torch.Tensor:
+        """The error of each of `tails` at the budgets, `[tails, layers, Hq]`."""
+        errors = torch.stack([self.measured(measure, selector, tail) for tail in tails])
+        return complete_at(errors, self.profile, n_keep)

@@ -1,0 +1,322 @@
+"""make_plan: a Profile and a budget become a Plan, by one of the policies."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+
+from ..artifacts.plan import Plan, PlanTail, check_tail
+from ..artifacts.profile import Profile
+from ..errors import GeosparseError
+from ..ops import CHOICES, SELECTORS
+from ..utils.bounds import as_number, as_whole
+from ..utils.files import MAX_COUNT, is_count
+from ..utils.provenance import versions
+from .byte_budget import Market, Split, spend_bytes
+from .candidates import AUTO, Choices, Chosen
+from .cost_model import Rows, split_bytes
+from .error_curves import complete_at
+from .growth import Growth, law_of
+from .policies import DEFAULT_POLICY, POLICIES, Policy
+from .policies.apportion import scale_to
+from .policies.permuted import deal, undo_deal
+
+__all__ = ["DEFAULT_TAIL", "make_plan", "predicted_damage"]
+
+DEFAULT_TAIL: PlanTail = "blend"
+MORE = 0.05
+"""How much larger the measured errors of 4-bit codes may be, for them to be the usual way to find tokens."""
+ROUNDS = 6
+TYPICAL_KEEP = 32
+"""Tokens per head around which the law is fitted where the budget is in bytes."""
+TYPICAL_GROWTH = 0.25
+"""The exponent by which a length that was not profiled is approached before its law is known."""
+
+
+class Request(NamedTuple):
+    """A budget: how much of what, in the words of the one who asked."""
+
+    kind: str
+    amount: float
+    asked: dict[str, float]
+
+
+def make_plan(
+    profile: Profile,
+    mean_keep: float | None = None,
+    policy: str = DEFAULT_POLICY,
+    tail: PlanTail = DEFAULT_TAIL,
+    seed: int = 0,
+    *,
+    density: float | None = None,
+    bytes_read: float | None = None,
+    length: int | None = None,
+    selector: str | None = None,
+    share_kv: bool = False,
+) -> Plan:
+    """Choose how many tokens each head keeps, how it finds them, and what stands for the rest.
+
+    A profile of several lengths gives the budgets a law: beyond the length that is planned for they grow with the
+    context, by an exponent per head (`planning.growth`), and a length that was not profiled can be planned for.
+
+    Args:
+        profile: Measurements of the model.
+        mean_keep: Tokens kept per head, on average, at the length planned for; heads keep from 1 to that length.
+        policy: A name in `POLICIES`: a built-in one, or one that an installed package adds by an entry point.
+        tail: What stands for the discarded tokens: one of `ops.TAILS` for all heads, or for each head the one of the
+            least price at its N, in what the policy pays for: of all of them ("blend", default), or of "drop",
+            "renormalize" and "centroid" ("best"); none that give mass to the mean of the visible values for heads of
+            attention sinks that keep few tokens (`planning.choices`).
+        seed: Seed of the controls.
+        density: Instead of `mean_keep`: the same as a fraction of the length, above 0 and up to 1.
+        bytes_read: Instead of `mean_keep`: modelled bytes that a decode step reads of the cache (`planning.traffic`).
+        length: Context to plan for, tokens; by default the longest of the profile.
+        selector: How tokens are found: a word of `ops.SELECTORS` that the profile has measured, or "auto": for each
+            head the one that costs least. By default "auto" with `bytes_read`; else "lowbit", which reads a fraction of
+            what "topn" reads, where its measured errors are not larger by more than `MORE`, else "topn".
+        share_kv: The query heads of one KV group keep the same tokens.
+
+    Raises:
+        GeosparseError: An unknown policy, tail or selector, a budget below one token, or not exactly one of
+            `mean_keep`, `density` and `bytes_read`; a length that the profile says nothing about.
+    """
+    POLICIES.check(policy)
+    rule = POLICIES[policy]
+    check_tail(tail)
+    if (whole := as_whole(seed)) is None or not 0 <= whole <= MAX_COUNT:
+        raise GeosparseError(f"seed is a whole number from 0 to {MAX_COUNT}, found {seed}.")
+    if share_kv and not rule.shareable:
+        able = ", ".join(name for name in POLICIES if POLICIES[name].shareable)
+        raise GeosparseError(f"share_kv goes with the policies {able} only, found {policy!r}.")
+    length = _checked_length(profile, length)
+    request = _request(length, mean_keep, density, bytes_read)
+    if request.kind == "bytes" and rule.measure is None:
+        able = ", ".join(name for name in POLICIES if POLICIES[name].measure is not None)
+        raise GeosparseError(f"A budget in bytes goes with the policies {able} only, found {policy!r}.")
+    near = profile.at(min(profile.distinct_lengths, key=lambda known: abs(math.log(known / length))))
+    measure = rule.measure or "fisher"
+    if selector is None and request.kind == "bytes":
+        selector = AUTO
+    elif selector is None:
+        per_head = request.amount * near.length / length
+        selector = _usual_selector(near, tail, share_kv, measure, per_head)
+    task = _Task(profile, Choices.of(near, tail, selector, share_kv), rule, measure, seed, length)
+    found = _by_bytes(task, request.amount) if request.kind == "bytes" else _by_tokens(task, request.amount)
+    chosen = _choose(task, found)
+    words = chosen.selectors.flatten()
+    most_used = SELECTORS[int(words.mode().values)]
+    return Plan(
+        n_keep=found.budgets,
+        tail=tail,
+        head_tails=chosen.tails if tail in CHOICES else None,
+        reference_length=length,
+        policy=policy,
+        budget=request.asked,
+        model=profile.model,
+        calibration=profile.calibration,
+        predicted=_predicted(task, found, chosen),
+        provenance=versions(),
+        selector=most_used,
+        head_selectors=None if bool((words == words[0]).all()) else chosen.selectors,
+        growth=None if found.growth is None else found.growth.exponents,
+        share_kv=share_kv,
+    )
+
+
+def _usual_selector(profile: Profile, tail: PlanTail, share_kv: bool, measure: str, per_head: float) -> str:
+    """The selector where none is asked for, by what codes and keys cost where every head keeps `per_head` tokens."""
+    if not {"topn", "lowbit"} <= set(profile.selectors):
+        return "topn" if "topn" in profile.selectors else AUTO
+    place = min(max(round(per_head), 1), profile.length) - 1
+    exact, coded = (
+        float(Choices.of(profile, tail, word, share_kv).curves(measure)[..., place].sum())
+        for word in ("topn", "lowbit")
+    )
+    return "lowbit" if coded <= (1 + MORE) * exact else "topn"
+
+
+class _Task(NamedTuple):
+    """What a plan is made from: `choices` are those at the profiled length that is nearest to `length`, `measure` the
+    error that heads and selectors are compared in."""
+
+    profile: Profile
+    choices: Choices
+    policy: Policy
+    measure: str
+    seed: int
+    length: int
+
+    @property
+    def near(self) -> int:
+        """The length of the curves."""
+        return self.choices.profile.length
+
+    def stretch(self, growth: Growth | None) -> torch.Tensor:
+        """N at `length` over N at `near`, `[layers, Hq]`."""
+        model = self.profile.model
+        if growth is None:
+            return torch.ones(model.layers, model.heads, dtype=torch.float64, device="cpu")
+        return (self.length / self.near) ** growth.exponents
+
+    def limits(self) -> list[int]:
+        """Per layer, the most tokens that a query sees at `length`."""
+        return [self.length if limit >= self.profile.length else limit for limit in self.profile.limits]
+
+
+class _Found(NamedTuple):
+    """Budgets `[layers, Hq]` at the length planned for, their law, and places in SELECTORS where they are decided."""
+
+    budgets: torch.Tensor
+    growth: Growth | None
+    selectors: torch.Tensor | None = None
+
+
+def _by_tokens(task: _Task, mean: float) -> _Found:
+    """Budgets of the given mean."""
+    model, choices = task.profile.model, task.choices
+    heads = model.layers * model.heads
+    total = min(round(mean * heads), task.length * heads)
+
+    def policy(tokens: float) -> torch.Tensor:
+        wanted = min(max(round(tokens), heads), task.near * heads)
+        budgets = task.policy(choices, wanted, task.seed)
+        _check_budgets(task, budgets, wanted)
+        return budgets
+
+    start = total * (task.near / task.length) ** TYPICAL_GROWTH
+    growth = _law(task, start)
+    if task.length == task.near:
+        return _Found(policy(total), growth)
+    stretch, members = task.stretch(growth), choices.members
+    budgets = policy(start)
+    for _ in range(ROUNDS):
+        start *= total / float((budgets * stretch).sum())
+        budgets = policy(start)
+    wanted = (budgets * stretch)[:, ::members]
+    most = torch.full(wanted.shape, task.length, dtype=torch.int64, device="cpu")
+    scaled = scale_to(lambda factor: wanted * factor, total // members, most)
+    return _Found(scaled.repeat_interleave(members, dim=-1), growth)
+
+
+def _check_budgets(task: _Task, budgets: torch.Tensor, total: int) -> None:
+    """Raise GeosparseError unless a policy, which may be another package's, did what a policy has to do."""
+    model, members = task.profile.model, task.choices.members
+    shape, spent = (model.layers, model.heads), total // members * members
+    whole = isinstance(budgets, torch.Tensor) and budgets.dtype == torch.int64 and tuple(budgets.shape) == shape
+    if not whole or int(budgets.min()) < 1 or int(budgets.max()) > task.near or int(budgets.sum()) != spent:
+        raise GeosparseError(
+            f"The policy {task.policy.name!r} returned budgets that are not int64 {list(shape)} from 1 to {task.near} "
+            f"with the sum {spent}: mend it, or choose another policy."
+        )
+
+
+def _by_bytes(task: _Task, most: float) -> _Found:
+    """Budgets and selectors that read `most` bytes or less."""
+    model, choices = task.profile.model, task.choices
+    growth = _law(task, min(TYPICAL_KEEP, task.near) * model.layers * model.heads)
+    stretch, limits, rows = task.stretch(growth), task.limits(), Rows(model.head_dim, model.head_dim)
+    market = Market(
+        {word: choices.pooled(choices.curve(task.measure, word)) for word in choices.allowed},
+        1 if choices.share_kv else model.heads // model.kv_heads,
+        rows,
+        torch.tensor(limits, dtype=torch.int64, device="cpu"),
+        stretch[:, :: choices.members],
+    )
+
+    def spread(split: Split) -> Split:
+        places, amounts = (part.repeat_interleave(choices.members, dim=-1) for part in split)
+        return places, (amounts * stretch).round().long().clamp(1, task.length)
+
+    def count(split: Split) -> float:
+        places, budgets = spread(split)
+        return split_bytes(budgets, places, model.kv_heads, limits, rows, choices.share_kv)
+
+    places, budgets = spread(spend_bytes(market, count, most))
+    return _Found(budgets, growth, places)
+
+
+def _law(task: _Task, tokens: float) -> Growth | None:
+    """The law of the policy: its own exponents where it has any, else the typical one for every head that grows."""
+    growth = law_of(task.profile, task.choices, task.measure, tokens)
+    if growth is None or task.policy.measure is not None:
+        return growth
+    if task.policy.deals:
+        return growth._replace(exponents=deal(growth.exponents, task.seed))
+    fixed = torch.tensor(task.profile.limits, dtype=torch.int64, device="cpu") <= task.profile.distinct_lengths[0]
+    typical = torch.full_like(growth.exponents, growth.typical).masked_fill(fixed[:, None], 0.0)
+    return growth._replace(exponents=typical)
+
+
+def _choose(task: _Task, found: _Found) -> Chosen:
+    """Selector and tail of each head: those that are predicted to cost least at its budget.
+
+    The permuted control deals whole heads: each N takes along what it had in the plan before.
+    """
+    at_near = (found.budgets / task.stretch(found.growth)).round().long()
+    if not task.policy.deals:
+        return task.choices.at(at_near, task.measure, found.selectors)
+    before = task.choices.at(undo_deal(at_near, task.seed), "fisher")
+    return Chosen(deal(before.selectors, task.seed), deal(before.tails, task.seed))
+
+
+def _predicted(task: _Task, found: _Found, chosen: Chosen) -> dict[str, float]:
+    """Half the summed (g . e)^2 of the plan, bytes of a decode step, and how far the law may be trusted."""
+    at_near = (found.budgets / task.stretch(found.growth)).round().long()
+    model = task.profile.model
+    rows = Rows(model.head_dim, model.head_dim)
+    share_kv = task.choices.share_kv
+    facts = {
+        "damage": 0.5 * task.choices.total("fisher", at_near, chosen),
+        "bytes": split_bytes(found.budgets, chosen.selectors, model.kv_heads, task.limits(), rows, share_kv),
+    }
+    if found.growth is not None:
+        facts["growth"] = found.growth.typical
+        if found.growth.left_out is not None:
+            facts["growth_left_out_error"] = found.growth.left_out
+    return facts
+
+
+def _checked_length(profile: Profile, length: int | None) -> int:
+    if length is None or length == profile.length:
+        return profile.length
+    if not is_count(as_whole(length)):
+        raise GeosparseError(f"The length to plan for is a whole number of tokens from 1, found {length}.")
+    if len(profile.distinct_lengths) == 1:
+        raise GeosparseError(
+            f"The profile has windows of {profile.length} tokens only and says nothing about {length}: profile with "
+            "several --lengths, or plan for that length."
+        )
+    return length
+
+
+def _request(length: int, mean_keep: float | None, density: float | None, bytes_read: float | None) -> Request:
+    given = {"mean_keep": mean_keep, "density": density, "bytes": bytes_read}
+    asked = {kind: as_number(kind, amount) for kind, amount in given.items() if amount is not None}
+    if len(asked) != 1:
+        found = " and ".join(asked) or "none"
+        raise GeosparseError(f"The budget is one of mean_keep, density and bytes, found {found}: give one of them.")
+    ((kind, amount),) = asked.items()
+    if kind == "mean_keep" and (not math.isfinite(amount) or amount < 1):
+        raise GeosparseError(
+            "mean_keep is the mean number of tokens that a head keeps, and every head keeps at least 1: "
+            f"give a finite number from 1, found {amount:g}."
+        )
+    if kind == "bytes" and (not math.isfinite(amount) or amount <= 0):
+        raise GeosparseError(f"bytes is what a decode step reads of the cache: above 0, found {amount:g}.")
+    if kind == "density":
+        if not 0 < amount <= 1:
+            raise GeosparseError(f"density is a fraction of the length: above 0, up to 1, found {amount:g}.")
+        if amount * length < 1:
+            raise GeosparseError(
+                f"density {amount:g} of {length} tokens is less than the 1 token that every head keeps: "
+                f"give {1 / length:.6g} or more."
+            )
+        return Request(kind, amount * length, asked)
+    return Request(kind, amount, asked)
+
+
+def predicted_damage(profile: Profile, budgets: torch.Tensor, tail: PlanTail) -> float:
+    """Half the summed mean (g . e)^2 of `budgets` `[layers, Hq]`: a second-order guess, nats per sampled query."""
+    return 0.5 * float(complete_at(profile.price(tail), profile, budgets).sum())

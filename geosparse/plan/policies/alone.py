@@ -1,0 +1,14 @@
+"""The first pass by itself: every head as if all others were dense."""
+
+from __future__ import annotations
+
+import torch
+
+from ..candidates import Choices
+from .policy import policy
+
+
+@policy("least summed (g . e)^2 of every head by itself", measure="alone", shareable=True)
+def alone(choices: Choices, total: int, seed: int) -> torch.Tensor:
+    """Least summed (g . e)^2, without what the errors of other heads add or cancel."""
+    return choices.spend(choices.curves("alone"), total)

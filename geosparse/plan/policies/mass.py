@@ -1,0 +1,17 @@
+"""Spend tokens where attention mass is missing."""
+
+from __future__ import annotations
+
+import torch
+
+from ..candidates import Choices
+from .policy import policy
+
+
+@policy("least summed missing attention mass 1 - M(N)", shareable=True)
+def mass(choices: Choices, total: int, seed: int) -> torch.Tensor:
+    """Least summed missing attention mass 1 - M(N) (forward pass only; any tail alike).
+
+    The weight of a learned sink, which no token has, counts as missing at every N below the limit.
+    """
+    return choices.spend(choices.missing_mass(), total)

@@ -1,0 +1,22 @@
+"""Control: budgets that know nothing, in spread or in place."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from ..candidates import Choices
+from .apportion import caps, scale_to
+from .policy import policy
+
+
+@policy("log N uniform at random: a control")
+def random(choices: Choices, total: int, seed: int) -> torch.Tensor:
+    """Random budgets: log N uniform between 0 and log of the top, N = top^u with u from the seed.
+
+    The top is the number at which the budgets, cut to what a head can keep and rounded, sum to `total`.
+    """
+    most = caps(choices.profile, total)
+    share = torch.rand(most.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed), device="cpu")
+    return scale_to(lambda top: (share * math.log(top)).exp(), total, most)

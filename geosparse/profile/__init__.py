@@ -1,0 +1,1 @@
+"""Measure: a model and texts become a Profile."""

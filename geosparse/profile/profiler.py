@@ -1,0 +1,370 @@
+"""profile_model: one forward and one backward pass per window, the geometry of sampled queries, and a second pass."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..artifacts.interplay import Interplay
+from ..artifacts.profile import ARRAYS, Profile
+from ..errors import GeosparseError
+from ..geometry.moments import Moments
+from ..hf.adapters import inner_model
+from ..hf.identity import identify
+from ..hf.layers import AttentionLayer, attention_layers, check_context
+from ..hf.modes import evaluating
+from ..ops import check_selector
+from ..ops.serving import warn_once
+from ..plan.make_plan import make_plan
+from ..text import text_sha256, token_windows
+from ..utils.bounds import check_whole
+from ..utils.files import check_writable
+from ..utils.parallel import mapped
+from ..utils.progress import steps, track
+from ..utils.provenance import versions
+from .arrays import KvHead, joined, kv_heads, measure
+from .capture import LayerRows, Rows, forward_backward, walk_layers
+from .checkpoints import Parts, Window, process_group, process_rank, wait_for_all
+from .second_pass import interplay_of_window, mean_interplay
+
+__all__ = [
+    "LayerRows",
+    "ProfileConfig",
+    "Rows",
+    "profile_model",
+    "profile_to_file",
+    "sample_positions",
+    "walk_layers",
+    "window_generator",
+]
+
+POWERS = tuple(2**exponent for exponent in range(10))
+FEWEST_WINDOWS = 2
+# The second pass: windows, sampled queries of each, tokens per head of its plan as a fraction, the longest windows.
+SECOND_WINDOWS, SECOND_QUERIES, SECOND_SHARE, SECOND_LENGTH = 4, 128, 32, 4096
+# What the forward and backward pass counts on the progress bar, in layers measured.
+PASS_STEPS = 30
+
+
+class _Only(int):
+    """The one of `lengths`, as a configuration says it of itself: `dataclasses.replace` hands it back unasked."""
+
+
+@dataclass(frozen=True)
+class ProfileConfig:
+    """How to profile.
+
+    Attributes:
+        length: The one entry of `lengths`, None of several; where it is given, `lengths` becomes it alone.
+        windows: Windows of the shortest length, evenly spaced over the text; of a longer one as many as hold about as
+            many tokens, but at least 2 (or `windows`, where that is less).
+        queries: Query positions sampled per window, stratified over the window.
+        budgets: The N at which every head is measured; those of the longest length or more are left out.
+        random_sets: Random rankings per query for the controls of the geometry.
+        seed: Seed of the sampled positions and random sets.
+        lengths: Tokens per window, ascending.
+        geometry_queries: How many of the sampled positions serve the geometry, evenly spaced among them; the final
+            position always does. The errors are measured at all of them.
+        selectors: Words of `ops.SELECTORS` whose mass and errors are measured.
+        second_pass: Measure what the errors of heads do to each other, with a plan active, on up to 4 of the windows:
+            the geometry does not need it, plans lose much less with it.
+    """
+
+    length: int | None = None
+    windows: int = 4
+    queries: int = 64
+    budgets: tuple[int, ...] = POWERS
+    random_sets: int = 8
+    seed: int = 0
+    lengths: tuple[int, ...] = (1024,)
+    geometry_queries: int = 12
+    selectors: tuple[str, ...] = ("topn", "lowbit")
+    second_pass: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be profiled."""
+        if self.length is not None and not (isinstance(self.length, _Only) and self.lengths != (self.length,)):
+            object.__setattr__(self, "lengths", (self.length,))
+        lengths = tuple(check_whole("length", length, 8) for length in self.lengths)
+        if not lengths or list(lengths) != sorted(set(lengths)):
+            raise GeosparseError(f"lengths must ascend, found {list(lengths)}.")
+        object.__setattr__(self, "lengths", lengths)
+        object.__setattr__(self, "length", _Only(lengths[0]) if len(lengths) == 1 else None)
+        least = {"windows": 1, "queries": 1, "random_sets": 1, "seed": 0, "geometry_queries": 1}
+        for name, bound in least.items():
+            object.__setattr__(self, name, check_whole(name, getattr(self, name), bound))
+        object.__setattr__(self, "budgets", tuple(check_whole("budgets", budget) for budget in self.budgets))
+        if not self.budgets or min(self.budgets) < 1 or list(self.budgets) != sorted(set(self.budgets)):
+            raise GeosparseError(f"budgets must ascend from at least 1, found {list(self.budgets)}.")
+        if self.budgets[0] >= lengths[0]:
+            raise GeosparseError(f"budgets must start below the length {lengths[0]}, found {list(self.budgets)}.")
+        if not self.selectors or len(set(self.selectors)) < len(self.selectors):
+            raise GeosparseError(f"selectors are one or more different names, found {list(self.selectors)}.")
+        for selector in self.selectors:
+            check_selector(selector)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest windows."""
+        return self.lengths[-1]
+
+    def windows_of(self, length: int) -> int:
+        """How many windows of `length` tokens to take."""
+        return max(min(FEWEST_WINDOWS, self.windows), round(self.windows * self.lengths[0] / length))
+
+
+def config_json(config: ProfileConfig) -> dict[str, Any]:
+    """A configuration as a profile holds it: one length is in `lengths` alone, however it was given."""
+    return asdict(config) | {"length": None}
+
+
+def profile_model(
+    model: Any,
+    tokenizer: Any,
+    texts: str | Sequence[str],
+    config: ProfileConfig | None = None,
+    *,
+    show_progress: bool = False,
+) -> Profile:
+    """Measure every head of `model` on calibration text.
+
+    Args:
+        model: A transformers causal language model, or a PeftModel around one; it is not changed, and measured in
+            evaluation mode.
+        tokenizer: Its tokenizer.
+        texts: A text, or documents that are joined.
+        config: How to profile.
+        show_progress: A progress bar on a terminal.
+
+    Raises:
+        GeosparseError: The text is too short, the architecture is not supported, or the loss is not finite.
+    """
+    model = inner_model(model)
+    with evaluating(model):
+        return _profile(model, tokenizer, texts, ProfileConfig() if config is None else config, None, show_progress)
+
+
+def profile_to_file(
+    path: Path | str,
+    model: Any,
+    tokenizer: Any,
+    texts: str | Sequence[str],
+    config: ProfileConfig | None = None,
+    *,
+    show_progress: bool = False,
+) -> Profile:
+    """`profile_model`, saved to `path`; a run that was stopped goes on where it was when it is started again.
+
+    Every finished window waits in the folder `path` + ".parts", which is removed at the end. The file is the same, bit
+    for bit, however often the run was stopped, and however many processes of `accelerate launch` or `torchrun` share
+    it: each takes its share of the windows, the first one writes the file.
+
+    Raises:
+        GeosparseError: As `profile_model`; or `path` cannot be written.
+    """
+    path = check_writable(path)
+    parts = path.with_name(f"{path.name}.parts")
+    model = inner_model(model)
+    with process_group(), evaluating(model):
+        profile = _profile(model, tokenizer, texts, ProfileConfig() if config is None else config, parts, show_progress)
+        if process_rank()[0] == 0:
+            profile.save(path)
+            shutil.rmtree(parts, ignore_errors=True)
+        wait_for_all()
+    return profile
+
+
+def _profile(
+    model: Any,
+    tokenizer: Any,
+    texts: str | Sequence[str],
+    config: ProfileConfig,
+    folder: Path | None,
+    show_progress: bool,
+) -> Profile:
+    """`profile_model`; with a folder for the finished windows, resumed and shared between processes."""
+    layers = attention_layers(model)
+    warn_once(model.get_input_embeddings().weight.device)
+    check_context(model, config.longest, "give a smaller --length")
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    windows = [
+        (index, window)
+        for length in config.lengths
+        for index, window in enumerate(token_windows(tokenizer, texts, length, config.windows_of(length)))
+    ]
+    about: dict[str, Any] = {
+        "model": identify(model).to_json(),
+        "calibration": {"sha256": text_sha256(texts), "windows": len(windows), "lengths": list(config.lengths)},
+        "config": config_json(config),
+        "provenance": versions(),
+    }
+    parts = None if folder is None else Parts(folder, about | {"dtype": str(model.dtype)})
+    results = _measure(model, layers, windows, config, parts, show_progress)
+    profile = Profile(
+        arrays={name: torch.stack([window.arrays[name] for window in results]) for name in ARRAYS},
+        moments=Moments.stack([window.moments.widened(config.longest) for window in results]),
+        budgets=_budgets(config),
+        lengths=tuple(len(window) for _, window in windows),
+        queries=config.queries,
+        limits=tuple(min(layer.window or config.longest, config.longest) for layer in layers),
+        nlls=tuple(window.nll for window in results),
+        selectors=config.selectors,
+        **about | {"model": identify(model)},
+    )
+    if not config.second_pass:
+        return profile
+    return replace(profile, interplay=_second_pass(model, layers, windows, profile, parts, show_progress))
+
+
+def _second_pass(
+    model: Any,
+    layers: Sequence[AttentionLayer],
+    windows: Sequence[tuple[int, torch.Tensor]],
+    profile: Profile,
+    parts: Parts | None,
+    show_progress: bool,
+) -> Interplay | None:
+    """The interplay of heads under a plan, on windows of the longest length that is not above SECOND_LENGTH."""
+    length = max((length for length in profile.distinct_lengths if length <= SECOND_LENGTH), default=None)
+    if length is None:
+        return None
+    selector = "topn" if "topn" in profile.selectors else None
+    plan = make_plan(profile.at(length), max(1.0, length / SECOND_SHARE), selector=selector)
+    rank, processes = process_rank() if parts is not None else (0, 1)
+    places = [place for place, (_, window) in enumerate(windows) if len(window) == length]
+    places = [places[part] for part in evenly(SECOND_WINDOWS, len(places))]
+    found: dict[int, Interplay] = {}
+    for place in track(places[rank::processes], "second pass", show_progress and rank == 0):
+        index, window = windows[place]
+        part = None if parts is None else parts.load_second(place)
+        if part is None:
+            positions = sample_positions(
+                length, SECOND_QUERIES, window_generator(profile.config["seed"], length, index)
+            )
+            part = interplay_of_window(model, layers, plan, window, positions, profile.budgets)
+            if parts is not None:
+                parts.save_second(place, part)
+        found[place] = part
+    if parts is not None and processes > 1:
+        wait_for_all()
+        for place in places:
+            part = found.get(place) or parts.load_second(place)
+            if part is None:
+                raise GeosparseError(f"The windows in {parts.folder} are not complete: start the command again.")
+            found[place] = part
+    return mean_interplay([found[place] for place in places])
+
+
+def _measure(
+    model: Any,
+    layers: Sequence[AttentionLayer],
+    windows: Sequence[tuple[int, torch.Tensor]],
+    config: ProfileConfig,
+    parts: Parts | None,
+    show_progress: bool,
+) -> list[Window]:
+    """The arrays and losses of all windows, of which this process measures its share."""
+    rank, processes = process_rank() if parts is not None else (0, 1)
+    grams = [_gram(layer) for layer in layers]
+    done: dict[int, Window] = {}
+    mine = range(rank, len(windows), processes)
+    work = sum(len(windows[place][1]) for place in mine) * (len(layers) + PASS_STEPS)
+    with steps(work, "profile", show_progress and rank == 0) as advance:
+        for place in mine:
+            index, window = windows[place]
+            found = None if parts is None else parts.load(place)
+            if found is not None:
+                advance(len(window) * (len(layers) + PASS_STEPS))
+            else:
+                found = _window_arrays(model, layers, grams, window, index, config, advance)
+                if parts is not None:
+                    parts.save(place, found)
+            done[place] = found
+    if parts is not None and processes > 1:
+        wait_for_all()
+        for place in set(range(len(windows))) - done.keys():
+            found = parts.load(place)
+            if found is None:
+                raise GeosparseError(f"The windows in {parts.folder} are not complete: start the command again.")
+            done[place] = found
+    return [done[place] for place in range(len(windows))]
+
+
+def _budgets(config: ProfileConfig) -> tuple[int, ...]:
+    return tuple(n for n in config.budgets if n < config.longest)
+
+
+def window_generator(seed: int, length: int, index: int) -> torch.Generator:
+    """The random numbers of one window: they depend on these three alone, not on the windows before it."""
+    digest = hashlib.sha256(f"{seed} {length} {index}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:6], "big"))
+
+
+def sample_positions(length: int, count: int, generator: torch.Generator) -> torch.Tensor:
+    """`count` ascending query positions, one drawn from each of equal parts of the window; never the last position,
+    whose output predicts nothing."""
+    edges = torch.linspace(0, length - 1, min(count, length - 1) + 1, dtype=torch.float64, device="cpu")
+    draw = torch.rand(len(edges) - 1, generator=generator, dtype=torch.float64, device="cpu")
+    positions: torch.Tensor = torch.unique((edges[:-1] + draw * edges.diff()).long().clamp_max(length - 2))
+    return positions
+
+
+def evenly(count: int, of: int) -> list[int]:
+    """`count` places (or all) evenly spaced among `of`, each in the middle of its part."""
+    count = min(count, of)
+    return [(2 * part + 1) * of // (2 * count) for part in range(count)]
+
+
+def _window_arrays(
+    model: Any,
+    layers: Sequence[AttentionLayer],
+    grams: Sequence[torch.Tensor],
+    window: torch.Tensor,
+    index: int,
+    config: ProfileConfig,
+    advance: Callable[[int], object],
+) -> Window:
+    """One window, measured."""
+    length = len(window)
+    generator = window_generator(config.seed, length, index)
+    positions = sample_positions(length, config.queries, generator)
+    queries = torch.cat([positions, torch.tensor([length - 1], dtype=torch.int64, device="cpu")])
+    loss, calls, gradients = forward_backward(model, layers, window, queries, positions)
+    advance(length * PASS_STEPS)
+    chosen = [*evenly(config.geometry_queries, len(positions)), len(positions)]
+    budgets = _budgets(config)
+
+    def heads() -> Iterator[KvHead]:
+        for call, gradient, gram in zip(calls, gradients, grams, strict=True):
+            noise = torch.rand(
+                config.random_sets, len(queries), length, generator=generator, dtype=torch.float32, device="cpu"
+            )
+            yield from kv_heads(call, gradient, gram, chosen, noise[:, chosen])
+
+    parts = mapped(
+        lambda head: measure(head, budgets, config.selectors),
+        heads(),
+        parallel=all(call.key.device.type == "cpu" for call in calls),
+    )
+    per_layer, moments = [], []
+    for layer in layers:
+        arrays_of_heads, moments_of_heads = zip(*islice(parts, layer.kv_heads), strict=True)
+        per_layer.append(joined(arrays_of_heads))
+        moments.append(Moments.cat(moments_of_heads))
+        advance(length)
+    places = {name: dimensions.index("layers") for name, dimensions in ARRAYS.items()}
+    arrays = {name: torch.stack([part[name] for part in per_layer], place).float() for name, place in places.items()}
+    return Window(arrays, Moments.stack(moments), loss / (length - 1))
+
+
+def _gram(layer: AttentionLayer) -> torch.Tensor:
+    """`[Hq, Dv, Dv]`: e^T gram e = |W_O^h e|^2, what a head's error weighs in the residual stream."""
+    matrix = layer.output_matrix().view(-1, layer.heads, layer.value_dim)
+    return torch.einsum("rhd,rhe->hde", matrix, matrix)

@@ -1,0 +1,1 @@
+"""Run: a model and a Plan become the same model, sparse."""

@@ -1,0 +1,1 @@
+"""Caches of a sparsified model: growing, offloaded, and the keys of a dense one."""
