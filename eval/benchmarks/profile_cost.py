@@ -21,7 +21,7 @@ from geosparse import GeosparseError
 from geosparse.utils.console import Parser, json_text, run_command, whole
 from geosparse.utils.files import write_json
 
-SCHEMA = "geosparse.geometry.separation.cost/1"
+SCHEMA = "geosparse.geometry.cost/1"
 MAX_TIME_RATIO = 2.0
 MAX_EXTRA_BYTES = 1 << 30
 WARM_UP_TOKENS = 256

@@ -19,7 +19,7 @@ from ..utils.bounds import as_whole, check_whole
 from ..utils.files import MAX_COUNT, damaged, dump_json, is_count, is_number, read_json, require, write_json
 from ..utils.provenance import versions
 
-SCHEMA = "geosparse.artifacts.plan/1"
+SCHEMA = "geosparse.plan/1"
 PlanTail = Tail | Literal["best", "blend"]
 MAX_GROWTH = 4.0
 MAX_FILE = 8 << 20

@@ -29,7 +29,7 @@ from ..utils.files import (
 from ..utils.provenance import versions
 from .interplay import Interplay
 
-SCHEMA = "geosparse.artifacts.profile/4"
+SCHEMA = "geosparse.profile/4"
 # What goes before the names of moments in the file; a profile made before there were any has none.
 MOMENTS = "moments."
 INTERPLAY = "interplay."

@@ -356,7 +356,7 @@ def test_flipped_bytes_load_or_are_refused(tmp_path, saved):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"schema": "geosparse.artifacts.profile/1"}, "its schema is not geosparse.artifacts.profile/4"),
+        ({"schema": "geosparse.profile/1"}, "its schema is not geosparse.profile/4"),
         ({"dimensions": {"tails": ["drop"]}}, "its tails, rankings or distances are not known"),
         ({"extra": 1}, "its metadata is not complete"),
         ({"nlls": ["low"]}, "nlls is not a list of numbers"),
@@ -394,7 +394,7 @@ def test_measurements_that_are_not_numbers_are_refused(saved, name):
 
 
 def test_files_that_are_no_profiles(tmp_path, saved):
-    damaged(saved, tmp_path / "plan.json", b'{"schema": "geosparse.artifacts.plan/1"}')
+    damaged(saved, tmp_path / "plan.json", b'{"schema": "geosparse.plan/1"}')
     damaged(saved, tmp_path / "empty", b"")
     from safetensors.torch import save
 

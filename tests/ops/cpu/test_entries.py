@@ -142,7 +142,7 @@ def test_a_process_that_starts_with_another_default_dtype(dtype):
         "assert all(torch.equal(a, b) for entry in same for a, b in zip(same[entry], found[entry], strict=True))"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run([sys.executable, "-c", code], check=True, env=environment, cwd=Path(__file__).parents[2])
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment, cwd=Path(__file__).parents[3])
 
 
 def test_calls_in_c_are_served_in_c():
