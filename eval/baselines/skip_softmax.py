@@ -29,7 +29,7 @@ THRESHOLD_TOKENS = 32  # of a prompt, at its end, on which the threshold is look
 DISTANCES = [0.01 * 1.06**step for step in range(140)]
 
 
-class _Call(NamedTuple):
+class _SkipCall(NamedTuple):
     visible: int  # heads times keys
     skipped: list[float]  # shares, per threshold
 
@@ -86,7 +86,7 @@ class SkipSoftmax(Method):
 
 
 @contextmanager
-def _skipping(model: Any, distances: list[float], watching: bool = False) -> Iterator[list[_Call]]:
+def _skipping(model: Any, distances: list[float], watching: bool = False) -> Iterator[list[_SkipCall]]:
     """Every attention module skips what lies farther below than the distance; `watching`: only counts what it would."""
     try:
         from modelopt.torch.sparsity.attention_sparsity.methods.flash_skip_softmax import FlashSkipSoftmax
@@ -103,7 +103,7 @@ def _skipping(model: Any, distances: list[float], watching: bool = False) -> Ite
         "backend": "pytorch",
         "is_causal": True,
     }
-    calls: list[_Call] = []
+    calls: list[_SkipCall] = []
     before, layers = model.config._attn_implementation, attention_layers(model)
     model.set_attn_implementation("eager")
     try:
@@ -118,14 +118,14 @@ def _skipping(model: Any, distances: list[float], watching: bool = False) -> Ite
         model.set_attn_implementation(before)
 
 
-def _inside(layer: Any, method: Any, seen: Any, calls: list[_Call]) -> Any:
+def _inside(layer: Any, method: Any, seen: Any, calls: list[_SkipCall]) -> Any:
     forward = layer.module.forward
 
     def run(*args: Any, **kwargs: Any) -> Any:
         with method.get_sparse_context(seen):
             output = forward(*args, **kwargs)
         found = seen._last_stats
-        calls.append(_Call(layer.heads * found["sample_length"], found["sparsity"]))
+        calls.append(_SkipCall(layer.heads * found["sample_length"], found["sparsity"]))
         return output
 
     return run

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from geosparse.ops.spec import Selector
-from geosparse.ops.triton.buffers import LayerBuffers, Rows
+from geosparse.ops.triton.buffers import LayerBuffers, VisibleRows
 from geosparse.ops.triton.decode import decode, passes_of
 
 from . import timing
@@ -31,7 +31,7 @@ class Decoder:
         """
         device = timing.gpu()
         self.shape, self.context = shape, context
-        self.rows = Rows.of([0] * batch, [context] * batch, device)
+        self.rows = VisibleRows.of([0] * batch, [context] * batch, device)
         self.caches = []
         for _ in range(shape.layers):
             cache = LayerBuffers(self.rows, context + 16, shape.kv_heads, shape.dim, shape.dim, DTYPE)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from geosparse.ops.triton.buffers import LayerBuffers, Rows
+from geosparse.ops.triton.buffers import LayerBuffers, VisibleRows
 
 
 class ModelShape(NamedTuple):
@@ -53,7 +53,7 @@ def queries_of(shape: ModelShape, batch: int, device: torch.device, seed: int = 
 
 def layer_of(shape: ModelShape, batch: int, context: int, device: torch.device, spare: int = 16) -> LayerBuffers:
     """A layer's cache with `context` random tokens in each row and room for `spare` more."""
-    rows = Rows.of([0] * batch, [context] * batch, device)
+    rows = VisibleRows.of([0] * batch, [context] * batch, device)
     layer = LayerBuffers(rows, context + spare, shape.kv_heads, shape.dim, shape.dim, DTYPE)
     for row in range(batch):
         layer.key[row].normal_()

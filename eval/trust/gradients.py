@@ -39,7 +39,7 @@ LENGTH = 40  # two complete pages of an index and a part
 STEPS = 50
 
 
-class Case(NamedTuple):
+class GradientCase(NamedTuple):
     """A plan's words, a kind of checkpointing, and how far its gradients are off."""
 
     tail: str
@@ -132,7 +132,7 @@ def relative_error(found: Sequence[torch.Tensor], true: Sequence[torch.Tensor]) 
     return max(float((one.double() - other).norm() / other.norm()) for one, other in pairs)
 
 
-def cases(tails: Sequence[Tail] = TAILS, selectors: Sequence[Selector] = SELECTORS) -> Iterator[Case]:
+def cases(tails: Sequence[Tail] = TAILS, selectors: Sequence[Selector] = SELECTORS) -> Iterator[GradientCase]:
     """Each combination of words with each kind of checkpointing."""
     model, ids = tiny_model(), text(2)
     exact = copy.deepcopy(model).double()
@@ -149,7 +149,7 @@ def cases(tails: Sequence[Tail] = TAILS, selectors: Sequence[Selector] = SELECTO
                     _checkpoint(served, settings)
                 with gs.sparsified(served, plan):
                     found = gradients(served, ids)
-                yield Case(tail, selector, name, relative_error(found, true))
+                yield GradientCase(tail, selector, name, relative_error(found, true))
 
 
 def train(model: Any, steps: int, rate: float = 0.05) -> list[float]:

@@ -66,7 +66,7 @@ LM_EVAL_TEXTS = ("--batch_size",)
 """Numbers that lm-eval reads as text."""
 
 
-class Case(NamedTuple):
+class OptionCase(NamedTuple):
     """One option of one command, with a value."""
 
     command: str
@@ -103,7 +103,7 @@ def _run(arguments: list[str] | None) -> int:
     return 1 if problems else 0
 
 
-def all_cases() -> Iterator[Case]:
+def all_cases() -> Iterator[OptionCase]:
     """Every numeric option of every command times `VALUES`."""
     for command, parser in parsers().items():
         for action in parser._actions:
@@ -111,7 +111,7 @@ def all_cases() -> Iterator[Case]:
             if flag and (is_numeric(action) or (command == "geosparse lm-eval" and flag in LM_EVAL_TEXTS)):
                 for value in VALUES:
                     # In one word, or argparse would take -1 and -inf for flags.
-                    yield Case(command, flag, value, [*required(command, parser, action), f"{flag}={value}"])
+                    yield OptionCase(command, flag, value, [*required(command, parser, action), f"{flag}={value}"])
 
 
 def parsers() -> dict[str, argparse.ArgumentParser]:
@@ -216,7 +216,7 @@ def required(command: str, parser: argparse.ArgumentParser, but: argparse.Action
     return words
 
 
-def fault(case: Case) -> str | None:
+def fault(case: OptionCase) -> str | None:
     """What is wrong with how the command takes the value; None where nothing is."""
     shown = f"{case.command} {' '.join(case.words)}"
     if (case.command, case.option, case.value) in MEANT:
@@ -233,7 +233,7 @@ def fault(case: Case) -> str | None:
     return f"{shown}: something on standard output, {out[:100]!r}" if out else None
 
 
-def _accepts(case: Case) -> bool:
+def _accepts(case: OptionCase) -> bool:
     parser = parsers()[case.command]
     try:
         with redirect_stderr(io.StringIO()):
@@ -248,7 +248,7 @@ def _accepts(case: Case) -> bool:
     return True
 
 
-def run_in_folder(case: Case) -> tuple[int, str, str]:
+def run_in_folder(case: OptionCase) -> tuple[int, str, str]:
     """Exit code, standard output and standard error of the command in an empty folder, where nothing may be left."""
     out, err = io.StringIO(), io.StringIO()
     with (
@@ -269,13 +269,13 @@ def run_in_folder(case: Case) -> tuple[int, str, str]:
     )
 
 
-def _own(case: Case, words: Sequence[str]) -> int:
+def _own(case: OptionCase, words: Sequence[str]) -> int:
     found = getattr(import_module(_home(case.command)), ENTRIES[case.command])(list(words))
     return found if isinstance(found, int) else 0
 
 
 @contextmanager
-def _paths_in(folder: str, case: Case) -> Iterator[list[str]]:
+def _paths_in(folder: str, case: OptionCase) -> Iterator[list[str]]:
     """The command's words with every name that it might write below `folder`."""
     yield [str(Path(folder, "given")) if word == "given" else word for word in case.words]
 

@@ -10,7 +10,7 @@ import torch
 from ..errors import GeosparseError
 
 
-class Serving(NamedTuple):
+class AdapterParts(NamedTuple):
     """What an adapted module is at this moment.
 
     Attributes:
@@ -51,29 +51,29 @@ def _original(module: torch.nn.Module) -> torch.nn.Module | None:
     return next((found for name in names if (found := module._modules.get(name)) is not None), None)
 
 
-def parts_of(module: Any) -> Serving:
+def parts_of(module: Any) -> AdapterParts:
     """What serves in an adapted module: the adapters that are active, neither disabled nor merged into the weights."""
     original = _original(module)
     assert original is not None
     if "token_adapter" in module._modules:  # trainable tokens: an adapted module in a wrapper
-        return Serving(original, [])
+        return AdapterParts(original, [])
     if module.disable_adapters:
         if module.merged_adapters:
             module.unmerge()  # as the module itself does when it is called
-        return Serving(original, [])
+        return AdapterParts(original, [])
     if module.merged_adapters:
-        return Serving(original, [])
+        return AdapterParts(original, [])
     if "modules_to_save" in module._modules:
         saved: Any = module.modules_to_save
         replacing = [saved[name] for name in module.active_adapters if name in saved]
-        return Serving(replacing[0] if replacing else original, [])
+        return AdapterParts(replacing[0] if replacing else original, [])
     extra = []
     for attribute in (*module.adapter_layer_names, *module.other_param_names):
         held: Any = getattr(module, attribute, None)
         served = [name for name in module.active_adapters if _has(held, name)]
         # By place: the name of an adapter changes nothing.
         extra += [(f"{attribute}.{place}", held[name]) for place, name in enumerate(served)]
-    return Serving(original, extra)
+    return AdapterParts(original, extra)
 
 
 def _has(held: Any, name: str) -> bool:

@@ -13,7 +13,7 @@ from ..geometry.regimes import signatures
 from ..geometry.separation import DISTANCES, contribution_score, kept_errors, selection_order, separations
 from ..ops import SHARES, TAILS, Tail, needs_index
 from ..ops.key_index import index_of
-from .capture import Call, Rows, rows_of
+from .capture import Call, QueryRows, rows_of
 from .selector_errors import Scored, selections
 
 # Elements of one temporary tensor: a handful of them are alive at once, and should stay in the cache.
@@ -144,7 +144,7 @@ def _at(call: Call, queries: Sequence[int]) -> Call:
     return Call(call.query[:, :, queries], call.key, call.value, call.seen[queries], bias, call.terms)
 
 
-def metrics(rows: Rows, budgets: Sequence[int], noise: torch.Tensor) -> torch.Tensor:
+def metrics(rows: QueryRows, budgets: Sequence[int], noise: torch.Tensor) -> torch.Tensor:
     """`[metrics, distances, 2 + R, heads, Q, budgets]` by attention, by contribution, and by R rankings of `noise`
     `[R, Q, L]`, for rows of the heads of one KV head."""
     heads, queries, keys = rows.alpha.shape

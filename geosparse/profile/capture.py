@@ -46,7 +46,7 @@ class Call:
 
 
 @dataclass
-class Rows:
+class QueryRows:
     """Some queries of some heads, with everything that they see; keys that none of them sees are cut away.
 
     Attributes:
@@ -78,17 +78,17 @@ class LayerRows:
     call: Call
 
     @property
-    def rows(self) -> Rows:
+    def rows(self) -> QueryRows:
         """Of all heads at once."""
         return rows_of(self.call)
 
-    def groups(self) -> Iterator[Rows]:
+    def groups(self) -> Iterator[QueryRows]:
         """Of the query heads of one KV head after the other."""
         for kv_head in range(self.call.key.shape[1]):
             yield rows_of(self.call, slice(kv_head, kv_head + 1))
 
 
-def rows_of(call: Call, kv_heads: slice = slice(None), queries: slice = slice(None)) -> Rows:
+def rows_of(call: Call, kv_heads: slice = slice(None), queries: slice = slice(None)) -> QueryRows:
     """Scores and weights of some queries of the query heads that `kv_heads` serve, and the keys they see."""
     groups = call.query.shape[1] // call.key.shape[1]
     start, stop, _ = kv_heads.indices(call.key.shape[1])
@@ -102,7 +102,7 @@ def rows_of(call: Call, kv_heads: slice = slice(None), queries: slice = slice(No
     sink = None if call.terms.sink is None else call.terms.sink[heads]
     alpha = attention_weights(scores, seen, sink)[0]
     value = call.value[0, start:stop, first:end].float()
-    return Rows(query[0], key[0], value, scores[0], alpha[0], seen, first)
+    return QueryRows(query[0], key[0], value, scores[0], alpha[0], seen, first)
 
 
 class Recorder:

@@ -30,14 +30,14 @@ from ..utils.parallel import mapped
 from ..utils.progress import steps, track
 from ..utils.provenance import versions
 from .arrays import KvHead, joined, kv_heads, measure
-from .capture import LayerRows, Rows, forward_backward, walk_layers
+from .capture import LayerRows, QueryRows, forward_backward, walk_layers
 from .checkpoints import Parts, Window, process_group, process_rank, wait_for_all
 from .second_pass import interplay_of_window, mean_interplay
 
 __all__ = [
     "LayerRows",
     "ProfileConfig",
-    "Rows",
+    "QueryRows",
     "profile_model",
     "profile_to_file",
     "sample_positions",

@@ -83,7 +83,7 @@ def parse_arguments(arguments: Sequence[str]) -> Any:
     from lm_eval._cli.run import Run
     from lm_eval.config.evaluate_config import EvaluatorConfig
 
-    parser = _Parser(prog="geosparse lm-eval")
+    parser = _HarnessParser(prog="geosparse lm-eval")
     commands = parser.add_subparsers(dest="command")
     Run.create(commands)
     with redirect_stdout(sys.stderr), logging_at(logging.ERROR), as_sentence("lm-eval cannot read its flags"):
@@ -102,7 +102,7 @@ def parse_arguments(arguments: Sequence[str]) -> Any:
     return config
 
 
-class _Parser(argparse.ArgumentParser):
+class _HarnessParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise GeosparseError(f"lm-eval does not take these flags: {message}.")
 

@@ -26,7 +26,7 @@ from ...utils.console import say
 from .arguments import PASSED, output_path, settings
 from .console import as_sentence, log_level, logging_at
 from .model import lm_class, overall, share_out
-from .results import Run, summarize
+from .results import HarnessRun, summarize
 
 
 def evaluate_both(
@@ -117,7 +117,7 @@ def _unknown_task(asked: list[str], include_path: str | None) -> str:
     return f"lm-eval has no task {name!r}; {hint}"
 
 
-def _evaluate(model: Any, tokenizer: Any, plan: Plan | None, config: Any, tasks: _LoadOnce) -> Run:
+def _evaluate(model: Any, tokenizer: Any, plan: Plan | None, config: Any, tasks: _LoadOnce) -> HarnessRun:
     batches = {
         "batch_size": config.batch_size,
         "max_batch_size": 64 if config.max_batch_size is None else config.max_batch_size,
@@ -130,7 +130,7 @@ def _evaluate(model: Any, tokenizer: Any, plan: Plan | None, config: Any, tasks:
         with patched as lm.receipt:
             results = _simple_evaluate(lm, plan, config, tasks)
     seconds = time.perf_counter() - start - tasks.seconds
-    return Run(results, lm.work, {} if lm.receipt is None else overall(lm.work), seconds)
+    return HarnessRun(results, lm.work, {} if lm.receipt is None else overall(lm.work), seconds)
 
 
 def _simple_evaluate(lm: Any, plan: Plan | None, config: Any, tasks: _LoadOnce) -> dict[str, Any]:

@@ -22,7 +22,7 @@ _COLUMNS = ("task", "metric", "samples", "dense", "sparse", "difference", "95 % 
 
 
 @dataclass(frozen=True)
-class Run:
+class HarnessRun:
     """One evaluation: lm-eval's results, and what the receipt says of it."""
 
     results: dict[str, Any]
@@ -31,7 +31,7 @@ class Run:
     seconds: float  # without building the tasks
 
 
-def summarize(runs: dict[str, Run], model: Any, plan: Plan | None, settings: dict[str, Any]) -> dict[str, Any]:
+def summarize(runs: dict[str, HarnessRun], model: Any, plan: Plan | None, settings: dict[str, Any]) -> dict[str, Any]:
     """The JSON object that `run` returns, from its runs `dense` and `sparse`, either or both."""
     rows = _rows(runs)
     sparse = runs.get("sparse")
@@ -55,12 +55,12 @@ def summarize(runs: dict[str, Run], model: Any, plan: Plan | None, settings: dic
     }
 
 
-def _first(runs: dict[str, Run]) -> dict[str, Any]:
+def _first(runs: dict[str, HarnessRun]) -> dict[str, Any]:
     """lm-eval's results of the first run: what does not depend on the model is the same in both."""
     return next(iter(runs.values())).results
 
 
-def _rows(runs: dict[str, Run]) -> list[dict[str, Any]]:
+def _rows(runs: dict[str, HarnessRun]) -> list[dict[str, Any]]:
     rows = []
     for task, metrics in _first(runs)["results"].items():
         for key, value in metrics.items():
@@ -75,7 +75,7 @@ def _is_absent(metric: str, value: Any) -> bool:
     return metric.isdigit() and value == -1
 
 
-def _row(runs: dict[str, Run], task: str, metric: str, chosen: str) -> dict[str, Any]:
+def _row(runs: dict[str, HarnessRun], task: str, metric: str, chosen: str) -> dict[str, Any]:
     first = _first(runs)
     row: dict[str, Any] = {"task": task, "metric": metric, "filter": chosen}
     for label in ("dense", "sparse"):
@@ -118,7 +118,7 @@ def _paired(row: dict[str, Any], scores: Mapping[str, dict[Any, float]]) -> dict
     return {"changed": changed, "difference_interval": interval and list(interval)}
 
 
-def _warnings(rows: list[dict[str, Any]], sparse: Run | None) -> list[str]:
+def _warnings(rows: list[dict[str, Any]], sparse: HarnessRun | None) -> list[str]:
     found: dict[str, None] = {}  # a set that keeps its order: the rows of a task say the same
     for row in rows if sparse else ():
         task = row["task"]

@@ -12,7 +12,7 @@ from .decode import Keys
 from .stages import launch, page_room, width_of
 
 
-class Rows(NamedTuple):
+class VisibleRows(NamedTuple):
     """Which keys the rows of a batch see; the layers of a model share it.
 
     Attributes:
@@ -24,7 +24,7 @@ class Rows(NamedTuple):
     length: torch.Tensor
 
     @classmethod
-    def of(cls, first: Sequence[int], length: Sequence[int], device: torch.device | str) -> Rows:
+    def of(cls, first: Sequence[int], length: Sequence[int], device: torch.device | str) -> VisibleRows:
         """From plain numbers."""
         return cls(
             *(torch.tensor(list(numbers), dtype=torch.int32, device="cpu").to(device) for numbers in (first, length))
@@ -38,7 +38,9 @@ class Rows(NamedTuple):
 class LayerBuffers:
     """Keys, values, their index and sum, for `capacity` tokens in each row."""
 
-    def __init__(self, rows: Rows, capacity: int, kv_heads: int, dim: int, value_dim: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, rows: VisibleRows, capacity: int, kv_heads: int, dim: int, value_dim: int, dtype: torch.dtype
+    ) -> None:
         """Args: what the rows see, the most tokens, and the layer's shape."""
         self.rows = rows
         batch, device, width = len(rows.first), rows.first.device, -(-dim // WIDTH) * WIDTH

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from eval.trust import gradients
-from eval.trust.gradients import APART, CHECKPOINTING, TOLERANCE, Case, cases, relative_error, trained
+from eval.trust.gradients import APART, CHECKPOINTING, TOLERANCE, GradientCase, cases, relative_error, trained
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ def test_training_sparsely_ends_where_the_reference_does():
 
 
 def test_a_wrong_gradient_is_seen_and_said(monkeypatch, capsys):
-    monkeypatch.setattr(gradients, "cases", lambda: iter([Case("drop", "topn", "none", 2 * TOLERANCE)]))
+    monkeypatch.setattr(gradients, "cases", lambda: iter([GradientCase("drop", "topn", "none", 2 * TOLERANCE)]))
     monkeypatch.setattr(gradients, "trained", lambda: {"steps": 1, "first": 2.0, "sparse": 1.0, "reference": 1.0})
     assert gradients.main(["--json"]) == 1
     assert json.loads(capsys.readouterr().out)["largest_error"] == 2 * TOLERANCE

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from eval.trust import options
-from eval.trust.options import ENTRIES, MEANT, Case, fault, looks_numeric, parsers
+from eval.trust.options import ENTRIES, MEANT, OptionCase, fault, looks_numeric, parsers
 
 from ...test_layout import STUDIES
 
@@ -55,7 +55,7 @@ def test_a_command_that_writes_is_noticed(monkeypatch):
         print("geosparse: error: --length must be at least 8, found 0.", file=sys.stderr)
         return 2
 
-    case = Case("geosparse profile", "--length", "0", ["--out", "given", "--length=0"])
+    case = OptionCase("geosparse profile", "--length", "0", ["--out", "given", "--length=0"])
     assert fault(case) is None
     monkeypatch.setattr(options, "geosparse", writes)
     assert "left ['given']" in fault(case)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from geosparse.ops import KeyIndex, Span, reference_attention
-from geosparse.ops.triton.buffers import LayerBuffers, Rows
+from geosparse.ops.triton.buffers import LayerBuffers, VisibleRows
 from geosparse.ops.triton.decode import decode, dense, passes_of
 
 from .material import DEVICE, needs_kernels, tolerance
@@ -21,7 +21,7 @@ def grown(dtype, dim, first, prompt, tokens, broken=True):
     value = value.to(DEVICE, dtype)
     if broken:
         key[0, 0, 3, 5], key[0, 1, prompt + 3, 6] = torch.inf, torch.nan
-    rows = Rows.of(first, [prompt] * len(first), DEVICE)
+    rows = VisibleRows.of(first, [prompt] * len(first), DEVICE)
     buffers = LayerBuffers(rows, CAPACITY, 2, dim, dim, dtype)
     buffers.key.fill_(torch.nan)
     buffers.value.fill_(torch.nan)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from geosparse.ops import top_n
 from geosparse.ops.triton import stages
-from geosparse.ops.triton.buffers import Rows
+from geosparse.ops.triton.buffers import VisibleRows
 
 from .material import DEVICE, needs_kernels
 
@@ -16,7 +16,7 @@ pytestmark = needs_kernels
 
 def kept(scores, budgets, first, length):
     """`[B, Hq, R]` bool: what `select` says of rows of scores that count from `first`."""
-    rows = Rows.of(first, length, DEVICE)
+    rows = VisibleRows.of(first, length, DEVICE)
     least, last = stages.select(scores, budgets, *rows, 1)
     bits = torch.where(scores == 0, 0.0, scores).view(torch.int32)
     order = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
@@ -60,7 +60,7 @@ def test_a_long_row_is_selected_in_pieces():
 def test_pages_are_listed_once_with_the_heads_that_chose_them():
     # Pages of two heads; the last page is not complete: of 5 * 16 + 3 tokens 5 pages are scored.
     scores = torch.tensor([[[5.0, 1.0, 4.0, 0.0, 0.0], [0.0, 2.0, 4.0, 0.0, 9.0]]], device=DEVICE)[None]
-    rows, served = Rows.of([0], [83], DEVICE), torch.ones(2, dtype=torch.int32, device=DEVICE)
+    rows, served = VisibleRows.of([0], [83], DEVICE), torch.ones(2, dtype=torch.int32, device=DEVICE)
     budgets = torch.tensor([[32, 17]], dtype=torch.int32, device=DEVICE)
     chosen = stages.select(scores[0], budgets, *rows, 1, 1)
     pages, words, count, _ = stages.list_pages(scores, chosen, *rows, served, 1)

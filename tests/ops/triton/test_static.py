@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from geosparse.ops import SELECTORS, triton
 from geosparse.ops.triton import buffers, stages
-from geosparse.ops.triton.buffers import LayerBuffers, Rows
+from geosparse.ops.triton.buffers import LayerBuffers, VisibleRows
 from geosparse.ops.triton.decode import decode, passes_of
 from geosparse.sparsify import compiled  # whose operator is called "attend" too
 
@@ -71,7 +71,7 @@ def step(layer, query, budgets, passes):
 
 
 def material(lengths, capacity=200):
-    layer = LayerBuffers(Rows.of([0, 3], lengths, DEVICE), capacity, 2, 64, 64, torch.float32)
+    layer = LayerBuffers(VisibleRows.of([0, 3], lengths, DEVICE), capacity, 2, 64, 64, torch.float32)
     query = torch.randn(2, 4, 64, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     return layer, query, torch.tensor([[3, 9, 17, 30]], dtype=torch.int32, device=DEVICE)
 
