@@ -26,7 +26,7 @@ MAX_FILE = 8 << 20
 VERIFIED = ("tolerance", "increase", "limit", "windows", "failed")
 """The numbers that every verification has."""
 # Written only where they say something; a file without them is an older plan.
-OPTIONAL = {"head_tails", "head_selectors", "growth", "share_kv", "selector", "verified"}
+OPTIONAL = {"head_tails", "head_selectors", "growth", "share_kv", "selector", "verified", "kinds"}
 DECISIVE = ("n_keep", "tail", "head_tails", "selector", "head_selectors", "growth", "share_kv", "reference_length")
 """What a model sees of a plan; all else says where it comes from."""
 
@@ -53,6 +53,8 @@ class Plan:
         share_kv: The query heads of one KV group select the same tokens; their budgets are then equal.
         verified: What was measured on text that the plan was not made from (`geosparse.measure.tolerance`); empty for
             a plan that was not verified.
+        kinds: The kinds of text that its profile saw, and the predicted excess on each, nats per token: half the summed
+            (g . e)^2; empty for a plan without a profile.
     """
 
     n_keep: torch.Tensor
@@ -70,6 +72,7 @@ class Plan:
     growth: torch.Tensor | None = None
     share_kv: bool = False
     verified: dict[str, Any] = field(default_factory=dict)
+    kinds: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check everything that does not need the model."""
@@ -213,7 +216,7 @@ class Plan:
             data[key] = None if places is None else [[words[place] for place in row] for row in places.tolist()]
         data["growth"] = None if self.growth is None else self.growth.tolist()
         defaults: dict[str, Any] = dict.fromkeys(("head_tails", "head_selectors", "growth"))
-        defaults |= {"share_kv": False, "selector": "topn", "verified": {}}
+        defaults |= {"share_kv": False, "selector": "topn", "verified": {}, "kinds": {}}
         return {key: value for key, value in data.items() if key not in defaults or value != defaults[key]}
 
     def digest(self) -> str:
@@ -256,6 +259,8 @@ class Plan:
             require(isinstance(data[key], kind), f"{key} is not an object.")
         for key in ("predicted", "budget"):
             require(all(map(is_number, data[key].values())), f"{key} holds something that is not a number.")
+        kinds = data.get("kinds", {})
+        require(isinstance(kinds, dict) and all(map(is_number, kinds.values())), "kinds holds no numbers by name.")
         verified = data.get("verified", {})
         require(isinstance(verified, dict), "verified is not an object.")
         sound = not verified or all(is_number(verified.get(key)) for key in VERIFIED)

@@ -10,7 +10,7 @@ import torch
 from ..artifacts.plan import Plan, PlanTail, check_tail
 from ..artifacts.profile import Profile
 from ..errors import GeosparseError
-from ..ops import CHOICES, SELECTORS
+from ..ops import CHOICES, SELECTORS, Budgets
 from ..utils.bounds import as_number, as_whole
 from ..utils.files import MAX_COUNT, is_count
 from ..utils.provenance import versions
@@ -22,6 +22,8 @@ from .growth import Growth, law_of
 from .policies import DEFAULT_POLICY, POLICIES, Policy
 from .policies.apportion import scale_to
 from .policies.permuted import deal, undo_deal
+from .robust import predicted_by_kind
+from .robust import robust as all_kinds
 
 __all__ = ["DEFAULT_TAIL", "make_plan", "predicted_damage"]
 
@@ -55,6 +57,7 @@ def make_plan(
     length: int | None = None,
     selector: str | None = None,
     share_kv: bool = False,
+    robust: bool = True,
 ) -> Plan:
     """Choose how many tokens each head keeps, how it finds them, and what stands for the rest.
 
@@ -77,6 +80,8 @@ def make_plan(
             head the one that costs least. By default "auto" with `bytes_read`; else "lowbit", which reads a fraction of
             what "topn" reads, where its measured errors are not larger by more than `MORE`, else "topn".
         share_kv: The query heads of one KV group keep the same tokens.
+        robust: Weigh the errors on every kind of text that the profile saw (`plan.robust`); without it, a specialised
+            plan: those on the text that was given, which may lose much on other text.
 
     Raises:
         GeosparseError: An unknown policy, tail or selector, a budget below one token, or not exactly one of
@@ -95,6 +100,8 @@ def make_plan(
     if request.kind == "bytes" and rule.measure is None:
         able = ", ".join(name for name in POLICIES if POLICIES[name].measure is not None)
         raise GeosparseError(f"A budget in bytes goes with the policies {able} only, found {policy!r}.")
+    measured = profile
+    profile = all_kinds(profile, _per_head(request)) if robust else profile.own()
     near = profile.at(min(profile.distinct_lengths, key=lambda known: abs(math.log(known / length))))
     measure = rule.measure or "fisher"
     if selector is None and request.kind == "bytes":
@@ -115,8 +122,9 @@ def make_plan(
         policy=policy,
         budget=request.asked,
         model=profile.model,
-        calibration=profile.calibration,
+        calibration=measured.calibration,
         predicted=_predicted(task, found, chosen),
+        kinds=_by_kind(task, measured, found, chosen),
         provenance=versions(),
         selector=most_used,
         head_selectors=None if bool((words == words[0]).all()) else chosen.selectors,
@@ -276,6 +284,21 @@ def _predicted(task: _Task, found: _Found, chosen: Chosen) -> dict[str, float]:
         if found.growth.left_out is not None:
             facts["growth_left_out_error"] = found.growth.left_out
     return facts
+
+
+def _by_kind(task: _Task, measured: Profile, found: _Found, chosen: Chosen) -> dict[str, float]:
+    """The predicted excess on each kind of text that the profile saw, nats per token."""
+    law = Budgets(found.budgets, None if found.growth is None else found.growth.exponents, task.length)
+
+    def budgets(length: int) -> torch.Tensor:
+        return law.at(torch.tensor(length, dtype=torch.int64, device="cpu")).clamp_max(length)
+
+    return predicted_by_kind(measured, task.choices, budgets, chosen)
+
+
+def _per_head(request: Request) -> float:
+    """Mean N, about."""
+    return TYPICAL_KEEP if request.kind == "bytes" else request.amount
 
 
 def _checked_length(profile: Profile, length: int | None) -> int:

@@ -22,6 +22,10 @@ PARAGRAPH = 40
 """Characters from which a repeated paragraph of the documentation counts as a copy (shorter ones are phrases)."""
 
 
+class TooShort(GeosparseError):
+    """A text has less than one window."""
+
+
 def load_texts(source: str | Path) -> list[str]:
     """Read documents.
 
@@ -95,9 +99,7 @@ def token_windows(
     step = length - len(first)
     available = len(ids) // step
     if not available:
-        raise GeosparseError(
-            f"The text has {len(ids)} tokens, a window needs {step}; give longer text or a smaller length."
-        )
+        raise TooShort(f"The text has {len(ids)} tokens, a window needs {step}; give longer text or a smaller length.")
     taken = available if count is None else min(count, available)
     windows = torch.tensor(ids[: available * step], dtype=torch.int64, device="cpu").view(available, step)
     windows = windows[[index * available // taken for index in range(taken)]]

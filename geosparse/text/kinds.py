@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cache
 from importlib import resources
 from itertools import zip_longest
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import GeosparseError, did_you_mean
 from . import made
-from .documents import JOIN, adds_bos, token_windows
+from .documents import JOIN, TooShort, adds_bos, token_windows
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +32,9 @@ TITLES = (
     ("A TALE OF TWO CITIES", "A STORY OF", "THE FRENCH REVOLUTION", "BY CHARLES DICKENS"),
 )
 READINGS = "readings"
+MIXED = "mixed"
+TYPICAL = 1024
+"""Tokens of the shortest texts, about."""
 
 
 class Kind(NamedTuple):
@@ -77,6 +81,34 @@ def kind_windows(tokenizer: PreTrainedTokenizerBase, kind: str, length: int, cou
     if kind != READINGS:
         return token_windows(tokenizer, text, length, count)
     return read_twice(tokenizer, text, length, count)
+
+
+def built_in_windows(
+    tokenizer: PreTrainedTokenizerBase, kinds: Sequence[str], length: int
+) -> list[tuple[str, torch.Tensor]]:
+    """One window of each kind; the kinds whose text is shorter than a window follow one another in mixed ones.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        kinds: Words of `KINDS`.
+        length: Tokens per window.
+
+    Returns:
+        Names (of a kind, or `MIXED`) and windows, int64 `[length]` each. Of mixed windows there are as many as hold
+        about `TYPICAL` tokens of each short kind, at least one; none where all short kinds together are too short.
+    """
+    found, short = [], []
+    for kind in kinds:
+        try:
+            found.append((kind, kind_windows(tokenizer, kind, length, 1)[0]))
+        except TooShort:
+            short.append(kind)
+    texts = [kind_text(kind) for kind in short]
+    if short:
+        wanted = max(1, round(len(short) * TYPICAL / length))
+        with suppress(TooShort):
+            found += [(MIXED, window) for window in token_windows(tokenizer, texts, length, wanted)]
+    return found
 
 
 def read_twice(tokenizer: PreTrainedTokenizerBase, texts: str | Sequence[str], length: int, count: int) -> torch.Tensor:

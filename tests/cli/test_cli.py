@@ -35,7 +35,7 @@ def work(tmp_path_factory):
     (folder / "blank.txt").write_text(" \n")
     (folder / "short.txt").write_text("too short")
     profile = gs.profile_model(
-        *gs.load_model(str(folder / "model")), TEXT, gs.ProfileConfig(length=64, windows=2, queries=4)
+        *gs.load_model(str(folder / "model")), TEXT, gs.ProfileConfig(length=64, windows=2, queries=4, kinds=())
     )
     profile.save(folder / "p.safetensors")
     gs.make_plan(profile, 8).save(folder / "plan.json")

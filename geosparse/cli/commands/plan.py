@@ -56,6 +56,8 @@ def arguments(add: Add) -> None:
     add("--length", type=whole(1), help="context to plan for, tokens (the longest of the profile)")
     add("--selector", help=SELECTOR_HELP)
     add("--share-kv", action="store_true", default=None, help="the heads of one KV group keep the same tokens")
+    add("--robust", action="store_true", default=None, help="hold on every kind of text that the profile saw (default)")
+    add("--specialised", action="store_true", default=None, help="best on the text that was given to the profile")
     add("--policy", help=", ".join(f"{name} (default)" if name == DEFAULT_POLICY else name for name in POLICIES))
     add("--tail", help=TAIL_HELP)
     add("--seed", type=whole(0), help="seed of the controls (0)")
@@ -75,6 +77,9 @@ def run(options: Options) -> None:
         if given is None:
             raise GeosparseError(f"geosparse plan needs {name}: geosparse plan PROFILE --mean-keep 32 --out plan.json.")
     chosen = {name: value for name in PLANNING if (value := getattr(options, name)) is not None}
+    if options.robust and options.specialised:
+        raise GeosparseError("--robust and --specialised exclude each other: give one of the two.")
+    chosen["robust"] = not options.specialised
     profile = Profile.load(options.profile)
     if options.tolerance is None:
         plan = make_plan(profile, options.mean_keep, bytes_read=options.bytes, **chosen)
