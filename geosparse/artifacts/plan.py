@@ -18,6 +18,7 @@ from ..ops.spec import per_head
 from ..utils.bounds import as_whole, check_whole
 from ..utils.files import MAX_COUNT, damaged, dump_json, is_count, is_number, read_json, require, write_json
 from ..utils.provenance import versions
+from .seen import Seen
 
 SCHEMA = "geosparse.plan/1"
 PlanTail = Tail | Literal["best", "blend"]
@@ -26,7 +27,7 @@ MAX_FILE = 8 << 20
 VERIFIED = ("tolerance", "increase", "limit", "windows", "failed")
 """The numbers that every verification has."""
 # Written only where they say something; a file without them is an older plan.
-OPTIONAL = {"head_tails", "head_selectors", "growth", "share_kv", "selector", "verified", "kinds"}
+OPTIONAL = {"head_tails", "head_selectors", "growth", "share_kv", "selector", "verified", "kinds", "seen"}
 DECISIVE = ("n_keep", "tail", "head_tails", "selector", "head_selectors", "growth", "share_kv", "reference_length")
 """What a model sees of a plan; all else says where it comes from."""
 
@@ -55,6 +56,7 @@ class Plan:
             a plan that was not verified.
         kinds: The kinds of text that its profile saw, and the predicted excess on each, nats per token: half the summed
             (g . e)^2; empty for a plan without a profile.
+        seen: The range of each head's kept mass over the windows of that profile; None for a plan without one.
     """
 
     n_keep: torch.Tensor
@@ -73,6 +75,7 @@ class Plan:
     share_kv: bool = False
     verified: dict[str, Any] = field(default_factory=dict)
     kinds: dict[str, float] = field(default_factory=dict)
+    seen: Seen | None = None
 
     def __post_init__(self) -> None:
         """Check everything that does not need the model."""
@@ -214,8 +217,9 @@ class Plan:
         tables = (("head_tails", self.head_tails, TAILS), ("head_selectors", self.head_selectors, SELECTORS))
         for key, places, words in tables:
             data[key] = None if places is None else [[words[place] for place in row] for row in places.tolist()]
+        data["seen"] = None if self.seen is None else self.seen.to_json()
         data["growth"] = None if self.growth is None else self.growth.tolist()
-        defaults: dict[str, Any] = dict.fromkeys(("head_tails", "head_selectors", "growth"))
+        defaults: dict[str, Any] = dict.fromkeys(("head_tails", "head_selectors", "growth", "seen"))
         defaults |= {"share_kv": False, "selector": "topn", "verified": {}, "kinds": {}}
         return {key: value for key, value in data.items() if key not in defaults or value != defaults[key]}
 
@@ -273,6 +277,8 @@ class Plan:
         for key, words in (("head_tails", TAILS), ("head_selectors", SELECTORS)):
             if key in data:
                 values[key] = _parse_words(data[key], identity, words, key)
+        if "seen" in data:
+            values["seen"] = Seen.from_json(data["seen"], identity.layers, identity.heads)
         if "growth" in data:
             values["growth"] = _parse_growth(data["growth"], identity)
         return cls(n_keep=_parse_budgets(data["n_keep"], identity), model=identity, **values)

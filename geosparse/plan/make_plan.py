@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -22,7 +23,7 @@ from .growth import Growth, law_of
 from .policies import DEFAULT_POLICY, POLICIES, Policy
 from .policies.apportion import scale_to
 from .policies.permuted import deal, undo_deal
-from .robust import predicted_by_kind
+from .robust import predicted_by_kind, seen_mass
 from .robust import robust as all_kinds
 
 __all__ = ["DEFAULT_TAIL", "make_plan", "predicted_damage"]
@@ -112,6 +113,7 @@ def make_plan(
     task = _Task(profile, Choices.of(near, tail, selector, share_kv), rule, measure, seed, length)
     found = _by_bytes(task, request.amount) if request.kind == "bytes" else _by_tokens(task, request.amount)
     chosen = _choose(task, found)
+    budgets_at = _budgets_at(task, found)
     words = chosen.selectors.flatten()
     most_used = SELECTORS[int(words.mode().values)]
     return Plan(
@@ -124,7 +126,8 @@ def make_plan(
         model=profile.model,
         calibration=measured.calibration,
         predicted=_predicted(task, found, chosen),
-        kinds=_by_kind(task, measured, found, chosen),
+        kinds=predicted_by_kind(measured, task.choices, budgets_at, chosen),
+        seen=seen_mass(measured if robust else measured.own(), budgets_at),
         provenance=versions(),
         selector=most_used,
         head_selectors=None if bool((words == words[0]).all()) else chosen.selectors,
@@ -286,14 +289,10 @@ def _predicted(task: _Task, found: _Found, chosen: Chosen) -> dict[str, float]:
     return facts
 
 
-def _by_kind(task: _Task, measured: Profile, found: _Found, chosen: Chosen) -> dict[str, float]:
-    """The predicted excess on each kind of text that the profile saw, nats per token."""
+def _budgets_at(task: _Task, found: _Found) -> Callable[[int], torch.Tensor]:
+    """From a length in tokens to the N `[layers, Hq]` of a query that sees all of it."""
     law = Budgets(found.budgets, None if found.growth is None else found.growth.exponents, task.length)
-
-    def budgets(length: int) -> torch.Tensor:
-        return law.at(torch.tensor(length, dtype=torch.int64, device="cpu")).clamp_max(length)
-
-    return predicted_by_kind(measured, task.choices, budgets, chosen)
+    return lambda length: law.at(torch.tensor(length, dtype=torch.int64, device="cpu")).clamp_max(length)
 
 
 def _per_head(request: Request) -> float:

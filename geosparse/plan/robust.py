@@ -6,8 +6,9 @@ every kind counts by what a plan loses there, relative to what the same N for al
     minimise  sum over kinds k of  D_k(plan) / D_k(uniform N),
 
 with D the summed (g . e)^2. Each head's error curve is thereby a weighted mean over kinds, so that everything that
-plans are made by works on it. The mean was chosen over the worst kind and over the worst kind of each head, because
-it loses less on kinds that were left out (`eval.studies.robustness`).
+plans are made by works on it. A head's curve is known from few queries of few kinds: it is drawn a little towards the
+mean curve of all heads, which leaves no head with next to nothing. The mean over kinds was chosen over the worst kind
+and over the worst kind of each head, because it loses less on kinds that were left out (`eval.studies.robustness`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dataclasses import replace
 import torch
 
 from ..artifacts.profile import METRICS, Profile
+from ..artifacts.seen import Seen
 from ..geometry.regimes import typical
 from ..ops import Tail
 from .candidates import Choices, Chosen
@@ -32,10 +34,13 @@ MAX_RATIO = 8.0
 """By how much, at most, other kinds raise or lower an error at a length at which they were not measured."""
 
 
+SHRINKAGE = 0.05
+"""How far the error curve of a head is drawn towards the mean of all heads."""
+
+
 def kinds_of(profile: Profile) -> dict[str, Profile]:
-    """The profile of each kind of text, at the length at which most kinds were measured, the shortest of those."""
-    count = {length: len(set(profile.at(length).kinds)) for length in profile.distinct_lengths}
-    near = profile.at(max(count, key=lambda length: (count[length], -length)))
+    """The profile of each kind of text, at the length at which most kinds were measured."""
+    near = _with_most_kinds(profile)
     return {kind: near.of_kinds(kind) for kind in dict.fromkeys(near.kinds)}
 
 
@@ -55,7 +60,7 @@ def robust(profile: Profile, per_head: float) -> Profile:
     length = next(iter(kinds.values())).length
     keep = max(1, min(round(per_head), length - 1))
     losses = {kind: uniform_loss(part, keep) for kind, part in kinds.items()}
-    together = _weighted({kind: _means(part) for kind, part in kinds.items()}, losses)
+    together = _shrunk(_weighted({kind: _means(part) for kind, part in kinds.items()}, losses))
     own = profile.own()
     windows, nlls = [], []
     for there in own.distinct_lengths:
@@ -100,6 +105,21 @@ def predicted_by_kind(
     }
 
 
+def seen_mass(profile: Profile, budgets: Callable[[int], torch.Tensor]) -> Seen:
+    """The range of each head's kept mass over the windows of the length at which most kinds were measured; `budgets`
+    as in `predicted_by_kind`."""
+    near = _with_most_kinds(profile)
+    missing = (1.0 - near.arrays["mass"][:, 0].double()).clamp_min(0.0)
+    mass = 1.0 - complete_at(missing, near, budgets(near.length))
+    return Seen(near.length, mass.amin(0), mass.amax(0))
+
+
+def _with_most_kinds(profile: Profile) -> Profile:
+    """The profile at the length at which most kinds were measured, the shortest of those."""
+    count = {length: len(set(profile.at(length).kinds)) for length in profile.distinct_lengths}
+    return profile.at(max(count, key=lambda length: (count[length], -length)))
+
+
 def _means(profile: Profile) -> Arrays:
     """Every array without its windows, fp64."""
     means = {name: array.double().nanmean(0) for name, array in profile.arrays.items()}
@@ -115,6 +135,15 @@ def _weighted(kinds: Mapping[str, Arrays], losses: Mapping[str, float]) -> Array
     # The geometry was measured on the text that was given only.
     found |= {name: stacked[name].nanmean(0) for name in METRICS}
     return found | {"signatures": typical(stacked["signatures"])}
+
+
+def _shrunk(arrays: Arrays) -> Arrays:
+    """The errors drawn towards their mean over the heads of all layers."""
+    found = dict(arrays)
+    for name in ("output_error", "fisher"):
+        over_heads = arrays[name].mean((-3, -2), keepdim=True)
+        found[name] = (1 - SHRINKAGE) * arrays[name] + SHRINKAGE * over_heads
+    return found
 
 
 def _carried(part: Arrays, together: Arrays, own: Arrays) -> Arrays:

@@ -1,4 +1,4 @@
-"""Calibration windows: cut from the text that is given, and from the built-in kinds of text beside it."""
+"""Calibration windows: cut from the text that is given and from the built-in kinds of text."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -135,7 +135,7 @@ def config_json(config: ProfileConfig) -> dict[str, Any]:
 def profile_model(
     model: Any,
     tokenizer: Any,
-    texts: Texts,
+    texts: str | Sequence[str] | Mapping[str, str | Sequence[str]],
     config: ProfileConfig | None = None,
     *,
     show_progress: bool = False,
@@ -163,7 +163,7 @@ def profile_to_file(
     path: Path | str,
     model: Any,
     tokenizer: Any,
-    texts: Texts,
+    texts: str | Sequence[str] | Mapping[str, str | Sequence[str]],
     config: ProfileConfig | None = None,
     *,
     show_progress: bool = False,

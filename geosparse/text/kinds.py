@@ -169,6 +169,7 @@ KINDS: dict[str, Kind] = {
     "tables": Kind("rows with tabs, commas or bars between the columns", lambda: made.table(SEED)),
     "records": Kind("JSON, indented and in lines", lambda: made.records(SEED)),
     "logs": Kind("log lines of services", lambda: made.log(SEED)),
+    "patterns": Kind("hexadecimal, columns of numbers, and lines that repeat", lambda: made.patterns(SEED)),
     READINGS: Kind("a passage of prose and code that is read a second time", lambda: _passage("prose")),
 }
 """In the order in which they are profiled."""

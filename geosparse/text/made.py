@@ -112,6 +112,21 @@ def dialogue(seed: int) -> str:
     return "\n\n".join(turns)
 
 
+def patterns(seed: int) -> str:
+    """A dump of bytes in hexadecimal, columns of numbers, and a line that repeats, in blocks."""
+    draw = Draw(seed)
+    blocks = []
+    for block in range(12):
+        line = draw.filled("{name} put the {good} back on the shelf and closed the door.")
+        dump = (
+            f"{16 * row:08x}  " + " ".join(f"{draw.whole(0, 255):02x}" for _ in range(16))
+            for row in range(8 * block, 8 * block + 8)
+        )
+        numbers = ("  ".join(f"{draw.whole(-99999, 99999) / 1000:9.3f}" for _ in range(5)) for _ in range(10))
+        blocks += ["\n".join(dump), "\n".join(numbers), "\n".join([line] * 16)]
+    return "\n\n".join(blocks)
+
+
 class Draw:
     """Random choices that depend on the seed alone: of Python's generator only `random`, whose numbers are fixed."""
 

@@ -29,6 +29,7 @@ SHA256 = {
     "tables": "65ff4df853d49360",
     "records": "975439b45c76a640",
     "logs": "683b93e6de5d8aaa",
+    "patterns": "3703fd4b76805e35",
     "readings": "336138aba33db137",
 }
 

@@ -18,7 +18,7 @@ def arguments(add: Add) -> None:
     """The flags."""
     add_model(add)
     add("--text", action="append", help=f"{TEXT_HELP} (pydoc:calibration); repeated: several kinds of text")
-    add("--only", action="store_true", help="measure the given text only, without the built-in kinds beside it")
+    add("--only", action="store_true", help="measure the given text only, without the built-in kinds")
     add("--length", type=whole(8), help="tokens per window (1024)")
     add("--lengths", type=wholes(8), help="several lengths instead, shortest first, e.g. 512,1024,2048,4096")
     add("--windows", type=whole(1), default=4, help="windows of the shortest length, evenly spaced over the text (4)")
