@@ -1,4 +1,4 @@
-"""`python -m eval.studies.robustness MODEL`: what plans lose on kinds of text, seen in calibration or left out of it."""
+"""`python -m eval.studies.robustness MODEL`: what plans lose on kinds of text, calibrated on or left out."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ RELATED: dict[str, tuple[str, ...]] = {
     "code, second reading": ("readings", "patterns", "code"),
     "chat": ("dialogue",),
 }
-"""The built-in kinds that are left out of calibration for a held-out text; for texts that are not named, `languages`."""
+"""The built-in kinds that are left out for a held-out text; for texts that are not named here, `languages`."""
 
 
 @dataclass
