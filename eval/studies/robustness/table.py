@@ -15,8 +15,8 @@ Rows = Mapping[str, Mapping[str, list[float]]]
 
 
 def summarised(rows: Rows) -> dict[str, dict[str, Any]]:
-    """Per plan and N: mean excess over kinds, its 95 % interval (kinds resampled), the worst kind, and the kinds where the
-    uniform plan of the same N is better."""
+    """Per plan and N: mean excess over kinds, its 95 % interval (kinds resampled), the worst kind, and the kinds where
+    the uniform plan of the same N is better."""
     found = {}
     for name, row in rows.items():
         means = {text: sum(windows) / len(windows) for text, windows in row.items()}
