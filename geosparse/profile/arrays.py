@@ -10,7 +10,8 @@ import torch
 from ..artifacts.profile import METRICS
 from ..geometry.moments import Moments, window_moments
 from ..geometry.regimes import signatures
-from ..geometry.separation import DISTANCES, contribution_score, kept_errors, selection_order, separations
+from ..geometry.separation import DISTANCES, contribution_score, selection_order, separations
+from ..geometry.tail_error import kept_errors
 from ..ops import SHARES, TAILS, Tail, needs_index
 from ..ops.key_index import index_of
 from .capture import Call, QueryRows, rows_of

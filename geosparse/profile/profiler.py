@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -30,20 +29,12 @@ from ..utils.parallel import mapped
 from ..utils.progress import steps, track
 from ..utils.provenance import versions
 from .arrays import KvHead, joined, kv_heads, measure
-from .capture import LayerRows, QueryRows, forward_backward, walk_layers
+from .capture import forward_backward
 from .checkpoints import Parts, Window, process_group, process_rank, wait_for_all
+from .sampling import evenly, sample_positions, window_generator
 from .second_pass import interplay_of_window, mean_interplay
 
-__all__ = [
-    "LayerRows",
-    "ProfileConfig",
-    "QueryRows",
-    "profile_model",
-    "profile_to_file",
-    "sample_positions",
-    "walk_layers",
-    "window_generator",
-]
+__all__ = ["ProfileConfig", "config_json", "profile_model", "profile_to_file"]
 
 POWERS = tuple(2**exponent for exponent in range(10))
 FEWEST_WINDOWS = 2
@@ -299,27 +290,6 @@ def _measure(
 
 def _budgets(config: ProfileConfig) -> tuple[int, ...]:
     return tuple(n for n in config.budgets if n < config.longest)
-
-
-def window_generator(seed: int, length: int, index: int) -> torch.Generator:
-    """The random numbers of one window: they depend on these three alone, not on the windows before it."""
-    digest = hashlib.sha256(f"{seed} {length} {index}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:6], "big"))
-
-
-def sample_positions(length: int, count: int, generator: torch.Generator) -> torch.Tensor:
-    """`count` ascending query positions, one drawn from each of equal parts of the window; never the last position,
-    whose output predicts nothing."""
-    edges = torch.linspace(0, length - 1, min(count, length - 1) + 1, dtype=torch.float64, device="cpu")
-    draw = torch.rand(len(edges) - 1, generator=generator, dtype=torch.float64, device="cpu")
-    positions: torch.Tensor = torch.unique((edges[:-1] + draw * edges.diff()).long().clamp_max(length - 2))
-    return positions
-
-
-def evenly(count: int, of: int) -> list[int]:
-    """`count` places (or all) evenly spaced among `of`, each in the middle of its part."""
-    count = min(count, of)
-    return [(2 * part + 1) * of // (2 * count) for part in range(count)]
 
 
 def _window_arrays(

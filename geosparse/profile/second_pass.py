@@ -10,7 +10,7 @@ import torch
 
 from ..artifacts.interplay import Interplay
 from ..artifacts.plan import Plan
-from ..geometry.separation import kept_errors
+from ..geometry.tail_error import kept_errors
 from ..hf.layers import AttentionLayer, Terms, dense_attention, input_device
 from ..hf.logits import last_states, targets_of
 from ..ops import TAILS, Visibility

@@ -15,7 +15,7 @@ from geosparse.hf.layers import attention_layers
 from geosparse.ops import TAILS, causal_mask, reference_attention
 from geosparse.profile import capture
 from geosparse.profile.capture import walk_layers
-from geosparse.profile.profiler import sample_positions, window_generator
+from geosparse.profile.sampling import sample_positions, window_generator
 
 from ..tiny import VOCABULARY, WINDOW, save_tiny, tiny_model, tiny_tokenizer
 
@@ -300,14 +300,6 @@ def test_a_profile_fits_its_model_and_no_other(saved):
     profile.check(model_of())
     with pytest.raises(gs.GeosparseError, match=r"differ in fingerprint .*geosparse profile"):
         profile.check(model_of(seed=1))
-
-
-def test_sampled_positions_are_stratified():
-    for length, count in [(8, 1), (8, 100), (40, 5), (1024, 64)]:
-        found = sample_positions(length, count, torch.Generator().manual_seed(3))
-        assert found.tolist() == sorted(set(found.tolist()))
-        assert 0 <= found.min() <= found.max() <= length - 2
-        assert len(found) >= 0.8 * min(count, length - 1)
 
 
 def damaged(saved, path, data):
