@@ -23,7 +23,7 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
 
         Args:
             kind: What an entry is called in error messages, e.g. "policy".
-            home: The package whose module NAME holds the built-in entry NAME as an attribute of that name.
+            home: The package whose module NAME ("_" for "+") holds the built-in entry as an attribute of that name.
             built_in: The built-in names, in the order in which they are listed.
             group: The entry-point group by which other packages add entries.
             adopt: From a name and what a module or an entry point holds to the entry; raises GeosparseError where
@@ -53,6 +53,11 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
             found[point.name] = point
         return dict(sorted(found.items()))
 
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """All names in the order in which they are listed: entries in tables of numbers are places in it."""
+        return tuple(self)
+
     def check(self, name: str) -> None:
         """Raise GeosparseError, with the nearest names, unless there is an entry `name`."""
         if name not in self:
@@ -62,7 +67,8 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
         """The entry `name`, imported when first asked for; raises KeyError where there is none."""
         if name not in self._loaded:
             if name in self.built_in:
-                content: object = getattr(import_module(f"{self._home}.{name}"), name)
+                word = name.replace("+", "_")
+                content: object = getattr(import_module(f"{self._home}.{word}"), word)
             else:
                 content = self._load(self.added[name])
             self._loaded[name] = self._adopt(name, content)
@@ -86,6 +92,10 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
 
     def __len__(self) -> int:
         return len(self.built_in) + len(self.added)
+
+    def origin(self, name: str) -> str | None:
+        """The package that adds the entry `name`, in words; None for a built-in one."""
+        return _origin(self.added[name]) if name in self.added else None
 
 
 def _origin(point: EntryPoint) -> str:
