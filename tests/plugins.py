@@ -1,8 +1,15 @@
 """A package from elsewhere that adds to geosparse, installed in a folder of a test's own."""
 
 import os
+import subprocess
+import sys
 import textwrap
+from collections.abc import Mapping
+from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import Any
+
+from geosparse.utils.registry import Registry
 
 
 def install(folder: Path, group: str, points: dict[str, str], modules: dict[str, str]) -> dict[str, str]:
@@ -26,3 +33,17 @@ def install(folder: Path, group: str, points: dict[str, str], modules: dict[str,
     (facts / "entry_points.txt").write_text("\n".join([f"[{group}]", *lines, ""]))
     path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
     return os.environ | {"PYTHONPATH": path}
+
+
+def command(environment: Mapping[str, str], *words: object) -> subprocess.CompletedProcess:
+    """Run `geosparse` in a process of its own."""
+    call = [sys.executable, "-m", "geosparse", *map(str, words)]
+    return subprocess.run(call, env=environment, capture_output=True, text=True, check=False)
+
+
+def add(monkeypatch: Any, registry: Registry, name: str, content: object) -> None:
+    """Let `registry` have an entry of another package for the length of a test."""
+    points = registry.added | {name: EntryPoint(name, f"outside:{name}", registry.group)}
+    monkeypatch.setattr(registry, "added", points)
+    monkeypatch.setattr(registry, "names", (*registry.built_in, *sorted(points)))
+    monkeypatch.setitem(registry._loaded, name, registry._adopt(name, content))

@@ -26,7 +26,7 @@ from ..ops import (
 )
 from ..ops.hot_pages import HotPages, pages_of
 from ..ops.offloaded import offloaded_attention, reads_every_key
-from ..ops.selectors import EXACT
+from ..ops.selectors import EXACT, rules_of
 from ..ops.spec import per_head
 from .block_prefill import block_attention
 from .compiled import attend_compiled, leave_graph, number_of
@@ -89,6 +89,9 @@ class SparseAttention:
         self._number, self._outside = number_of(self), leave_graph()
         if self._indexed and rules.window is not None:
             receipt.note(layer, EXACT, f"a sliding window of {rules.window} tokens has no pages")
+        for rule in rules_of(self._selectors(None)):
+            if rule.kernel is None and receipt.path != "torch":
+                receipt.note(layer, "plain PyTorch", f"the selector {rule.name} has no kernels")
 
     def __call__(
         self,

@@ -1,7 +1,5 @@
 """What other packages add: found by entry points, named in help and hints, refused where it does not fit."""
 
-import subprocess
-import sys
 from importlib.metadata import EntryPoint
 
 import pytest
@@ -10,7 +8,7 @@ import geosparse as gs
 from geosparse.plan.policies import POLICIES, Policy
 from geosparse.utils.registry import Registry
 
-from ..plugins import install
+from ..plugins import command, install
 from ..synthetic import synthetic
 
 GROUP = "geosparse.policies"
@@ -30,12 +28,6 @@ HALVES = """
     def short(choices, total, seed):
         return torch.ones(choices.profile.model.layers, choices.profile.model.heads, dtype=torch.int64)
 """
-
-
-def command(environment, *words):
-    return subprocess.run(
-        [sys.executable, "-m", "geosparse", *words], env=environment, capture_output=True, text=True, check=False
-    )
 
 
 def test_a_policy_from_another_package_serves_plan_and_stands_in_help_and_hints(tmp_path):
