@@ -5,7 +5,6 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Mapping
-from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +40,13 @@ def command(environment: Mapping[str, str], *words: object) -> subprocess.Comple
     return subprocess.run(call, env=environment, capture_output=True, text=True, check=False)
 
 
+def forget_later(monkeypatch: Any, registry: Registry) -> None:
+    """What is added to `registry` from here on is gone after the test."""
+    for attribute, value in (("_loaded", dict(registry._loaded)), ("_own", list(registry._own)), ("_names", None)):
+        monkeypatch.setattr(registry, attribute, value)
+
+
 def add(monkeypatch: Any, registry: Registry, name: str, content: object) -> None:
-    """Let `registry` have an entry of another package for the length of a test."""
-    points = registry.added | {name: EntryPoint(name, f"outside:{name}", registry.group)}
-    monkeypatch.setattr(registry, "added", points)
-    monkeypatch.setattr(registry, "names", (*registry.built_in, *sorted(points)))
-    monkeypatch.setitem(registry._loaded, name, registry._adopt(name, content))
+    """Let `registry` have one more entry for the length of a test."""
+    forget_later(monkeypatch, registry)
+    registry.add(name, content)

@@ -8,7 +8,7 @@ import geosparse as gs
 from geosparse.plan.policies import POLICIES, Policy
 from geosparse.utils.registry import Registry
 
-from ..plugins import command, install
+from ..plugins import add, command, install
 from ..synthetic import synthetic
 
 GROUP = "geosparse.policies"
@@ -78,9 +78,23 @@ def test_an_entry_is_imported_when_it_is_asked_for(monkeypatch):
         registry["neither"]
 
 
+def test_an_entry_of_this_process_comes_last_and_takes_no_name_of_another(monkeypatch):
+    names = POLICIES.names
+    add(monkeypatch, POLICIES, "mine", lambda choices, total, seed: choices.spend(choices.curves("fisher"), total))
+    assert POLICIES.names == (*names, "mine")
+    assert list(POLICIES) == [*names, "mine"]
+    assert len(POLICIES) == len(names) + 1
+    assert gs.make_plan(synthetic(), 5, "mine").policy == "mine"
+    with pytest.raises(gs.GeosparseError, match="There is a policy 'mine' already"):
+        POLICIES.add("mine", print)
+    with pytest.raises(gs.GeosparseError, match="names a function"):
+        POLICIES.add("three", 3)
+    assert "three" not in POLICIES
+
+
 def test_every_policy_says_what_it_follows_and_why():
     for name in POLICIES.built_in:
         policy = POLICIES[name]
         assert policy.name == name
-        assert policy.formula
+        assert policy.favours
         assert policy.reason.endswith(".")
