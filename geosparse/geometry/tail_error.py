@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..ops import SHARES, Tail
+from ..ops import MEAN_FRACTION, Tail
 
 
 class TailErrors(NamedTuple):
@@ -74,5 +74,5 @@ def kept_errors(
     even = missing * torch.stack(plain, -2)
     further = missing * mean - even  # from the plain mean of the kept values to that of all
     errors: dict[Tail, torch.Tensor] = {"drop": total - dense, "renormalize": total / certain - dense}
-    errors |= {tail: total - dense + (even + share * further) for tail, share in SHARES.items()}
+    errors |= {tail: total - dense + (even + share * further) for tail, share in MEAN_FRACTION.items()}
     return TailErrors(mass, {tail: error.masked_fill(complete, 0.0) for tail, error in errors.items()})

@@ -19,7 +19,7 @@ from ..hf.adapters import inner_model
 from ..hf.identity import identify
 from ..hf.layers import AttentionLayer, attention_layers, check_context
 from ..hf.modes import evaluating
-from ..ops import check_selector
+from ..ops.selectors import EXACT, MEASURED, SELECTORS
 from ..ops.serving import warn_once
 from ..plan.make_plan import make_plan
 from ..text import text_sha256, token_windows
@@ -76,7 +76,7 @@ class ProfileConfig:
     seed: int = 0
     lengths: tuple[int, ...] = (1024,)
     geometry_queries: int = 12
-    selectors: tuple[str, ...] = ("topn", "lowbit")
+    selectors: tuple[str, ...] = MEASURED
     second_pass: bool = True
 
     def __post_init__(self) -> None:
@@ -99,7 +99,7 @@ class ProfileConfig:
         if not self.selectors or len(set(self.selectors)) < len(self.selectors):
             raise GeosparseError(f"selectors are one or more different names, found {list(self.selectors)}.")
         for selector in self.selectors:
-            check_selector(selector)
+            SELECTORS.check(selector)
 
     @property
     def longest(self) -> int:
@@ -226,7 +226,7 @@ def _second_pass(
     length = max((length for length in profile.distinct_lengths if length <= SECOND_LENGTH), default=None)
     if length is None:
         return None
-    selector = "topn" if "topn" in profile.selectors else None
+    selector = EXACT if EXACT in profile.selectors else None
     plan = make_plan(profile.at(length), max(1.0, length / SECOND_SHARE), selector=selector)
     rank, processes = process_rank() if parts is not None else (0, 1)
     places = [place for place, (_, window) in enumerate(windows) if len(window) == length]

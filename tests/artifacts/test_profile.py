@@ -356,7 +356,7 @@ def test_flipped_bytes_load_or_are_refused(tmp_path, saved):
         ({"lengths": [0]}, "lengths is not a list of whole numbers"),
         ({"lengths": [40, 20], "nlls": [1.0, 2.0]}, "lengths do not ascend"),
         ({"queries": 0}, "queries is not a whole number"),
-        ({"selectors": ["none"]}, "its selectors are not known"),
+        ({"selectors": ["topn", "topn"]}, "its selectors are not distinct"),
         ({"selectors": [[]]}, "no selectors"),
         ({"budgets": [4, 1, 16]}, "budgets do not ascend"),
         ({"budgets": []}, "budgets do not ascend"),
@@ -374,6 +374,14 @@ def test_metadata_that_does_not_fit(tmp_path, saved, monkeypatch, change, reason
     monkeypatch.setattr(gs.Profile, "metadata", lambda _: metadata)
     profile.save(tmp_path / "p.safetensors")
     assert reason in damaged(saved, tmp_path / "p.safetensors", (tmp_path / "p.safetensors").read_bytes())
+
+
+def test_a_profile_of_a_selector_that_is_not_installed_is_no_damaged_file(tmp_path, saved, monkeypatch):
+    metadata = gs.Profile.load(saved).metadata() | {"selectors": ["absent"]}
+    monkeypatch.setattr(gs.Profile, "metadata", lambda _: metadata)
+    gs.Profile.load(saved).save(tmp_path / "p.safetensors")
+    with pytest.raises(gs.GeosparseError, match="cannot be used here: the selector 'absent' is not installed"):
+        gs.Profile.load(tmp_path / "p.safetensors")
 
 
 @pytest.mark.parametrize("name", ["mass", "output_error", "output_norm", "fisher", "entropy"])
