@@ -1,7 +1,7 @@
 """The pages that are made from the code: `python .ci/reference.py` writes them, `tests/test_docs.py` compares.
 
-`docs/reference/cli.md` follows from the parser, and the file map in `docs/development/architecture.md` from the first
-line of each module's docstring.
+`docs/reference/cli.md` follows from the parser, the file map in `docs/development/architecture.md` from the first line
+of each module's docstring, and the tables of selectors, tails and policies in `docs/concepts.md` from their registries.
 """
 
 from __future__ import annotations
@@ -14,10 +14,13 @@ from collections import defaultdict
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
 CLI = ROOT / "docs" / "reference" / "cli.md"
 ARCHITECTURE = ROOT / "docs" / "development" / "architecture.md"
+CONCEPTS = ROOT / "docs" / "concepts.md"
 FOLDERS = ("geosparse", "eval")
 MAP = re.compile(r"(<!-- files: .*? -->\n).*?(<!-- end -->)", flags=re.DOTALL)
+TABLE = re.compile(r"(<!-- registry: (\w+) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 HEAD = """# Command line
 
 Made by `python .ci/reference.py` from the parser; do not edit.
@@ -35,7 +38,8 @@ sentence and exit code 2.
 
 
 def main() -> int:
-    """Write both pages."""
+    """Write the pages."""
+    CONCEPTS.write_text(with_tables(CONCEPTS.read_text(encoding="utf-8")), encoding="utf-8")
     CLI.write_text(cli_page(), encoding="utf-8")
     ARCHITECTURE.write_text(with_file_map(ARCHITECTURE.read_text(encoding="utf-8")), encoding="utf-8")
     return 0
@@ -43,7 +47,6 @@ def main() -> int:
 
 def cli_page() -> str:
     """`docs/reference/cli.md`."""
-    sys.path.insert(0, str(ROOT))
     from geosparse.cli.main import build_parser
 
     parts = [HEAD]
@@ -74,6 +77,53 @@ def _table(parser: argparse.ArgumentParser) -> str:
         label = f"{', '.join(action.option_strings)} {value}".strip() if action.option_strings else value
         rows.append(f"| `{label}` | {_cell(action.help or '')} |")
     return "\n".join(rows)
+
+
+def with_tables(text: str) -> str:
+    """The page of concepts with the tables of the registries made anew."""
+    made = {"selectors": selectors_table, "tails": tails_table, "policies": policies_table}
+    return TABLE.sub(lambda match: f"{match[1]}\n{made[match[2]]()}\n\n{match[3]}", text)
+
+
+def selectors_table() -> str:
+    """Built-in selectors."""
+    from geosparse.ops.selectors import ECONOMICAL, SELECTORS
+
+    rows = []
+    for rule in (SELECTORS[name] for name in SELECTORS.built_in):
+        kernels = "none" if rule.kernel is None else "prefill, decode" if rule.prefill_kernel else "decode"
+        rows.append((_name(rule.name, ECONOMICAL), rule.keeps, rule.reads, kernels))
+    return _rows(("name", "which N tokens are kept", "what a decode step reads to find them", "CPU kernels"), rows)
+
+
+def tails_table() -> str:
+    """Tails and families of tails."""
+    from geosparse.ops.tails import DEFAULT_TAIL, FAMILY_MEANING, TAIL_RULES
+
+    rows = []
+    for name, rule in TAIL_RULES.items():
+        beta = f"{rule.mean_fraction:g}" if rule.gives_all else "-"
+        rows.append((_name(name, DEFAULT_TAIL), rule.meaning, beta))
+    rows += [(_name(name, DEFAULT_TAIL), meaning, "-") for name, meaning in FAMILY_MEANING.items()]
+    return _rows(("name", "where the missing mass goes", "β"), rows)
+
+
+def policies_table() -> str:
+    """Built-in policies."""
+    from geosparse.plan.policies import DEFAULT_POLICY, POLICIES
+
+    rows = [(_name(name, DEFAULT_POLICY), POLICIES[name].favours) for name in POLICIES.built_in]
+    return _rows(("name", "which heads get more tokens"), rows)
+
+
+def _name(name: str, default: str) -> str:
+    return f"`{name}`" + (" (default)" if name == default else "")
+
+
+def _rows(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    line = "|---" * len(head) + "|"
+    body = (" | ".join(map(_cell, row)) for row in rows)
+    return "\n".join([f"| {' | '.join(head)} |", line, *(f"| {row} |" for row in body)])
 
 
 def with_file_map(text: str) -> str:

@@ -10,6 +10,10 @@ class GeosparseError(ValueError):
     """Bad input, said in one sentence: what is wrong, what was found, what to do. The command line exits with 2."""
 
 
+class NotInstalledError(GeosparseError):
+    """A file is sound, and needs what another package adds, which is not there."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The end of an error sentence: the nearest known names, or all of them.
 

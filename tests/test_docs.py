@@ -9,6 +9,7 @@ import importlib.util
 import json
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from geosparse.cli.commands import COMMANDS
 from geosparse.cli.main import main
 from geosparse.sparsify import break_even
 
+from .plugins import command, install
 from .tiny import VOCABULARY, tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -121,8 +123,29 @@ def name(page):
     return page.relative_to(ROOT).as_posix()
 
 
+# Each shows a package that adds to geosparse: a module, a pyproject.toml, and the commands that then know it.
+PACKAGES = [DOCS / "guides" / "custom_policy.md", DOCS / "guides" / "custom_selector.md"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=name)
+@pytest.mark.parametrize("page", PACKAGES, ids=name)
+def test_every_package_of_a_guide_works_from_outside(page, folder):
+    module, project, commanded = blocks(page)
+    about = tomllib.loads(project["text"])
+    ((group, points),) = about["project"]["entry-points"].items()
+    (word,) = about["tool"]["setuptools"]["py-modules"]
+    assert f"`{word}.py`" in page.read_text(encoding="utf-8")
+    environment = install(folder, group, points, {word: module["text"]})
+    for words in commands(commanded["text"]):
+        assert words[0] == "geosparse"
+        done = command(environment, *words[1:])
+        assert done.returncode == 0, (words, done.stderr)
+        if "--help" in words:
+            assert all(point in done.stdout for point in points)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page) and page not in PACKAGES], ids=name)
 def test_every_block_runs(page, folder, capfd):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed, and demo draws")
     names = {}
@@ -159,6 +182,13 @@ def test_the_command_line_page_and_the_file_map_are_those_of_the_code():
     text = made.ARCHITECTURE.read_text(encoding="utf-8")
     assert made.MAP.search(text)
     assert text == made.with_file_map(text), renew
+
+
+def test_the_tables_of_the_registries_are_those_of_the_code():
+    made = reference()
+    text = made.CONCEPTS.read_text(encoding="utf-8")
+    assert [match[2] for match in made.TABLE.finditer(text)] == ["selectors", "tails", "policies"]
+    assert text == made.with_tables(text), "run python .ci/reference.py"
 
 
 def test_the_file_map_lists_every_module_that_holds_anything():

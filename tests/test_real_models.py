@@ -7,7 +7,7 @@ import torch
 
 import geosparse as gs
 from geosparse.geometry.separation import DISTANCES, contribution_score, selection_order, separations
-from geosparse.profile.profiler import walk_layers
+from geosparse.profile.capture import walk_layers
 
 from .geometry.test_separation import hold_against_brute_force
 

@@ -10,7 +10,7 @@ import torch
 
 from geosparse.artifacts.plan import Plan
 from geosparse.errors import GeosparseError
-from geosparse.ops import INDEXED, SELECTORS, TAILS, Selector, Span
+from geosparse.ops import SELECTORS, TAILS, Selector, Span
 from geosparse.ops.cpu import library
 from geosparse.ops.cpu.decode import pack
 from geosparse.ops.key_index import index_of
@@ -97,8 +97,10 @@ def overhead() -> tuple[dict[str, float], dict[str, float]]:
             torch.full((9,), TAILS.index("centroid"), dtype=torch.int64, device="cpu"),
         )
         for selector in CALLED_SELECTORS:
-            selectors = torch.full((9,), SELECTORS.index(selector), dtype=torch.int64, device="cpu")
-            index = index_of(layer.key, (0,)) if selector in INDEXED else None
+            number = SELECTORS[selector].kernel
+            assert number is not None
+            selectors = torch.full((9,), number, dtype=torch.int64, device="cpu")
+            index = index_of(layer.key, (0,)) if SELECTORS[selector].indexed else None
             packed, *held = pack(*layer, budgets, tails, selectors, 0.125, Span(), None, None, index)
             kernel = _microseconds(partial(loaded.gs_decode, packed)) - empty
             del held  # where the kernel wrote

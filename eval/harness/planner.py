@@ -53,7 +53,7 @@ class Planner:
                 self.profile,
                 None if variant.mean_keep is None else min(variant.mean_keep, length),
                 variant.policy,
-                variant.tail,  # type: ignore[arg-type]
+                variant.tail,
                 variant.seed,
                 density=variant.density,
                 length=length if len(known) > 1 else known[0],

@@ -33,7 +33,10 @@ ROOT = Path(__file__).parents[2]
 
 # Subject -> module -> the tests that should notice what is wrong in it.
 SUBJECTS: dict[str, dict[str, tuple[str, ...]]] = {
-    "geometry": {"geosparse.geometry.separation": ("tests/geometry/test_separation.py",)},
+    "geometry": {
+        "geosparse.geometry.separation": ("tests/geometry/test_separation.py",),
+        "geosparse.geometry.tail_error": ("tests/geometry/test_tail_error.py", "tests/geometry/test_separation.py"),
+    },
     "planner": {
         "geosparse.plan.make_plan": (
             "tests/plan/test_make_plan.py",

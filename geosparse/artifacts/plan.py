@@ -6,14 +6,14 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 import torch
 
-from ..errors import GeosparseError, did_you_mean
+from ..errors import GeosparseError, NotInstalledError
 from ..hf.identity import ModelIdentity, identify, parse_identity
-from ..ops import CHOICES, SELECTORS, TAILS, Budgets, Selector, Selectors, Tail, Tails, check_selector
-from ..ops.selectors import SHARING
+from ..ops import SELECTORS, TAIL_FAMILIES, TAILS, Budgets, Selector, Selectors, Tail, Tails, check_tail
+from ..ops.selectors import EXACT, check_installed, fits, shareable
 from ..ops.spec import per_head
 from ..utils.bounds import as_whole, check_whole
 from ..utils.files import MAX_COUNT, damaged, dump_json, is_count, is_number, read_json, require, write_json
@@ -21,7 +21,7 @@ from ..utils.provenance import versions
 from .seen import Seen
 
 SCHEMA = "geosparse.plan/1"
-PlanTail = Tail | Literal["best", "blend"]
+PlanTail = Tail  # or a name in ops.TAIL_FAMILIES
 MAX_GROWTH = 4.0
 MAX_FILE = 8 << 20
 VERIFIED = ("tolerance", "increase", "limit", "windows", "failed")
@@ -39,7 +39,7 @@ class Plan:
     Attributes:
         n_keep: `[layers, Hq]` int64, tokens kept per query head at up to `reference_length` visible tokens.
         tail: What stands for the discarded tokens: one of `ops.TAILS`; "best" or "blend" when heads differ.
-        head_tails: `[layers, Hq]` int64 places in `ops.TAILS`, where `tail` is one of `ops.CHOICES`; else None.
+        head_tails: `[layers, Hq]` int64 places in `ops.TAILS`, where `tail` is one of `ops.TAIL_FAMILIES`; else None.
         reference_length: Context length, tokens, at which the budgets were chosen.
         policy: How they were chosen.
         budget: What was asked for, e.g. `{"mean_keep": 32}`.
@@ -69,7 +69,7 @@ class Plan:
     predicted: dict[str, float] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=versions)
     head_tails: torch.Tensor | None = None
-    selector: Selector = "topn"
+    selector: Selector = EXACT
     head_selectors: torch.Tensor | None = None
     growth: torch.Tensor | None = None
     share_kv: bool = False
@@ -81,11 +81,12 @@ class Plan:
         """Check everything that does not need the model."""
         check_tail(self.tail)
         shape = (self.model.layers, self.model.heads)
-        words = " and ".join(map(repr, CHOICES))
-        require((self.tail in CHOICES) == (self.head_tails is not None), f"head_tails go with the tails {words} only.")
+        families = " and ".join(map(repr, TAIL_FAMILIES))
+        differ = self.tail in TAIL_FAMILIES
+        require(differ == (self.head_tails is not None), f"head_tails go with the tails {families} only.")
         require(_are_places(self.head_tails, shape, len(TAILS)), "head_tails do not fit the heads.")
-        check_selector(self.selector)
-        require(_are_places(self.head_selectors, shape, len(SELECTORS)), "head_selectors do not fit the heads.")
+        SELECTORS.check(self.selector)
+        require(_are_places(self.head_selectors, shape, len(SELECTORS.names)), "head_selectors do not fit the heads.")
         if tuple(self.n_keep.shape) != shape or self.n_keep.dtype != torch.int64:
             raise GeosparseError(f"A plan for this model needs whole numbers [layers, heads] = {list(shape)}.")
         if int(self.n_keep.min()) < 1 or int(self.n_keep.max()) > MAX_COUNT:
@@ -104,13 +105,13 @@ class Plan:
             selectors = per_head(self.selectors_of(layer), self.model.heads)
             tails = per_head(self.tails_of(layer), self.model.heads)
             for head, (selector, tail) in enumerate(zip(selectors, tails, strict=True)):
-                if selector == "sink_recent" and tail != "renormalize":
+                if not fits(selector, tail):
                     raise GeosparseError(
-                        f"Layer {layer}, head {head}: the selector sink_recent scores nothing, so that the mass of the "
+                        f"Layer {layer}, head {head}: the selector {selector} scores nothing, so that the mass of the "
                         f"rest is not known; it goes with the tail 'renormalize', found {tail!r}."
                     )
-            if self.share_kv and not SHARING.issuperset(selectors):
-                raise GeosparseError(f"share_kv goes with the selectors {' and '.join(sorted(SHARING))} only.")
+            if self.share_kv and not all(SELECTORS[name].shareable for name in set(selectors)):
+                raise GeosparseError(f"share_kv goes with the selectors {shareable()} only.")
         if self.share_kv:
             groups = self.n_keep.view(self.model.layers, self.model.kv_heads, -1)
             words = self.selector_places.view(groups.shape)
@@ -122,7 +123,7 @@ class Plan:
         """The selector of every head, `[layers, Hq]` int64 places in `ops.SELECTORS`."""
         if self.head_selectors is not None:
             return self.head_selectors
-        return torch.full_like(self.n_keep, SELECTORS.index(self.selector))
+        return torch.full_like(self.n_keep, SELECTORS.names.index(self.selector))
 
     @property
     def longest_window(self) -> int | None:
@@ -136,7 +137,7 @@ class Plan:
     def selector_counts(self) -> dict[str, int]:
         """How many heads each selector serves, those that serve none left out."""
         places = self.selector_places.flatten().tolist()
-        return {word: count for place, word in enumerate(SELECTORS) if (count := places.count(place))}
+        return {word: count for place, word in enumerate(SELECTORS.names) if (count := places.count(place))}
 
     @classmethod
     def uniform(
@@ -145,7 +146,7 @@ class Plan:
         n_keep: int,
         tail: Tail = "renormalize",
         reference_length: int | None = None,
-        selector: Selector = "topn",
+        selector: Selector = EXACT,
     ) -> Plan:
         """The same budget for every head: the baseline of every table.
 
@@ -178,14 +179,14 @@ class Plan:
     def tails_of(self, layer: int) -> Tails:
         """The tail of a layer's heads, as the attention paths take it."""
         if self.head_tails is None:
-            return cast(Tail, self.tail)
+            return self.tail
         return [TAILS[place] for place in self.head_tails[layer].tolist()]
 
     def selectors_of(self, layer: int) -> Selectors:
         """The selector of a layer's heads, as the attention paths take it."""
         if self.head_selectors is None:
             return self.selector
-        return [SELECTORS[place] for place in self.head_selectors[layer].tolist()]
+        return [SELECTORS.names[place] for place in self.head_selectors[layer].tolist()]
 
     @property
     def budgets(self) -> Budgets:
@@ -214,13 +215,13 @@ class Plan:
         """The plan as a JSON object."""
         data = {item.name: getattr(self, item.name) for item in fields(self)}
         data |= {"schema": SCHEMA, "n_keep": self.n_keep.tolist(), "model": self.model.to_json()}
-        tables = (("head_tails", self.head_tails, TAILS), ("head_selectors", self.head_selectors, SELECTORS))
+        tables = (("head_tails", self.head_tails, TAILS), ("head_selectors", self.head_selectors, SELECTORS.names))
         for key, places, words in tables:
             data[key] = None if places is None else [[words[place] for place in row] for row in places.tolist()]
         data["seen"] = None if self.seen is None else self.seen.to_json()
         data["growth"] = None if self.growth is None else self.growth.tolist()
         defaults: dict[str, Any] = dict.fromkeys(("head_tails", "head_selectors", "growth", "seen"))
-        defaults |= {"share_kv": False, "selector": "topn", "verified": {}, "kinds": {}}
+        defaults |= {"share_kv": False, "selector": EXACT, "verified": {}, "kinds": {}}
         return {key: value for key, value in data.items() if key not in defaults or value != defaults[key]}
 
     def digest(self) -> str:
@@ -244,6 +245,8 @@ class Plan:
         data = read_json(path, "plan", MAX_FILE)
         try:
             return cls.from_json(data)
+        except NotInstalledError as error:
+            raise GeosparseError(f"{path} cannot be used here: {error}") from error
         except GeosparseError as error:
             raise damaged(path, "plan", str(error)) from error
 
@@ -271,10 +274,12 @@ class Plan:
         require(sound, f"verified lacks one of the numbers {', '.join(VERIFIED)}.")
         require(isinstance(data["policy"], str) and isinstance(data["tail"], str), "policy and tail are words.")
         require(is_count(data["reference_length"]), "reference_length is not a whole number >= 1.")
-        require(isinstance(data.get("selector", "topn"), str), "selector is not a word.")
+        require(isinstance(data.get("selector", EXACT), str), "selector is not a word.")
         require(isinstance(data.get("share_kv", False), bool), "share_kv is neither true nor false.")
         values = {key: data[key] for key in known & data.keys() - {"model", "n_keep"}}
-        for key, words in (("head_tails", TAILS), ("head_selectors", SELECTORS)):
+        for name in {data.get("selector", EXACT), *_words_of(data.get("head_selectors"))}:
+            check_installed(name)
+        for key, words in (("head_tails", TAILS), ("head_selectors", SELECTORS.names)):
             if key in data:
                 values[key] = _parse_words(data[key], identity, words, key)
         if "seen" in data:
@@ -292,15 +297,15 @@ def _are_places(table: torch.Tensor | None, shape: tuple[int, int], words: int) 
     return known and int(table.min()) >= 0 and int(table.max()) < words
 
 
-def check_tail(tail: str) -> None:
-    """Raise GeosparseError unless `tail` is one of `ops.TAILS` or of `ops.CHOICES`."""
-    if tail not in (*TAILS, *CHOICES):
-        raise GeosparseError(f"Unknown tail {tail!r}: {did_you_mean(tail, (*TAILS, *CHOICES))}")
-
-
 def _is_table(rows: Any, identity: ModelIdentity) -> bool:
     shaped = isinstance(rows, list) and len(rows) == identity.layers
     return shaped and all(isinstance(row, list) and len(row) == identity.heads for row in rows)
+
+
+def _words_of(rows: Any) -> set[str]:
+    """The distinct words of a table; whether it is one is checked elsewhere."""
+    lists = [row for row in rows if isinstance(row, list)] if isinstance(rows, list) else []
+    return {word for row in lists for word in row if isinstance(word, str)}
 
 
 def _parse_words(rows: Any, identity: ModelIdentity, words: Sequence[str], key: str) -> torch.Tensor:

@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 
-from ..errors import GeosparseError, did_you_mean
+from ..errors import GeosparseError, NotInstalledError, did_you_mean
 from ..geometry.fits import Fits, fit
 from ..geometry.moments import Moments
 from ..geometry.regimes import Regimes, classify, typical
 from ..geometry.separation import DISTANCES
 from ..hf.identity import ModelIdentity
-from ..ops import TAILS, meant
+from ..ops import TAILS, expand_tail
+from ..ops.selectors import EXACT
 from ..utils.files import check_header, check_readable, damaged, dump_json, require, write_atomic
 from ..utils.provenance import versions
 from .interplay import Interplay
@@ -88,7 +89,7 @@ class Profile:
     model: ModelIdentity
     calibration: dict[str, Any]
     nlls: tuple[float, ...]
-    selectors: tuple[str, ...] = ("topn",)
+    selectors: tuple[str, ...] = (EXACT,)
     config: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=versions)
     moments: Moments | None = None
@@ -204,20 +205,20 @@ class Profile:
         """The array `name` averaged over the longest windows, fp64, without that dimension; NaNs are left out."""
         return self.longest(name).nanmean(0)
 
-    def kept_mass(self, selector: str = "topn") -> torch.Tensor:
+    def kept_mass(self, selector: str = EXACT) -> torch.Tensor:
         """Mean kept mass M, `[layers, Hq, budgets]` fp64."""
         return self.mean("mass")[self._place(selector)]
 
-    def fisher(self, tail: str, selector: str = "topn") -> torch.Tensor:
-        """Mean (g . e)^2, `[layers, Hq, budgets]` fp64; of the words of `ops.CHOICES` the least of theirs."""
+    def fisher(self, tail: str, selector: str = EXACT) -> torch.Tensor:
+        """Mean (g . e)^2, `[layers, Hq, budgets]` fp64; of the names in `ops.TAIL_FAMILIES` the least of theirs."""
         return _of_tail(self.mean("fisher")[self._place(selector)], tail)
 
-    def price(self, tail: str, selector: str = "topn") -> torch.Tensor:
+    def price(self, tail: str, selector: str = EXACT) -> torch.Tensor:
         """`fisher` as a head's error is felt among those of all other heads, where that was measured."""
         prices = self.mean("fisher")[self._place(selector)]
         return _of_tail(prices if self.interplay is None else prices * self.interplay.factors, tail)
 
-    def relative_output_error(self, tail: str, selector: str = "topn") -> torch.Tensor:
+    def relative_output_error(self, tail: str, selector: str = EXACT) -> torch.Tensor:
         """Mean |W_O e|^2 over mean |W_O z|^2, `[layers, Hq, budgets]` fp64; tails as in `fisher`."""
         norm = self.mean("output_norm").unsqueeze(-1).clamp_min(torch.finfo(torch.float32).tiny)
         return _of_tail(self.mean("output_error")[self._place(selector)], tail) / norm
@@ -338,6 +339,8 @@ class Profile:
                 require(names == ARRAYS.keys(), "its arrays are not those of a profile.")
                 arrays = {name: file.get_tensor(name) for name in ARRAYS}
                 return cls(arrays=arrays, moments=moments, interplay=interplay, **data)
+        except NotInstalledError as error:
+            raise GeosparseError(f"{path} cannot be used here: {error}") from error
         except (GeosparseError, SafetensorError, OSError, ValueError, RecursionError) as error:
             reason = str(error) if isinstance(error, GeosparseError) else "it does not parse as safetensors"
             raise damaged(path, "profile", reason) from error
@@ -353,5 +356,5 @@ def _optional(file: Any, names: set[str], prefix: str, kind: type[Any]) -> Any:
 
 
 def _of_tail(arrays: torch.Tensor, tail: str) -> torch.Tensor:
-    """`arrays` `[tails, ...]` at one of TAILS, or the least over those that a word of CHOICES stands for."""
-    return arrays[[TAILS.index(word) for word in meant(tail)]].amin(0)
+    """`arrays` `[tails, ...]` at one of TAILS, or the least over those that a name in TAIL_FAMILIES stands for."""
+    return arrays[[TAILS.index(word) for word in expand_tail(tail)]].amin(0)

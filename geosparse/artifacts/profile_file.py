@@ -10,7 +10,8 @@ from ..geometry.moments import Moments, shape_of
 from ..geometry.regimes import SIGNATURES
 from ..geometry.separation import DISTANCES
 from ..hf.identity import ModelIdentity, parse_identity
-from ..ops import SELECTORS, TAILS
+from ..ops import TAILS
+from ..ops.selectors import check_installed
 from ..utils.files import is_count, parse_json, require
 from .interplay import Interplay
 
@@ -96,7 +97,9 @@ def parse_metadata(header: dict[str, str] | None, fields_of_profile: set[str]) -
     require(isinstance(nlls, list) and all(isinstance(nll, float) for nll in nlls), "nlls is not a list of numbers.")
     names = data["selectors"]
     require(isinstance(names, list) and bool(names) and all(isinstance(name, str) for name in names), "no selectors.")
-    require(len(set(names)) == len(names) and set(names) <= set(SELECTORS), "its selectors are not known.")
+    require(len(set(names)) == len(names), "its selectors are not distinct.")
+    for name in names:
+        check_installed(name)
     identity = parse_identity(data["model"])
     limits = data["limits"]
     require(len(limits) == identity.layers and max(limits) <= lengths[-1], "limits do not fit the layers and lengths.")

@@ -9,12 +9,14 @@ import torch
 
 from ..errors import GeosparseError
 from ..hf.aliases import ALIASES, cache_dir
-from ..ops import PATHS, TAILS, best_path, cpu, reference_attention
+from ..ops import PATHS, SELECTORS, TAILS, best_path, cpu, reference_attention
 from ..ops.cpu.fast_call import direct
 from ..ops.serving import serving
 from ..utils.provenance import device_name, versions
 
 EXTRAS = {"lm-eval": "lm_eval", "plots": "matplotlib", "triton": "triton", "flash": "flash_attn"}
+
+NO_KERNELS = "served by plain PyTorch, as it has no kernels"
 
 # Sums of 65 fp32 products of size 1: rounding stays below 1e-5, a wrong token is off by 1e-2 and more.
 ALLOWED = 1e-4
@@ -37,6 +39,7 @@ def examine() -> tuple[dict[str, Any], str]:
         "weights": {name: alias.weights for name, alias in ALIASES.items()},
         "cpu_kernels": cpu.isa() if cpu.library() is not None else cpu.load_error(),
         "cpu_calls": "C" if direct() is not None else "ctypes",
+        "selectors": {name: _served_by(name, path) for name in SELECTORS},
         "self_test_error": _self_test(device),
     }
     if not data["self_test_error"] <= ALLOWED:
@@ -53,8 +56,15 @@ def examine() -> tuple[dict[str, Any], str]:
     called = f"{kernels}, called through {data['cpu_calls']}"
     lines.append("CPU kernels: " + (called if cpu.library() is not None else f"the torch path is in use ({kernels})"))
     lines.append(f"sparse attention is served by: {data['path']} ({data['path_reason']})")
+    slow = [name for name, by in data["selectors"].items() if by != data["path"]]
+    lines.append(f"selectors: {', '.join(data['selectors'])}" + "".join(f"; {name}: {NO_KERNELS}" for name in slow))
     lines.append(f"self-test: sparse attention within {data['self_test_error']:.1e} of the fp64 reference")
     return data, "\n".join(lines)
+
+
+def _served_by(name: str, path: str) -> str:
+    """The path that serves the selector `name` in a decode step, where `path` serves those with kernels."""
+    return path if SELECTORS[name].kernel is not None else "torch"
 
 
 def _self_test(device: str) -> float:

@@ -1,4 +1,4 @@
-"""Geometry of token selection in value space: pure tensor functions over one or many heads.
+"""How well selected contributions separate from the rest in value space: pure tensor functions over one or many heads.
 
 Shapes: `...` any leading dimensions (heads), Q sampled queries, L tokens, D value dimension, G budgets N.
 `alpha` `[..., Q, L]` are attention weights (0 where a token is not visible), `value` `[..., L, D]` values,
@@ -8,12 +8,11 @@ Source: arXiv 2602.01893 as restated in arXiv 2609.37879; definitions in DESIGN 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
 import torch
 
-from ..ops import SHARES, Tail
 from ..ops.cpu.separation import separate, separates
 
 Distance = Literal["euclidean", "cosine"]
@@ -23,8 +22,8 @@ DISTANCES: tuple[Distance, ...] = get_args(Distance)
 COSINE_FLOOR = 1e-12
 # Two distances whose terms differ by fewer rounding steps than this are equal: copies of a token must tie.
 ROUNDING_STEPS = 4
-# So few selected are compared with all others one by one, more by sorting those.
-FEW = 2
+# Up to as many selected are compared with all others one by one, more by sorting those.
+MAX_UNSORTED = 2
 
 
 class Separation(NamedTuple):
@@ -52,13 +51,6 @@ class Comparison(NamedTuple):
     inner: torch.Tensor
 
 
-class TailErrors(NamedTuple):
-    """The kept mass `[..., Q, G]` and, per tail, output minus dense output `[..., Q, G, D]`."""
-
-    mass: torch.Tensor
-    error: dict[Tail, torch.Tensor]
-
-
 def selection_order(score: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
     """Token indices `[..., Q, L]` in the order of selection: highest score first, ties to the smaller index, tokens
     that are not visible last.
@@ -83,9 +75,9 @@ def contribution_score(alpha: torch.Tensor, value: torch.Tensor) -> torch.Tensor
 
 
 def rank_of(order: torch.Tensor) -> torch.Tensor:
-    """The place of each token in a complete `order`, `[..., Q, L]`."""
-    places = torch.arange(order.shape[-1], device=order.device, dtype=torch.int64).expand_as(order)
-    return torch.empty_like(order).scatter_(-1, order, places)
+    """The rank of each token in a complete `order`, `[..., Q, L]`."""
+    ranks = torch.arange(order.shape[-1], device=order.device, dtype=torch.int64).expand_as(order)
+    return torch.empty_like(order).scatter_(-1, order, ranks)
 
 
 def separation(
@@ -138,11 +130,11 @@ def separations(
         length = torch.linalg.vector_norm(centre, dim=-1, keepdim=True)
         along = (centre @ value.transpose(-1, -2)).mul_(alpha)
         for distance in distances:
-            found = compared(square, along, size, length, picked, distance)
-            ends = torch.stack([found.outer, found.inner], -1)
+            comparison = compare(square, along, size, length, picked, distance)
+            ends = torch.stack([comparison.outer, comparison.inner], -1)
             rho_max, rho_min = _distances(alpha, value, centre, ends, distance).unbind(-1)
             columns[distance].append(
-                _column(budget, found, rho_min - rho_max).masked_fill(visible <= budget, torch.nan)
+                _column(budget, comparison, rho_min - rho_max).masked_fill(visible <= budget, torch.nan)
             )
     return {distance: Separation(*torch.stack(columns[distance], dim=-1)) for distance in distances}
 
@@ -177,7 +169,7 @@ def _distances(
     return far
 
 
-def compared(
+def compare(
     square: torch.Tensor,
     along: torch.Tensor,
     size: torch.Tensor,
@@ -185,7 +177,7 @@ def compared(
     picked: torch.Tensor,
     distance: Distance,
 ) -> Comparison:
-    """Which unselected contributions lie as near to the centre as the selected ones.
+    """Which unselected contributions lie as near to the centre as the selected ones: by a kernel where one takes them.
 
     Args:
         square: `[..., Q, L]` |y|^2, infinite where a token is not visible.
@@ -198,10 +190,23 @@ def compared(
     step = ROUNDING_STEPS * torch.finfo(square.dtype).eps
     if separates(square):
         return Comparison(*separate(square, along, size, length, picked, distance == "cosine", step, COSINE_FLOOR))
+    return _compared(square, along, size, length, picked, distance, step)
+
+
+def _compared(
+    square: torch.Tensor,
+    along: torch.Tensor,
+    size: torch.Tensor,
+    length: torch.Tensor,
+    picked: torch.Tensor,
+    distance: Distance,
+    step: float,
+) -> Comparison:
+    """`compare` by its definition; `step` is the relative size of a rounding step."""
     if distance == "euclidean":
         near = torch.sub(square, along, alpha=2)
-        own = size.gather(-1, picked)
-        slack: torch.Tensor | float = step * own * (own + 2 * length)
+        selected = size.gather(-1, picked)
+        slack: torch.Tensor | float = step * selected * (selected + 2 * length)
     else:
         near = (-along / (COSINE_FLOOR + size * length)).masked_fill_(square == torch.inf, torch.inf)
         slack = step
@@ -213,88 +218,22 @@ def compared(
     return Comparison(nearer.amax(-1), (nearer == 0).sum(-1), nearer.sum(-1), outer, inner)
 
 
-def _column(budget: int, found: Comparison, margin: torch.Tensor) -> torch.Tensor:
+def _column(budget: int, comparison: Comparison, margin: torch.Tensor) -> torch.Tensor:
     """The metrics `[5, ..., Q]` of one N."""
     tiny = torch.finfo(margin.dtype).tiny
-    precision = budget / (budget + found.most.to(margin.dtype))
-    recall = found.clear.to(margin.dtype) / budget
+    precision = budget / (budget + comparison.most.to(margin.dtype))
+    recall = comparison.clear.to(margin.dtype) / budget
     f1 = 2 * precision * recall / (precision + recall)
-    margin = torch.where(found.inversions == 0, margin.clamp_min(tiny), margin.clamp_max(0.0))
-    return torch.stack([precision, recall, f1, margin, found.inversions.to(margin.dtype)])
+    margin = torch.where(comparison.inversions == 0, margin.clamp_min(tiny), margin.clamp_max(0.0))
+    return torch.stack([precision, recall, f1, margin, comparison.inversions.to(margin.dtype)])
 
 
 def counts_within(rest: torch.Tensor, reach: torch.Tensor) -> torch.Tensor:
     """How many of `rest` `[..., L]` are at most each of `reach` `[..., N]`, int64 `[..., N]`; may sort `rest`."""
-    if reach.shape[-1] <= FEW:
-        return torch.stack([(rest <= reach[..., place, None]).sum(-1) for place in range(reach.shape[-1])], -1)
+    if reach.shape[-1] <= MAX_UNSORTED:
+        return torch.stack([(rest <= limit.unsqueeze(-1)).sum(-1) for limit in reach.unbind(-1)], -1)
     if rest.device.type == "cpu":
         rest.numpy().sort(axis=-1)  # several times as fast as torch
     else:
         rest = rest.sort(dim=-1).values
     return torch.searchsorted(rest, reach, right=True)
-
-
-def tail_errors(
-    alpha: torch.Tensor, value: torch.Tensor, order: torch.Tensor, seen: torch.Tensor, budgets: Sequence[int]
-) -> TailErrors:
-    """`kept_errors` where the N first tokens of a complete `order` are kept, for each N in `budgets`."""
-    rank = rank_of(order)
-    return kept_errors(alpha, value, ((rank < budget, None) for budget in budgets), seen)
-
-
-def kept_errors(
-    alpha: torch.Tensor,
-    value: torch.Tensor,
-    keeps: Iterable[tuple[torch.Tensor, torch.Tensor | None]],
-    seen: torch.Tensor,
-    scores: torch.Tensor | None = None,
-) -> TailErrors:
-    """What each tail gets wrong when only some tokens are kept: sparse minus dense head output.
-
-    With z the dense output, s the kept sum, M the kept mass and v_bar the mean visible value (DESIGN section 4):
-    drop: s - z; renormalize: s / M - z; centroid: s + (1 - M) v_bar - z; even, with u the plain mean of the kept
-    values: s + (1 - M) u - z; a blend: between the last two. Where `alpha` sums to less than 1, the rest is the weight
-    of a learned sink, which has no value and is always kept. Where all are kept, no tail errs.
-
-    Args:
-        alpha: `[..., Q, L]`.
-        value: `[..., L, D]`.
-        keeps: Per budget the kept tokens, bool `[..., Q, L]`, and the logits `[..., Q, L]` that the others are believed
-            to have, -inf where not visible (the kept mass then is the believed one), or None for the true ones.
-        seen: `[..., Q, L]` bool, or broadcastable to it.
-        scores: `[..., Q, L]` true logits, -inf where not visible; needed beside believed ones.
-    """
-    dense = alpha @ value
-    weight = seen.to(alpha.dtype)
-    visible = weight.sum(-1)
-    mean = (weight / visible.unsqueeze(-1).clamp_min(1.0)) @ value
-    masses, kept, plain, whole, sinks = [], [], [], [], []
-    lost = 1 - alpha.sum(-1)
-    # What a sum of L rounded weights may miss by itself is no sink, and may be more than all that is kept.
-    lost = torch.where(lost > alpha.shape[-1] * torch.finfo(alpha.dtype).eps, lost, 0.0)
-    for keep, estimate in keeps:
-        selected = alpha * keep
-        ratio = torch.ones_like(lost)
-        if estimate is not None:
-            assert scores is not None
-            # exp(logit) summed over all, as it is and as it is believed to be.
-            believed = torch.where(keep, scores, estimate).logsumexp(-1)
-            ratio = (1 / (lost + (1 - lost) * (believed - scores.logsumexp(-1)).exp())).nan_to_num(1.0)
-            selected = selected * ratio.unsqueeze(-1)
-        sinks.append(lost * ratio)
-        masses.append(selected.sum(-1))
-        chosen = (keep & seen).to(alpha.dtype)
-        count = chosen.sum(-1)
-        kept.append(selected @ value)
-        plain.append(chosen @ value / count.unsqueeze(-1).clamp_min(1.0))
-        whole.append(count >= visible)
-    mass, total, sink = torch.stack(masses, -1), torch.stack(kept, -2), torch.stack(sinks, -1)
-    missing = (1 - sink - mass).clamp_min(0.0).unsqueeze(-1)
-    certain = (mass + sink).clamp_min(torch.finfo(alpha.dtype).tiny).unsqueeze(-1)
-    dense, mean = dense.unsqueeze(-2), mean.unsqueeze(-2)
-    complete = torch.stack(whole, -1).unsqueeze(-1)
-    even = missing * torch.stack(plain, -2)
-    further = missing * mean - even  # from the plain mean of the kept values to that of all
-    errors: dict[Tail, torch.Tensor] = {"drop": total - dense, "renormalize": total / certain - dense}
-    errors |= {tail: total - dense + (even + share * further) for tail, share in SHARES.items()}
-    return TailErrors(mass, {tail: error.masked_fill(complete, 0.0) for tail, error in errors.items()})

@@ -35,9 +35,6 @@ def backend_plan(plan: Plan, length: int | None = None) -> BackendPlan:
     model = plan.model
     shape = (model.layers, model.kv_heads, model.heads // model.kv_heads)
     tails = [[TAILS.index(word) for word in per_head(plan.tails_of(layer), model.heads)] for layer in range(shape[0])]
-    selectors = [
-        [SELECTORS.index(word) for word in per_head(plan.selectors_of(layer), model.heads)] for layer in range(shape[0])
-    ]
     growth = (
         torch.zeros(plan.n_keep.shape, dtype=torch.float32, device="cpu")
         if plan.growth is None
@@ -47,11 +44,11 @@ def backend_plan(plan: Plan, length: int | None = None) -> BackendPlan:
     return BackendPlan(
         n_keep=n_keep,
         tail=torch.tensor(tails, dtype=torch.int8, device="cpu").view(shape),
-        selector=torch.tensor(selectors, dtype=torch.int8, device="cpu").view(shape),
+        selector=plan.selector_places.to(torch.int8).view(shape),
         growth=growth.view(shape),
         group_keep=n_keep.amax(-1),
         tails=TAILS,
-        selectors=SELECTORS,
+        selectors=SELECTORS.names,
         reference_length=plan.reference_length,
         share_kv=plan.share_kv,
     )

@@ -22,7 +22,7 @@ from ..errors import GeosparseError
 from ..hf.adapters import inner_model
 from ..hf.held import held
 from ..hf.layers import attention_layers, check_context, input_device
-from ..ops import best_path, cpu
+from ..ops import SELECTORS, best_path, cpu
 from ..ops.spec import per_head
 from ..plan.cost_model import Rows, dense_bytes, layer_bytes
 from ..sparsify.linear import products
@@ -124,21 +124,11 @@ def twin_of(model: Any) -> Any:
     return copy.deepcopy(model, shared)
 
 
-# What a decode step reads besides the kept values.
-_READS = {
-    "topn": "every key",
-    "lowbit": "a code of every key, and the kept keys",
-    "paged": "the bounds of every page, and the keys of a few",
-    "paged+lowbit": "the bounds of every page, codes in a few, and the kept keys",
-    "sink_recent": "the kept keys",
-}
-
-
 def _read_by(plan: Plan) -> list[str]:
-    """In words, what the heads of each selector read."""
+    """In words, what the heads of each selector read to find their tokens."""
     layers = range(plan.model.layers)
     words = Counter(word for layer in layers for word in per_head(plan.selectors_of(layer), plan.model.heads))
-    return [f"{word} ({count} heads): {_READS[word]}" for word, count in words.items()]
+    return [f"{word} ({count} heads): {SELECTORS[word].reads}" for word, count in words.items()]
 
 
 def _path(model: Any) -> str:

@@ -1,69 +1,67 @@
-"""The one dispatch point for attention: `reference` is the truth, the others are held against it."""
+"""Attention on tensors: selectors, tails, and the paths that follow them. Each name is loaded when it is first used."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    from .budgets import Budgets, budgets_of_row
+    from .cpu import cpu_attention, remember_value_sum
+    from .dispatch import PATHS, best_path
+    from .key_index import PAGE, IndexSlot, KeyIndex, remember_index
+    from .reference import reference_attention
+    from .selectors import SELECTORS, needs_index
+    from .spec import Attended, Selector, Selectors, Tail, Tails, needs_gradient
+    from .tails import MEAN_FRACTION, TAIL_FAMILIES, TAILS, check_tail, expand_tail
+    from .topn import top_n
+    from .torch_chunked import chunked_attention
+    from .triton import triton_attention
+    from .visibility import Span, Visibility, causal_mask, dense_mask, span_of, visible_rows
 
-from . import cpu, triton
-from .budgets import Budgets, budgets_of_row
-from .cpu import cpu_attention, remember_value_sum
-from .key_index import PAGE, IndexSlot, KeyIndex, remember_index
-from .reference import reference_attention
-from .selectors import needs_index
-from .spec import (
-    CHOICES,
-    INDEXED,
-    SELECTORS,
-    SHARES,
-    TAILS,
-    Attended,
-    Selector,
-    Selectors,
-    Tail,
-    Tails,
-    check_selector,
-    meant,
-    needs_gradient,
-)
-from .topn import top_n
-from .torch_chunked import chunked_attention
-from .triton import triton_attention
-from .visibility import Span, Visibility, causal_mask, dense_mask, span_of, visible_rows
-
-# Name -> attention path; all take the arguments of `reference_attention`.
-PATHS: dict[str, Callable[..., Attended]] = {
-    "reference": reference_attention,
-    "torch": chunked_attention,
-    "cpu": cpu_attention,
-    "triton": triton_attention,
+_HOMES = {
+    "MEAN_FRACTION": "tails",
+    "PAGE": "key_index",
+    "PATHS": "dispatch",
+    "SELECTORS": "selectors",
+    "TAILS": "tails",
+    "TAIL_FAMILIES": "tails",
+    "Attended": "spec",
+    "Budgets": "budgets",
+    "IndexSlot": "key_index",
+    "KeyIndex": "key_index",
+    "Selector": "spec",
+    "Selectors": "spec",
+    "Span": "visibility",
+    "Tail": "spec",
+    "Tails": "spec",
+    "Visibility": "visibility",
+    "best_path": "dispatch",
+    "budgets_of_row": "budgets",
+    "causal_mask": "visibility",
+    "check_tail": "tails",
+    "chunked_attention": "torch_chunked",
+    "cpu_attention": "cpu",
+    "dense_mask": "visibility",
+    "expand_tail": "tails",
+    "needs_gradient": "spec",
+    "needs_index": "selectors",
+    "reference_attention": "reference",
+    "remember_index": "key_index",
+    "remember_value_sum": "cpu",
+    "span_of": "visibility",
+    "top_n": "topn",
+    "triton_attention": "triton",
+    "visible_rows": "visibility",
 }
 
-
-def best_path(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    bias: torch.Tensor | None,
-    sink: torch.Tensor | None = None,
-) -> str:
-    """The name of the fastest path that takes these tensors; with a gradient, autograd's."""
-    if sink is not None and needs_gradient(sink):
-        return "torch"
-    if query.is_cuda:
-        return "triton" if triton.supports(query, key, value, bias) else "torch"
-    return "cpu" if cpu.supports(query, key, value, bias) else "torch"
-
-
 __all__ = [
-    "CHOICES",
-    "INDEXED",
+    "MEAN_FRACTION",
     "PAGE",
     "PATHS",
     "SELECTORS",
-    "SHARES",
     "TAILS",
+    "TAIL_FAMILIES",
     "Attended",
     "Budgets",
     "IndexSlot",
@@ -77,12 +75,11 @@ __all__ = [
     "best_path",
     "budgets_of_row",
     "causal_mask",
-    "check_selector",
+    "check_tail",
     "chunked_attention",
     "cpu_attention",
     "dense_mask",
-    "meant",
-    "memory",
+    "expand_tail",
     "needs_gradient",
     "needs_index",
     "reference_attention",
@@ -93,3 +90,15 @@ __all__ = [
     "triton_attention",
     "visible_rows",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

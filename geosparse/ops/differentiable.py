@@ -15,7 +15,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from .key_index import KeyIndex
-from .selectors import Sight, choose, needs_index, reads_codes
+from .selectors import SelectorView, choose, needs_index, reads_codes
 from .spec import Attended, Keep, Selectors, Tails, keep_tensor, tail_flags
 from .torch_chunked import chunk_rows, logit_of, visible_mean
 from .visibility import Span, Visibility, chunk_of, page_starts
@@ -32,7 +32,7 @@ class _Rules(NamedTuple):
 
 
 class _Rows(NamedTuple):
-    """What holds for a chunk of queries; none of it has a gradient. See `Sight`."""
+    """What holds for a chunk of queries; none of it has a gradient. See `SelectorView`."""
 
     seen: torch.Tensor
     budgets: torch.Tensor
@@ -104,7 +104,8 @@ def _attend(
     dots = query.reshape(batch, kv_heads, -1, dim) @ key.transpose(-1, -2)
     scores = rules.finish(dots.view(batch, heads, queries, keys))
     scores = (scores if bias is None else scores + bias.float()).masked_fill(~rows.seen, -torch.inf)
-    sight = Sight(query, scores, rows.seen, rows.budgets, rules.finish, rules.scaling, rows.low, rows.pages, rows.coded)
+    settings = rules.finish, rules.scaling, rows.low, rows.pages, rows.coded
+    sight = SelectorView(query, scores, rows.seen, rows.budgets, *settings)
     choice = choose(sight, rules.selector, kv_heads, rules.share_kv)
     flags = tail_flags(rules.tail, heads, scores)
     known = scores if choice.estimate is scores else torch.where(choice.keep > 0, scores, choice.estimate)

@@ -8,7 +8,7 @@ from ..errors import GeosparseError
 from .cpu import value_sum_of
 from .hot_pages import HotPages, Resident
 from .key_index import index_of
-from .selectors import Sight, choose, needs_index, reads_codes
+from .selectors import SELECTORS, SelectorView, choose, fits, needs_index, reads_codes
 from .spec import Attended, Keep, Selectors, Tails, keep_tensor, needs_gradient, per_head
 from .torch_chunked import add_tail_, kept_weights, logit_of
 from .visibility import Span
@@ -20,7 +20,7 @@ UNREAD = -1e30
 def reads_every_key(selectors: Selectors, tails: Tails, heads: int) -> bool:
     """Whether a head scores all keys, so that offloading them saves nothing."""
     pairs = zip(per_head(selectors, heads), per_head(tails, heads), strict=True)
-    return any(word == "topn" or (word == "sink_recent" and tail != "renormalize") for word, tail in pairs)
+    return any(SELECTORS[name].reads_every_key or not fits(name, tail) for name, tail in pairs)
 
 
 def offloaded_attention(
@@ -62,7 +62,7 @@ def offloaded_attention(
     scores = torch.full((batch, heads, 1, keys), UNREAD, device=device, dtype=torch.float32).masked_fill_(
         ~seen, -torch.inf
     )
-    sight = Sight(asked, scores, seen, keep_tensor(n_keep, device), finish, scaling)
+    sight = SelectorView(asked, scores, seen, keep_tensor(n_keep, device), finish, scaling)
     sight.index = index_of(key, span.starts(batch)) if needs_index(selector) else None
     sight.coded = sight.pages.decoded(keys, dim) if reads_codes(selector) else None
 
@@ -80,9 +80,13 @@ def offloaded_attention(
     if sight.index is not None:
         read((seen & ~sight.indexed).expand(scores.shape)[:, :, 0])
     needed = choose(sight, selector).keep > 0
-    paged = torch.tensor([word == "paged" for word in per_head(selector, heads)], device=device, dtype=torch.bool)
-    if paged.any():
-        needed = torch.where(paged[None, :, None, None], sight.candidates(sight.budgets), needed)
+    # Heads that go by the exact scores of their candidates need the keys of all of them.
+    rules = [SELECTORS[name] for name in per_head(selector, heads)]
+    times = [0 if rule.coded else rule.oversample or 0 for rule in rules]
+    if any(times):
+        oversample = torch.tensor(times, device=device, dtype=torch.int64)[None, :, None]
+        candidates = sight.candidates(oversample.clamp_min(1) * sight.budgets)
+        needed = torch.where((oversample > 0).unsqueeze(-1), candidates, needed)
     found = read(needed[:, :, 0])
     choice = choose(sight, selector)
     weight, lost = kept_weights(scores, choice, seen, tail, sink)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from .key_index import index_of
-from .selectors import Sight, choose, needs_index
+from .selectors import SelectorView, choose, needs_index
 from .spec import Attended, Keep, Selectors, Tails, keep_tensor, tail_flags
 from .visibility import Span, Visibility, dense_mask, page_starts
 
@@ -70,7 +70,8 @@ def reference_attention(
     seen = seen.expand(batch, 1, queries, keys)
     logits = logits.masked_fill(~seen, -torch.inf)
 
-    sight = Sight(query, logits, seen, keep_tensor(n_keep, query.device), finish, scaling, index=index, coded=coded)
+    budgets = keep_tensor(n_keep, query.device)
+    sight = SelectorView(query, logits, seen, budgets, finish, scaling, index=index, coded=coded)
     choice = choose(sight, selector, kv_heads, share_kv)
     keep = choice.keep > 0
 

@@ -3,45 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, TypeVar, cast, get_args
+from typing import NamedTuple
 
 import torch
 
-from ..errors import GeosparseError, did_you_mean
+from ..errors import GeosparseError
+from .tails import TAIL_RULES
 
-Tail = Literal["drop", "renormalize", "centroid", "even", "blend25", "blend50", "blend75"]
-TAILS: tuple[Tail, ...] = get_args(Tail)
+Tail = str  # a name in ops.tails.TAILS
 Tails = Tail | Sequence[Tail]  # one for all heads, or one per query head
-
-# Tails that give the missing mass away: the part of it that goes to the mean of the visible values. The rest goes to
-# the kept tokens, to each the same, whatever its weight.
-SHARES: dict[Tail, float] = {"centroid": 1.0, "even": 0.0, "blend25": 0.25, "blend50": 0.5, "blend75": 0.75}
-
-# Words for a tail of each head's own, and those that it is one of.
-CHOICES: dict[str, tuple[Tail, ...]] = {"best": ("drop", "renormalize", "centroid"), "blend": TAILS}
-
-Selector = Literal["topn", "lowbit", "paged", "paged+lowbit", "sink_recent"]
-SELECTORS: tuple[Selector, ...] = get_args(Selector)
+Selector = str  # a name in ops.selectors.SELECTORS
 Selectors = Selector | Sequence[Selector]  # one for all heads, or one per query head
-INDEXED: frozenset[Selector] = frozenset({"lowbit", "paged", "paged+lowbit"})  # those that read a KeyIndex
 
 Keep = Sequence[int] | torch.Tensor  # Hq budgets, or int64 [B or 1, Hq, T or 1]
 
-Word = TypeVar("Word", bound=str)
 
-
-def check_selector(selector: str) -> None:
-    """Raise GeosparseError unless `selector` is a word of SELECTORS."""
-    if selector not in SELECTORS:
-        raise GeosparseError(f"Unknown selector {selector!r}: {did_you_mean(selector, SELECTORS)}")
-
-
-def meant(tail: str) -> tuple[Tail, ...]:
-    """The tails that a word of TAILS or CHOICES stands for."""
-    return CHOICES.get(tail, (cast(Tail, tail),))
-
-
-def per_head(words: Word | Sequence[Word], heads: int) -> list[Word]:
+def per_head(words: str | Sequence[str], heads: int) -> list[str]:
     """One word per head."""
     return [words] * heads if isinstance(words, str) else list(words)
 
@@ -76,11 +53,11 @@ class TailFlags(NamedTuple):
 
 def tail_flags(tail: Tails, heads: int, like: torch.Tensor) -> TailFlags:
     """The flags of a layer's heads, on the device of `like`."""
-    words = per_head(tail, heads)
-    pairs = [[word == "renormalize" for word in words], [SHARES.get(word, 0.0) > 0 for word in words]]
+    rules = [TAIL_RULES[name] for name in per_head(tail, heads)]
+    pairs = [[rule.renormalize for rule in rules], [rule.mean_fraction > 0 for rule in rules]]
     flags = torch.tensor(pairs, dtype=torch.bool, device="cpu")
     renormalize, centred = flags.view(2, 1, heads, 1, 1).to(like.device)
-    even = torch.tensor([1.0 - SHARES.get(word, 1.0) for word in words], dtype=torch.float32, device="cpu")
+    even = torch.tensor([rule.kept_fraction for rule in rules], dtype=torch.float32, device="cpu")
     return TailFlags(renormalize, centred, even.view(1, heads, 1, 1).to(like.device))
 
 

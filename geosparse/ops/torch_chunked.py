@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from .key_index import index_of
-from .selectors import Choice, Sight, choose, needs_index, reads_codes
+from .selectors import Choice, SelectorView, choose, needs_index, reads_codes
 from .spec import Attended, Keep, Selectors, Tails, keep_tensor, needs_gradient, tail_flags
 from .visibility import Span, Visibility, chunk_of, page_starts
 
@@ -81,7 +81,7 @@ def chunked_attention(
         asked = query[:, :, start:stop].float()
         scores = attention_scores(asked, key[:, :, first:end], scaling, seen, chunk_bias, softcap)
         part = budgets if budgets.shape[-1] == 1 else budgets[..., start:stop]
-        sight = Sight(asked, scores, seen, part, finish, scaling, first, index, coded)
+        sight = SelectorView(asked, scores, seen, part, finish, scaling, first, index, coded)
         choice = choose(sight, selector, key.shape[1], share_kv)
         output[:, :, start:stop] = _attend(scores, choice, value[:, :, first:end], seen, tail, sink)
         kept += choice.kept.long().sum((0, 2))

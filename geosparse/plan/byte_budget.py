@@ -1,7 +1,7 @@
 """Spending bytes instead of tokens: selector and N of every head at one price per byte.
 
 At a price every head has a best N under each selector, and every KV group a best selector: the scan is paid once per
-group, and a head may always go without (`sink_recent`). The price is lowered until the bytes are spent.
+group, and a head may always go without (a selector that scans nothing). The price is lowered until the bytes are spent.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from .cost_model import Rows, shared_rows
 from .error_curves import bought_of_rising, gains_of
 
 STEPS = 50
-FREE: Selector = "sink_recent"
 
 Options = Mapping[Selector, torch.Tensor]
 Split = tuple[torch.Tensor, torch.Tensor]
@@ -58,12 +57,12 @@ class Market:
         totals, words, amounts = [], [], []
         for word, (cost, amount) in offers.items():
             scan = price * self.rows.scanned(word) * self.visible[:, None]
-            place = torch.full_like(amount, SELECTORS.index(word))
-            if FREE in offers and word != FREE:
-                free_cost, free_amount = offers[FREE]
+            place = torch.full_like(amount, SELECTORS.names.index(word))
+            for free in (each for each in offers if each != word and not SELECTORS[each].scans):
+                free_cost, free_amount = offers[free]
                 cheaper = free_cost < cost
                 cost, amount = torch.minimum(cost, free_cost), torch.where(cheaper, free_amount, amount)
-                place = place.masked_fill(cheaper, SELECTORS.index(FREE))
+                place = place.masked_fill(cheaper, SELECTORS.names.index(free))
             # A group pays for the scan once.
             totals.append(cost.view(grouped).sum(-1) + scan)
             words.append(place)

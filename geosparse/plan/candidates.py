@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 
@@ -12,12 +12,10 @@ from ..artifacts.plan import PlanTail
 from ..artifacts.profile import Profile
 from ..errors import GeosparseError, did_you_mean
 from ..geometry.regimes import SIGNATURES, typical
-from ..ops import CHOICES, SELECTORS, SHARES, TAILS, Selector, Tail, meant
-from ..ops.selectors import SHARING
-from ..ops.spec import INDEXED
+from ..ops import MEAN_FRACTION, SELECTORS, TAIL_FAMILIES, TAILS, Selector, Tail, expand_tail
+from ..ops.selectors import AUTO, EXACT, fits, shareable
 from .error_curves import complete, complete_at, spend
 
-AUTO = "auto"
 # Heads that give more than SINK of their mass to attention sinks give none to the mean of the visible values below
 # SPREAD tokens: the compressed value of a sink is far from any mean, so that where a text opens with several equal
 # tokens, each of them a sink, such a head would miss its mass and the model its output.
@@ -43,7 +41,7 @@ class Choices:
 
     Attributes:
         profile: Measurements at one length.
-        tail: The tail that was asked for, or a word of `ops.CHOICES`.
+        tail: The tail that was asked for, or a word of `ops.TAIL_FAMILIES`.
         allowed: Per candidate selector `[layers]` bool: where it may serve. Selectors that read an index run exactly in
             layers with a sliding window, and are no candidates there.
         share_kv: The heads of one KV group get equal budgets and select together.
@@ -69,19 +67,18 @@ class Choices:
                 f"The profile has not measured the selector {selector!r}, only {', '.join(profile.selectors)}: profile "
                 f"with --selectors {','.join((*profile.selectors, selector))}."
             )
-        if selector == "sink_recent" and "renormalize" not in meant(tail):
-            raise GeosparseError(f"The selector sink_recent goes with the tail 'renormalize' only, found {tail!r}.")
+        if selector != AUTO and not _tails(selector, tail):
+            raise GeosparseError(f"The selector {selector} goes with the tail 'renormalize' only, found {tail!r}.")
         wide = torch.tensor([limit >= profile.length for limit in profile.limits], dtype=torch.bool, device="cpu")
-        words = cast(tuple[Selector, ...], profile.selectors if selector == AUTO else (selector,))
+        words = profile.selectors if selector == AUTO else (selector,)
         if share_kv:
-            words = tuple(word for word in words if word in SHARING)
+            words = tuple(word for word in words if SELECTORS[word].shareable)
             if not words:
-                raise GeosparseError(f"share_kv goes with the selectors {' and '.join(sorted(SHARING))} only.")
-        if selector == AUTO and "renormalize" not in meant(tail):
-            words = tuple(word for word in words if word != "sink_recent")
-        allowed = {word: wide if word in INDEXED else torch.ones_like(wide) for word in words}
+                raise GeosparseError(f"share_kv goes with the selectors {shareable()} only.")
+        words = tuple(word for word in words if _tails(word, tail))
+        allowed = {word: wide if SELECTORS[word].indexed else torch.ones_like(wide) for word in words}
         if not any(bool(places.all()) for places in allowed.values()):
-            allowed["topn"] = ~wide
+            allowed[EXACT] = ~wide
         return cls(profile, tail, allowed, share_kv)
 
     def measured(self, measure: str, selector: Selector, tail: str) -> torch.Tensor:
@@ -92,13 +89,11 @@ class Choices:
 
     def tails(self, selector: Selector) -> tuple[Tail, ...]:
         """The tails that `selector` may have."""
-        if selector == "sink_recent":
-            return ("renormalize",)
-        return meant(self.tail)
+        return _tails(selector, self.tail)
 
     def _risky(self, tail: Tail) -> bool:
         """Whether `tail` is not for heads of sinks that keep few tokens; what was asked for is done."""
-        return SHARES.get(tail, 0.0) > 0 and self.tail in CHOICES
+        return MEAN_FRACTION.get(tail, 0.0) > 0 and self.tail in TAIL_FAMILIES
 
     @property
     def sunk(self) -> torch.Tensor:
@@ -155,7 +150,7 @@ class Choices:
             ]
             cost, best = prices.masked_fill(risky & self.sunk & (n_keep < SPREAD), torch.inf).min(0)
             order = torch.tensor([TAILS.index(tail) for tail in candidates], dtype=torch.int64, device="cpu")
-            words.append(SELECTORS.index(selector))
+            words.append(SELECTORS.names.index(selector))
             costs.append(cost.masked_fill(~allowed[:, None], torch.inf))
             tails.append(order[best])
         together = self.pooled(torch.stack(costs, -1)).repeat_interleave(self.members, dim=1)
@@ -169,7 +164,7 @@ class Choices:
         """The summed error of `chosen` at the budgets `[layers, Hq]`."""
         summed = 0.0
         for word in sorted(set(chosen.selectors.flatten().tolist())):
-            prices = self._prices(measure, SELECTORS[word], TAILS, n_keep)
+            prices = self._prices(measure, SELECTORS.names[word], TAILS, n_keep)
             mine = prices.gather(0, chosen.tails.unsqueeze(0))[0]
             summed += float(mine[chosen.selectors == word].sum())
         return summed
@@ -178,3 +173,8 @@ class Choices:
         """The error of each of `tails` at the budgets, `[tails, layers, Hq]`."""
         errors = torch.stack([self.measured(measure, selector, tail) for tail in tails])
         return complete_at(errors, self.profile, n_keep)
+
+
+def _tails(selector: Selector, tail: str) -> tuple[Tail, ...]:
+    """Of what `tail` stands for the tails that `selector` may have."""
+    return tuple(each for each in expand_tail(tail) if fits(selector, each))

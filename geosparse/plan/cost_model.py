@@ -16,7 +16,6 @@ import torch
 from ..artifacts.plan import Plan
 from ..ops import SELECTORS, Selector
 from ..ops.key_index import PAGE
-from ..ops.selectors.paged_lowbit import OVERSAMPLE
 from ..ops.spec import per_head
 
 UNION_EXPONENT = math.log(1.75) / math.log(3)
@@ -41,21 +40,20 @@ class Rows(NamedTuple):
 
     def scanned(self, selector: Selector) -> float:
         """Bytes read of every visible token."""
-        bounds = PER_PAGE * self.key_dim / PAGE
-        scans = {
-            "topn": float(self.key_dim * self.itemsize),
-            "lowbit": self.key_dim / 2 + bounds,
-            "paged": bounds,
-            "paged+lowbit": bounds,
-            "sink_recent": 0.0,
-        }
-        return scans[selector]
+        parts = {"key": self.key_dim * self.itemsize, "codes": self.codes, "bounds": PER_PAGE * self.key_dim / PAGE}
+        return float(sum(parts[part] for part in SELECTORS[selector].scans))
 
     def kept(self, selector: Selector) -> float:
         """Bytes read of every kept token, beyond those scanned."""
-        value, both = self.value_dim * self.itemsize, (self.key_dim + self.value_dim) * self.itemsize
-        codes = OVERSAMPLE * self.key_dim / 2 if selector == "paged+lowbit" else 0.0
-        return float(value if selector == "topn" else both) + codes
+        rule = SELECTORS[selector]
+        key = 0 if rule.reads_every_key else self.key_dim * self.itemsize
+        codes = self.codes * (rule.oversample or 0) if rule.coded else 0.0
+        return float(key + self.value_dim * self.itemsize) + codes
+
+    @property
+    def codes(self) -> float:
+        """Bytes of a key's 4-bit codes."""
+        return self.key_dim / 2
 
 
 def shared_rows(heads: int) -> float:
@@ -107,7 +105,7 @@ def split_bytes(
     """
     step = budgets.shape[-1] // kv_heads if share_kv else 1
     return sum(
-        layer_bytes(n_keep, [SELECTORS[place] for place in places.tolist()], kv_heads, seen, rows)
+        layer_bytes(n_keep, [SELECTORS.names[place] for place in places.tolist()], kv_heads, seen, rows)
         for n_keep, places, seen in zip(budgets[:, ::step], selectors[:, ::step], limits, strict=True)
     )
 

@@ -8,15 +8,17 @@ from typing import NamedTuple
 
 import torch
 
-from ..artifacts.plan import Plan, PlanTail, check_tail
+from ..artifacts.plan import Plan, PlanTail
 from ..artifacts.profile import Profile
 from ..errors import GeosparseError
-from ..ops import CHOICES, SELECTORS, Budgets
+from ..ops import SELECTORS, TAIL_FAMILIES, Budgets, check_tail
+from ..ops.selectors import AUTO, ECONOMICAL, EXACT
+from ..ops.tails import DEFAULT_TAIL
 from ..utils.bounds import as_number, as_whole
 from ..utils.files import MAX_COUNT, is_count
 from ..utils.provenance import versions
 from .byte_budget import Market, Split, spend_bytes
-from .candidates import AUTO, Choices, Chosen
+from .candidates import Choices, Chosen
 from .cost_model import Rows, split_bytes
 from .error_curves import complete_at
 from .growth import Growth, law_of
@@ -28,9 +30,8 @@ from .robust import robust as all_kinds
 
 __all__ = ["DEFAULT_TAIL", "make_plan", "predicted_damage"]
 
-DEFAULT_TAIL: PlanTail = "blend"
 MORE = 0.05
-"""How much larger the measured errors of 4-bit codes may be, for them to be the usual way to find tokens."""
+"""Largest relative error increase at which `ops.selectors.ECONOMICAL` is the default selector."""
 ROUNDS = 6
 TYPICAL_KEEP = 32
 """Tokens per head around which the law is fitted where the budget is in bytes."""
@@ -78,8 +79,9 @@ def make_plan(
         bytes_read: Instead of `mean_keep`: modelled bytes that a decode step reads of the cache (`planning.traffic`).
         length: Context to plan for, tokens; by default the longest of the profile.
         selector: How tokens are found: a word of `ops.SELECTORS` that the profile has measured, or "auto": for each
-            head the one that costs least. By default "auto" with `bytes_read`; else "lowbit", which reads a fraction of
-            what "topn" reads, where its measured errors are not larger by more than `MORE`, else "topn".
+            head the one that costs least. By default "auto" with `bytes_read`; else `ECONOMICAL`, which reads a
+            fraction of what `EXACT` reads, where its measured errors are not larger by more than `MORE`, else `EXACT`
+            (`ops.selectors`).
         share_kv: The query heads of one KV group keep the same tokens.
         robust: Weigh the errors on every kind of text that the profile saw (`plan.robust`); without it, a specialised
             plan: those on the text that was given, which may lose much on other text.
@@ -115,11 +117,11 @@ def make_plan(
     chosen = _choose(task, found)
     budgets_at = _budgets_at(task, found)
     words = chosen.selectors.flatten()
-    most_used = SELECTORS[int(words.mode().values)]
+    most_used = SELECTORS.names[int(words.mode().values)]
     return Plan(
         n_keep=found.budgets,
         tail=tail,
-        head_tails=chosen.tails if tail in CHOICES else None,
+        head_tails=chosen.tails if tail in TAIL_FAMILIES else None,
         reference_length=length,
         policy=policy,
         budget=request.asked,
@@ -138,14 +140,14 @@ def make_plan(
 
 def _usual_selector(profile: Profile, tail: PlanTail, share_kv: bool, measure: str, per_head: float) -> str:
     """The selector where none is asked for, by what codes and keys cost where every head keeps `per_head` tokens."""
-    if not {"topn", "lowbit"} <= set(profile.selectors):
-        return "topn" if "topn" in profile.selectors else AUTO
+    if not {EXACT, ECONOMICAL} <= set(profile.selectors):
+        return EXACT if EXACT in profile.selectors else AUTO
     place = min(max(round(per_head), 1), profile.length) - 1
     exact, coded = (
         float(Choices.of(profile, tail, word, share_kv).curves(measure)[..., place].sum())
-        for word in ("topn", "lowbit")
+        for word in (EXACT, ECONOMICAL)
     )
-    return "lowbit" if coded <= (1 + MORE) * exact else "topn"
+    return ECONOMICAL if coded <= (1 + MORE) * exact else EXACT
 
 
 class _Task(NamedTuple):

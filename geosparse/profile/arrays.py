@@ -10,8 +10,9 @@ import torch
 from ..artifacts.profile import METRICS, PLACES, RANKINGS
 from ..geometry.moments import Moments, window_moments
 from ..geometry.regimes import signatures
-from ..geometry.separation import DISTANCES, contribution_score, kept_errors, selection_order, separations
-from ..ops import SHARES, TAILS, Tail, needs_index
+from ..geometry.separation import DISTANCES, contribution_score, selection_order, separations
+from ..geometry.tail_error import kept_errors
+from ..ops import MEAN_FRACTION, TAILS, Tail, needs_index
 from ..ops.key_index import index_of
 from .capture import Call, QueryRows, rows_of
 from .selector_errors import Scored, selections
@@ -102,7 +103,7 @@ def _errors(head: KvHead, budgets: Sequence[int], selectors: Sequence[str]) -> A
     sampled = gradient.shape[1]
     chunks: list[Arrays] = []
     # Pages start at the first visible token: where that moves with the query there are none.
-    paged = needs_index(list(selectors)) and bool(call.seen[:, 0].all())  # type: ignore[arg-type]
+    paged = needs_index(selectors) and bool(call.seen[:, 0].all())
     index = index_of(call.key[:, place : place + 1], (0,)) if paged else None
     for queries in _chunks(sampled, gradient.shape[0], call.key.shape[2]):
         rows = rows_of(call, slice(place, place + 1), queries)
@@ -182,7 +183,7 @@ def _weighed(errors: Mapping[Tail, torch.Tensor], gram: torch.Tensor) -> torch.T
     even, centroid = weigh(errors["even"], gram), weigh(errors["centroid"], gram)
     across = weigh(errors["even"], gram, errors["centroid"])
     found = {"drop": weigh(errors["drop"], gram), "renormalize": weigh(errors["renormalize"], gram)}
-    for tail, share in SHARES.items():
+    for tail, share in MEAN_FRACTION.items():
         found[tail] = (1 - share) ** 2 * even + 2 * share * (1 - share) * across + share**2 * centroid
     return torch.stack([found[tail] for tail in TAILS])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,7 +19,7 @@ from ..hf.adapters import inner_model
 from ..hf.identity import identify
 from ..hf.layers import AttentionLayer, attention_layers, check_context
 from ..hf.modes import evaluating
-from ..ops import check_selector
+from ..ops.selectors import EXACT, MEASURED, SELECTORS
 from ..ops.serving import warn_once
 from ..plan.make_plan import make_plan
 from ..text.kinds import KINDS
@@ -30,21 +29,13 @@ from ..utils.parallel import mapped
 from ..utils.progress import steps, track
 from ..utils.provenance import versions
 from .arrays import KvHead, joined, kv_heads, measure
-from .calibration import CalibrationWindow, Texts, calibration_json, calibration_windows, check_kinds, texts_by_kind
-from .capture import LayerRows, QueryRows, forward_backward, walk_layers
+from .calibration import CalibrationWindow, calibration_json, calibration_windows, check_kinds, texts_by_kind
+from .capture import forward_backward
 from .checkpoints import Parts, Window, process_group, process_rank, wait_for_all
+from .sampling import evenly, sample_positions, window_generator
 from .second_pass import interplay_of_window, mean_interplay
 
-__all__ = [
-    "LayerRows",
-    "ProfileConfig",
-    "QueryRows",
-    "profile_model",
-    "profile_to_file",
-    "sample_positions",
-    "walk_layers",
-    "window_generator",
-]
+__all__ = ["ProfileConfig", "config_json", "profile_model", "profile_to_file"]
 
 POWERS = tuple(2**exponent for exponent in range(10))
 FEWEST_WINDOWS = 2
@@ -90,7 +81,7 @@ class ProfileConfig:
     seed: int = 0
     lengths: tuple[int, ...] = (1024,)
     geometry_queries: int = 12
-    selectors: tuple[str, ...] = ("topn", "lowbit")
+    selectors: tuple[str, ...] = MEASURED
     second_pass: bool = True
     kinds: tuple[str, ...] = tuple(KINDS)
 
@@ -114,7 +105,7 @@ class ProfileConfig:
         if not self.selectors or len(set(self.selectors)) < len(self.selectors):
             raise GeosparseError(f"selectors are one or more different names, found {list(self.selectors)}.")
         for selector in self.selectors:
-            check_selector(selector)
+            SELECTORS.check(selector)
         check_kinds(self.kinds)
 
     @property
@@ -192,7 +183,7 @@ def profile_to_file(
 def _profile(
     model: Any,
     tokenizer: Any,
-    texts: Texts,
+    texts: str | Sequence[str] | Mapping[str, str | Sequence[str]],
     config: ProfileConfig,
     folder: Path | None,
     show_progress: bool,
@@ -239,7 +230,7 @@ def _second_pass(
     length = max((length for length in profile.distinct_lengths if length <= SECOND_LENGTH), default=None)
     if length is None:
         return None
-    selector = "topn" if "topn" in profile.selectors else None
+    selector = EXACT if EXACT in profile.selectors else None
     plan = make_plan(profile.at(length), max(1.0, length / SECOND_SHARE), selector=selector)
     rank, processes = process_rank() if parts is not None else (0, 1)
     places = [place for place, window in enumerate(windows) if len(window.tokens) == length]
@@ -303,27 +294,6 @@ def _measure(
 
 def _budgets(config: ProfileConfig) -> tuple[int, ...]:
     return tuple(n for n in config.budgets if n < config.longest)
-
-
-def window_generator(seed: int, length: int, index: int | str) -> torch.Generator:
-    """The random numbers of one window: they depend on these three alone, not on the windows before it."""
-    digest = hashlib.sha256(f"{seed} {length} {index}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:6], "big"))
-
-
-def sample_positions(length: int, count: int, generator: torch.Generator) -> torch.Tensor:
-    """`count` ascending query positions, one drawn from each of equal parts of the window; never the last position,
-    whose output predicts nothing."""
-    edges = torch.linspace(0, length - 1, min(count, length - 1) + 1, dtype=torch.float64, device="cpu")
-    draw = torch.rand(len(edges) - 1, generator=generator, dtype=torch.float64, device="cpu")
-    positions: torch.Tensor = torch.unique((edges[:-1] + draw * edges.diff()).long().clamp_max(length - 2))
-    return positions
-
-
-def evenly(count: int, of: int) -> list[int]:
-    """`count` places (or all) evenly spaced among `of`, each in the middle of its part."""
-    count = min(count, of)
-    return [(2 * part + 1) * of // (2 * count) for part in range(count)]
 
 
 def _window_arrays(

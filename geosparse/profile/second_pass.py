@@ -10,10 +10,11 @@ import torch
 
 from ..artifacts.interplay import Interplay
 from ..artifacts.plan import Plan
-from ..geometry.separation import kept_errors
+from ..geometry.tail_error import kept_errors
 from ..hf.layers import AttentionLayer, Terms, dense_attention, input_device
 from ..hf.logits import last_states, targets_of
 from ..ops import TAILS, Visibility
+from ..ops.selectors import EXACT
 from ..sparsify.attention import LayerRules, SparseAttention
 from ..sparsify.patch import rules_of
 from ..sparsify.receipt import Receipt
@@ -143,7 +144,7 @@ def _prices(group: _Group, budgets: Sequence[int]) -> tuple[torch.Tensor, torch.
     """Alone and among, `[tails, members, budgets]` fp64 each."""
     rows = rows_of(group.call, slice(group.place, group.place + 1))
     scored = Scored(rows.query, rows.key, rows.scores, rows.seen, group.call.terms)
-    errors = kept_errors(rows.alpha, rows.value, selections("topn", scored, budgets), rows.seen, rows.scores)
+    errors = kept_errors(rows.alpha, rows.value, selections(EXACT, scored, budgets), rows.seen, rows.scores)
     now = (group.present * group.slope).sum(-1, keepdim=True)
     alone, among = [], []
     for tail in TAILS:

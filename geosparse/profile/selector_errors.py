@@ -5,7 +5,7 @@ The rules themselves are those of `ops.selectors`; here one ranking serves all b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -14,8 +14,7 @@ import torch
 from ..geometry.separation import rank_of, selection_order
 from ..hf.layers import Terms
 from ..ops.key_index import PAGE, KeyIndex
-from ..ops.selectors import CHOOSE, Sight, sink_count
-from ..ops.spec import check_selector
+from ..ops.selectors import EXACT, SELECTORS, SelectorRule, SelectorView, choose
 from ..ops.torch_chunked import logit_of
 
 
@@ -40,12 +39,13 @@ class Scored:
     terms: Terms = field(default_factory=lambda: Terms(1.0, None, None))
     index: KeyIndex | None = None
 
-    def sight(self, budget: int) -> Sight:
+    def view(self, budget: int) -> SelectorView:
         """The same for `ops.selectors`, at one N."""
-        assert self.index is not None
-        keys = self.key.shape[1]
-        coded = self.index.decoded(max(keys, self.index.first[0] + max(self.index.pages) * PAGE), self.key.shape[2])
-        return Sight(
+        keys, coded = self.key.shape[1], None
+        if self.index is not None:
+            most = max(keys, self.index.first[0] + max(self.index.pages) * PAGE)
+            coded = self.index.decoded(most, self.key.shape[2])[:, :, :keys]
+        return SelectorView(
             query=self.query[None].float(),
             scores=self.scores[None],
             seen=self.seen[None, None],
@@ -53,7 +53,7 @@ class Scored:
             finish=logit_of(self.terms.scaling, self.terms.softcap),
             scaling=self.terms.scaling,
             index=self.index,
-            coded=coded[:, :, :keys],
+            coded=coded,
         )
 
 
@@ -64,55 +64,29 @@ class Selected(NamedTuple):
     estimate: torch.Tensor | None = None
 
 
-def topn(rows: Scored, budgets: Sequence[int]) -> Iterator[Selected]:
-    """The N tokens of largest attention weight, ties to the smaller index."""
-    rank = rank_of(selection_order(rows.scores, rows.seen))
-    return (Selected(rows.seen & (rank < budget)) for budget in budgets)
-
-
-def lowbit(rows: Scored, budgets: Sequence[int]) -> Iterator[Selected]:
-    """The N tokens of largest logit as the index codes the keys."""
-    coarse = rows.sight(1).coarse[0]
-    rank = rank_of(selection_order(coarse, rows.seen))
-    return (Selected(rows.seen & (rank < budget), coarse) for budget in budgets)
-
-
-def sink_recent(rows: Scored, budgets: Sequence[int]) -> Iterator[Selected]:
-    """The first few visible tokens and the most recent ones, N in all; looks at no score."""
-    place = rows.seen.cumsum(-1)
-    visible = place[..., -1:]
-    for budget in budgets:
-        sinks = int(sink_count(torch.tensor(budget, dtype=torch.int64, device="cpu")))
-        keep = rows.seen & ((place <= sinks) | (place > visible - (budget - sinks)))
-        yield Selected(keep.expand(rows.scores.shape))
-
-
-def _each_budget(name: str) -> Callable[[Scored, Sequence[int]], Iterator[Selected]]:
-    """A selector whose candidates change with N: asked once per budget."""
-
-    def select(rows: Scored, budgets: Sequence[int]) -> Iterator[Selected]:
-        for budget in budgets:
-            choice = CHOOSE[name](rows.sight(budget))  # type: ignore[index]
-            yield Selected(choice.keep[0] > 0, choice.estimate[0])
-
-    return select
-
-
-SELECT: dict[str, Callable[[Scored, Sequence[int]], Iterator[Selected]]] = {
-    "topn": topn,
-    "lowbit": lowbit,
-    "paged": _each_budget("paged"),
-    "paged+lowbit": _each_budget("paged+lowbit"),
-    "sink_recent": sink_recent,
-}
-
-
 def selections(selector: str, rows: Scored, budgets: Sequence[int]) -> Iterator[Selected]:
-    """For each N in `budgets` what `selector` keeps.
+    """For each N in `budgets` what `selector` keeps; the exact one in the place of one that lacks its index.
 
     Raises:
         GeosparseError: No selector has that name.
     """
-    check_selector(selector)
-    reads_index = selector not in ("topn", "sink_recent")
-    return SELECT["topn" if reads_index and rows.index is None else selector](rows, budgets)
+    SELECTORS.check(selector)
+    rule = SELECTORS[selector]
+    if rule.indexed and rows.index is None:
+        rule = SELECTORS[EXACT]
+    return _each_budget(rule, rows, budgets) if rule.ranks is None else _by_rank(rule.ranks, rows, budgets)
+
+
+def _by_rank(scores: str, rows: Scored, budgets: Sequence[int]) -> Iterator[Selected]:
+    """The N tokens of highest `scores`, an attribute of SelectorView: ranked once for all N."""
+    ranked = rows.scores if scores == "scores" else getattr(rows.view(1), scores)[0]
+    rank = rank_of(selection_order(ranked, rows.seen))
+    return (Selected(rows.seen & (rank < budget), None if ranked is rows.scores else ranked) for budget in budgets)
+
+
+def _each_budget(rule: SelectorRule, rows: Scored, budgets: Sequence[int]) -> Iterator[Selected]:
+    """A selector whose candidates change with N: asked once per budget."""
+    for budget in budgets:
+        view = rows.view(budget)
+        choice = choose(view, rule.name)
+        yield Selected(choice.keep[0] > 0, None if choice.estimate is view.scores else choice.estimate[0])

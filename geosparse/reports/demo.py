@@ -10,6 +10,7 @@ from typing import Any
 
 from ..artifacts.profile import BUILT_IN
 from ..hf.aliases import weights_of
+from ..ops.tails import FAMILY_MEANING, TAIL_RULES
 from .frontier import Row, frontier_svg, interval, number, rows_of, save_frontier_png
 from .head_map import budgets
 from .pages import percent, render, write_page
@@ -19,17 +20,12 @@ __all__ = ["require_plots", "save_frontier_png", "terminal_table", "write_report
 
 _WIDTH = 100
 _COLUMNS = ("policy", "tail", "keep", "NLL", "excess NLL", "95 % interval", "perplexity", "density %")
-_TERMS = {
+_TERMS = {name: f"the missing attention mass goes {rule.meaning}" for name, rule in TAIL_RULES.items()}
+_TERMS |= FAMILY_MEANING
+_TERMS |= {
     "uniform": "every head keeps the same N",
     "fisher": "the plan: N per head where the error, weighed by the loss gradient, falls most",
     "permuted": "a control: the plan's values of N, dealt to other heads",
-    "drop": "the other tokens add nothing",
-    "renormalize": "softmax over the kept tokens alone",
-    "centroid": "the missing attention mass falls on the mean of the visible values",
-    "even": "the missing attention mass falls on the kept tokens in equal parts",
-    "best": "for each head whichever of drop, renormalize and centroid is predicted to cost least",
-    "blend": "the missing attention mass falls partly on the mean of the visible values and partly, in equal parts, on "
-    "the kept tokens, for each head in the parts that are predicted to cost least",
 }
 
 

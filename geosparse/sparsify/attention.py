@@ -26,6 +26,7 @@ from ..ops import (
 )
 from ..ops.hot_pages import HotPages, pages_of
 from ..ops.offloaded import offloaded_attention, reads_every_key
+from ..ops.selectors import EXACT, rules_of
 from ..ops.spec import per_head
 from .block_prefill import block_attention
 from .compiled import attend_compiled, leave_graph, number_of
@@ -46,7 +47,7 @@ class LayerRules:
 
     budgets: Budgets
     tails: Tails
-    selectors: Selectors = "topn"
+    selectors: Selectors = EXACT
     share_kv: bool = False
     window: int | None = None
 
@@ -54,7 +55,7 @@ class LayerRules:
     def exact(self) -> Selectors:
         """The selectors without an index: top-N in the place of those that read one."""
         words = per_head(self.selectors, len(self.budgets.n_keep))
-        return ["topn" if needs_index(word) else word for word in words]
+        return [EXACT if needs_index(word) else word for word in words]
 
 
 class SparseAttention:
@@ -87,7 +88,10 @@ class SparseAttention:
         )
         self._number, self._outside = number_of(self), leave_graph()
         if self._indexed and rules.window is not None:
-            receipt.note(layer, "topn", f"a sliding window of {rules.window} tokens has no pages")
+            receipt.note(layer, EXACT, f"a sliding window of {rules.window} tokens has no pages")
+        for rule in rules_of(self._selectors(None)):
+            if rule.kernel is None and receipt.path != "torch":
+                receipt.note(layer, "plain PyTorch", f"the selector {rule.name} has no kernels")
 
     def __call__(
         self,
@@ -200,7 +204,7 @@ class SparseAttention:
         if not self._indexed or (self.rules.window is None and not isinstance(mask, torch.Tensor)):
             return self.rules.selectors
         if self.rules.window is None:
-            self.receipt.note(self.layer, "topn", "its mask is not a causal one with padding on the left")
+            self.receipt.note(self.layer, EXACT, "its mask is not a causal one with padding on the left")
         return self.rules.exact
 
 

@@ -13,6 +13,7 @@ from ..errors import GeosparseError
 from ..hf.aliases import cache_dir
 from ..hf.layers import Terms, dense_attention
 from ..ops import PATHS, IndexSlot, Selector, best_path, remember_index, remember_value_sum
+from ..ops.selectors import MEASURED
 from ..utils.files import is_count, locked, read_json, write_json
 from ..utils.provenance import device_name
 
@@ -45,7 +46,7 @@ class Shape:
         return f"{device_name(self.device.type)}{threads} {self.heads}/{self.kv_heads}x{self.dim} {dtype}"
 
 
-def calibrate(shape: Shape, selectors: tuple[Selector, ...] = ("topn", "lowbit")) -> dict[str, int]:
+def calibrate(shape: Shape, selectors: tuple[Selector, ...] = MEASURED) -> dict[str, int]:
     """Measure and remember, per selector, the context from which on sparse decoding is no slower than dense.
 
     Args:

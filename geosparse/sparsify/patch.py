@@ -19,7 +19,8 @@ from ..hf.layers import AttentionLayer, attention_layers, input_device, probe_of
 from ..hf.modes import evaluating
 from ..hf.nonfinite import ADVICE, first_fault
 from ..hf.signature import Remembered
-from ..ops import Budgets, Selector
+from ..ops import SELECTORS, Budgets
+from ..ops.selectors import ECONOMICAL, EXACT
 from ..ops.serving import missing_kernels, serving, warn_once
 from ..ops.spec import per_head
 from ..utils.bounds import check_whole
@@ -157,9 +158,9 @@ def shape_of(model: Any, layer: AttentionLayer) -> Shape:
 
 
 def _break_even(model: Any, layer: AttentionLayer, plan: Plan, index: int) -> int:
-    """The longest of the break-evens of a layer's selectors; those that read less than lowbit count as lowbit."""
+    """The longest of the break-evens of a layer's selectors; those that read less than ECONOMICAL count as that."""
     words = set(per_head(plan.selectors_of(index), layer.heads))
-    measured: set[Selector] = {"topn" if word == "topn" or layer.window else "lowbit" for word in words}
+    measured = {EXACT if SELECTORS[word].reads_every_key or layer.window else ECONOMICAL for word in words}
     return max(break_even(shape_of(model, layer), word) for word in measured)
 
 

@@ -23,7 +23,7 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
 
         Args:
             kind: What an entry is called in error messages, e.g. "policy".
-            home: The package whose module NAME holds the built-in entry NAME as an attribute of that name.
+            home: The package whose module NAME ("_" for "+") holds the built-in entry as an attribute of that name.
             built_in: The built-in names, in the order in which they are listed.
             group: The entry-point group by which other packages add entries.
             adopt: From a name and what a module or an entry point holds to the entry; raises GeosparseError where
@@ -35,6 +35,8 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
         self._home = home
         self._adopt = adopt
         self._loaded: dict[str, Entry] = {}
+        self._own: list[str] = []  # added in this process, behind all others: places in `names` stay
+        self._names: tuple[str, ...] | None = None
 
     @cached_property
     def added(self) -> dict[str, EntryPoint]:
@@ -53,6 +55,29 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
             found[point.name] = point
         return dict(sorted(found.items()))
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names in the order in which they are listed: entries in tables of numbers are places in it."""
+        if self._names is None:
+            self._names = tuple(self)
+        return self._names
+
+    def add(self, name: str, content: object) -> None:
+        """Add an entry for the rest of this process: for scripts and notebooks.
+
+        Args:
+            name: By which users ask for it.
+            content: What an entry point would name.
+
+        Raises:
+            GeosparseError: The name is taken, or the content is none of this kind.
+        """
+        if name in self:
+            raise GeosparseError(f"There is a {self.kind} {name!r} already: choose another name.")
+        self._loaded[name] = self._adopt(name, content)
+        self._own.append(name)
+        self._names = None
+
     def check(self, name: str) -> None:
         """Raise GeosparseError, with the nearest names, unless there is an entry `name`."""
         if name not in self:
@@ -62,7 +87,8 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
         """The entry `name`, imported when first asked for; raises KeyError where there is none."""
         if name not in self._loaded:
             if name in self.built_in:
-                content: object = getattr(import_module(f"{self._home}.{name}"), name)
+                word = name.replace("+", "_")
+                content: object = getattr(import_module(f"{self._home}.{word}"), word)
             else:
                 content = self._load(self.added[name])
             self._loaded[name] = self._adopt(name, content)
@@ -78,14 +104,19 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
             ) from error
 
     def __contains__(self, name: object) -> bool:
-        return name in self.built_in or name in self.added
+        return name in self.built_in or name in self._own or name in self.added
 
     def __iter__(self) -> Iterator[str]:
         yield from self.built_in
         yield from self.added
+        yield from self._own
 
     def __len__(self) -> int:
-        return len(self.built_in) + len(self.added)
+        return len(self.built_in) + len(self.added) + len(self._own)
+
+    def origin(self, name: str) -> str | None:
+        """The package that adds the entry `name`, in words; None for a built-in one."""
+        return _origin(self.added[name]) if name in self.added else None
 
 
 def _origin(point: EntryPoint) -> str:

@@ -237,7 +237,7 @@ def served_plans(draw):
     """Plans with everything that an older plan did not say."""
     shape = (2, 4)
     table = {
-        "selectors": [[draw(st.sampled_from(SELECTORS)) for _ in range(4)] for _ in range(2)],
+        "selectors": [[draw(st.sampled_from(SELECTORS.names)) for _ in range(4)] for _ in range(2)],
         "tails": [[draw(st.sampled_from(TAILS)) for _ in range(4)] for _ in range(2)],
     }
     for row, words in enumerate(table["selectors"]):
@@ -248,8 +248,8 @@ def served_plans(draw):
     return small(
         tail="best",
         head_tails=torch.tensor([[TAILS.index(word) for word in row] for row in table["tails"]]),
-        selector=draw(st.sampled_from(SELECTORS)),
-        head_selectors=torch.tensor([[SELECTORS.index(word) for word in row] for row in table["selectors"]]),
+        selector=draw(st.sampled_from(SELECTORS.names)),
+        head_selectors=torch.tensor([[SELECTORS.names.index(word) for word in row] for row in table["selectors"]]),
         growth=draw(st.sampled_from([None, growth])),
     )
 
@@ -280,7 +280,7 @@ def test_what_says_nothing_is_not_written():
         ({"selector": "lowbits"}, "did you mean 'lowbit'"),
         ({"selector": 3}, "selector is not a word"),
         ({"head_selectors": [["topn"] * 4]}, "head_selectors is misshapen"),
-        ({"head_selectors": [["topn"] * 3 + ["best"]] * 2}, "unknown word"),
+        ({"head_selectors": [["topn"] * 3 + ["best"]] * 2}, "the selector 'best' is not installed"),
         ({"head_selectors": [["topn"] * 3 + [1]] * 2}, "unknown word"),
         ({"head_selectors": [["topn"] * 3 + [["topn"]]] * 2}, "unknown word"),
         ({"selector": "sink_recent"}, "goes with the tail 'renormalize'"),

@@ -15,7 +15,7 @@ from geosparse.hf.layers import attention_layers
 from geosparse.ops import TAILS, causal_mask, reference_attention
 from geosparse.profile import capture
 from geosparse.profile.capture import walk_layers
-from geosparse.profile.profiler import sample_positions, window_generator
+from geosparse.profile.sampling import sample_positions, window_generator
 
 from ..tiny import VOCABULARY, WINDOW, save_tiny, tiny_model, tiny_tokenizer
 
@@ -302,14 +302,6 @@ def test_a_profile_fits_its_model_and_no_other(saved):
         profile.check(model_of(seed=1))
 
 
-def test_sampled_positions_are_stratified():
-    for length, count in [(8, 1), (8, 100), (40, 5), (1024, 64)]:
-        found = sample_positions(length, count, torch.Generator().manual_seed(3))
-        assert found.tolist() == sorted(set(found.tolist()))
-        assert 0 <= found.min() <= found.max() <= length - 2
-        assert len(found) >= 0.8 * min(count, length - 1)
-
-
 def damaged(saved, path, data):
     path.write_bytes(data)
     with pytest.raises(gs.GeosparseError) as caught:
@@ -364,7 +356,7 @@ def test_flipped_bytes_load_or_are_refused(tmp_path, saved):
         ({"lengths": [0]}, "lengths is not a list of whole numbers"),
         ({"lengths": [40, 20], "nlls": [1.0, 2.0]}, "lengths do not ascend"),
         ({"queries": 0}, "queries is not a whole number"),
-        ({"selectors": ["none"]}, "its selectors are not known"),
+        ({"selectors": ["topn", "topn"]}, "its selectors are not distinct"),
         ({"selectors": [[]]}, "no selectors"),
         ({"budgets": [4, 1, 16]}, "budgets do not ascend"),
         ({"budgets": []}, "budgets do not ascend"),
@@ -382,6 +374,14 @@ def test_metadata_that_does_not_fit(tmp_path, saved, monkeypatch, change, reason
     monkeypatch.setattr(gs.Profile, "metadata", lambda _: metadata)
     profile.save(tmp_path / "p.safetensors")
     assert reason in damaged(saved, tmp_path / "p.safetensors", (tmp_path / "p.safetensors").read_bytes())
+
+
+def test_a_profile_of_a_selector_that_is_not_installed_is_no_damaged_file(tmp_path, saved, monkeypatch):
+    metadata = gs.Profile.load(saved).metadata() | {"selectors": ["absent"]}
+    monkeypatch.setattr(gs.Profile, "metadata", lambda _: metadata)
+    gs.Profile.load(saved).save(tmp_path / "p.safetensors")
+    with pytest.raises(gs.GeosparseError, match="cannot be used here: the selector 'absent' is not installed"):
+        gs.Profile.load(tmp_path / "p.safetensors")
 
 
 @pytest.mark.parametrize("name", ["mass", "output_error", "output_norm", "fisher", "entropy"])

@@ -17,8 +17,8 @@ def test_arrays_are_per_layer_kv_head_and_query_head():
     layers, heads = plan.n_keep.shape
     kv_heads = plan.model.kv_heads
     n_keep = torch.arange(1, layers * heads + 1).view(layers, heads)
-    places = torch.full_like(n_keep, SELECTORS.index("lowbit"))
-    places[0, 0] = SELECTORS.index("topn")
+    places = torch.full_like(n_keep, SELECTORS.names.index("lowbit"))
+    places[0, 0] = SELECTORS.names.index("topn")
     growth = torch.full((layers, heads), 0.5, dtype=torch.float64)
     plan = dataclasses.replace(plan, n_keep=n_keep, head_selectors=places, growth=growth)
     arrays = backend_plan(plan)

@@ -8,7 +8,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geosparse.ops import PATHS, SHARES, TAILS, causal_mask, chunked_attention, cpu, reference_attention, torch_chunked
+from geosparse.ops import (
+    MEAN_FRACTION,
+    PATHS,
+    TAILS,
+    causal_mask,
+    chunked_attention,
+    cpu,
+    reference_attention,
+    torch_chunked,
+)
 
 
 def tensors(batch, heads, kv_heads, queries, keys, dim, seed=0, dtype=torch.float32):
@@ -88,10 +97,9 @@ def test_a_blend_lies_between_its_ends(path, queries):
         pytest.skip(f"CPU kernels: {cpu.load_error()}")
     q, k, v = tensors(2, 6, 2, queries, 60, 16)
     n_keep = [3, 5, 9, 60, 1, 2]
-    found = {
-        tail: PATHS[path](q, k, v, n_keep, tail=tail, scaling=0.25).output.double() for tail in ("renormalize", *SHARES)
-    }
-    for tail, share in SHARES.items():
+    tails = ("renormalize", *MEAN_FRACTION)
+    found = {tail: PATHS[path](q, k, v, n_keep, tail=tail, scaling=0.25).output.double() for tail in tails}
+    for tail, share in MEAN_FRACTION.items():
         between = (1 - share) * found["even"] + share * found["centroid"]
         assert (found[tail] - between).abs().max() <= tolerance(v)
     # One kept token takes all that is missing, as a softmax over it alone does.

@@ -9,7 +9,7 @@ import torch
 from geosparse.ops import PAGE, PATHS, SELECTORS, TAILS, Span, cpu, reference_attention
 from geosparse.ops.budgets import Budgets
 from geosparse.ops.key_index import SPREAD, IndexSlot, index_of, remember_index
-from geosparse.ops.selectors import SHARING, Sight, choose, needs_index
+from geosparse.ops.selectors import SelectorView, choose, fits, needs_index
 from geosparse.ops.selectors.paged_lowbit import OVERSAMPLE
 from geosparse.ops.selectors.sink_recent import SINKS
 
@@ -26,7 +26,8 @@ def served(selector, heads):
 
 
 def tails_of(selector):
-    return ("renormalize",) if selector in ("sink_recent", MIXED) else TAILS
+    names = SELECTORS if selector == MIXED else (selector,)
+    return tuple(tail for tail in TAILS if all(fits(name, tail) for name in names))
 
 
 def budgets(heads, keys):
@@ -137,7 +138,7 @@ def decided(q, k, n_keep, selector, span, scaling, share_kv=False, softcap=None)
         generator = torch.Generator().manual_seed(7)
         noise = 1e-5 * shift * torch.randn(dots.shape, generator=generator, dtype=torch.float64)
         logits = (finish(dots) + noise).masked_fill(~seen, -torch.inf)
-        sight = Sight(q.double(), logits, seen, n, finish, scaling, index=index, coded=coded)
+        sight = SelectorView(q.double(), logits, seen, n, finish, scaling, index=index, coded=coded)
         if index is not None:
             sight.__dict__["coarse"] = sight.coarse + noise
             bound, mean = sight.page_logits
@@ -220,7 +221,7 @@ def test_budgets_of_every_query(path, selector):
         check(path, q, k, v, grown, span, selector=served(selector, 6), tail=tails_of(selector)[-1], scaling=0.125)
 
 
-@pytest.mark.parametrize("selector", sorted(SHARING))
+@pytest.mark.parametrize("selector", [name for name in SELECTORS if SELECTORS[name].shareable])
 @pytest.mark.parametrize("queries", [1, 20])
 def test_shared_selections(path, selector, queries):
     q, k, v = tensors(2, 6, 2, queries, 90, 64)

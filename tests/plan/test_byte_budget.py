@@ -88,8 +88,8 @@ def test_codes_are_the_usual_way_beside_windows():
     for name in ("fisher", "output_error"):
         source.arrays[name][:, 1] = source.arrays[name][:, 0]
     plan = gs.make_plan(source, 6)
-    assert plan.selector_places[0].tolist() == [SELECTORS.index("topn")] * 4
-    assert plan.selector_places[1].tolist() == [SELECTORS.index("lowbit")] * 4
+    assert plan.selector_places[0].tolist() == [SELECTORS.names.index("topn")] * 4
+    assert plan.selector_places[1].tolist() == [SELECTORS.names.index("lowbit")] * 4
     only_windows = profile(selectors=("topn", "lowbit"), limits=[16, 16])
     assert gs.make_plan(only_windows, 6).selector == "topn"
 
@@ -102,7 +102,7 @@ def test_where_one_was_not_measured_the_other_serves():
 def test_indexed_selectors_do_not_serve_in_windows():
     source = profile(limits=(16, 64))
     for plan in (gs.make_plan(source, 6, selector="lowbit"), gs.make_plan(source, 6, selector="auto")):
-        assert not (plan.selector_places[0] == SELECTORS.index("lowbit")).any()
+        assert not (plan.selector_places[0] == SELECTORS.names.index("lowbit")).any()
     assert gs.make_plan(source, 6, selector="lowbit").selector_places[0].unique().tolist() == [0]
 
 
@@ -184,7 +184,7 @@ def test_what_is_bought_costs_least_of_all_there_is(price):
                     offers = {each: cost(each, layer, head).min(0) for each in {word, "sink_recent"}}
                     name = min(offers, key=lambda each: float(offers[each].values))
                     total += float(offers[name].values)
-                    found.append((SELECTORS.index(name), int(offers[name].indices) + 1))
+                    found.append((SELECTORS.names.index(name), int(offers[name].indices) + 1))
                 if total < least:
                     least, expected = total, found
             at = slice(group * members, (group + 1) * members)

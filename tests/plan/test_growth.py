@@ -141,7 +141,7 @@ def test_what_a_plan_of_another_length_predicts(length):
     chosen = choices.at(there, "fisher")
     assert torch.equal(plan.head_tails, chosen.tails)
     assert plan.predicted["damage"] == pytest.approx(0.5 * choices.total("fisher", there, chosen))
-    exact = torch.full((2, 4), SELECTORS.index("topn"))
+    exact = torch.full((2, 4), SELECTORS.names.index("topn"))
     assert plan.predicted["bytes"] == split_bytes(plan.n_keep, exact, 4, [16, length], Rows(8, 8))
 
 

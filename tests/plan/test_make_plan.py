@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import geosparse as gs
 from geosparse.geometry.regimes import SIGNATURES
-from geosparse.ops import CHOICES, SELECTORS, TAILS
+from geosparse.ops import SELECTORS, TAIL_FAMILIES, TAILS
 from geosparse.plan.candidates import SINK, SPREAD, Choices
 from geosparse.plan.error_curves import complete
 from geosparse.plan.make_plan import predicted_damage
@@ -147,8 +147,8 @@ def test_the_default_tail_is_the_best_of_each_head():
     profile = synthetic(seed=3)
     profile.arrays["signatures"].zero_()
     assert gs.make_plan(profile, 6).tail == "blend"
-    assert (CHOICES["blend"], CHOICES["best"]) == (TAILS, TAILS[:3])
-    for word, tails in CHOICES.items():
+    assert (TAIL_FAMILIES["blend"], TAIL_FAMILIES["best"]) == (TAILS, TAILS[:3])
+    for word, tails in TAIL_FAMILIES.items():
         plan = gs.make_plan(profile, 6, tail=word)
         for layer, head in torch.cartesian_prod(torch.arange(2), torch.arange(4)).tolist():
             place = int(plan.n_keep[layer, head]) - 1
@@ -192,7 +192,7 @@ def test_at_every_budget_the_cheapest_tail_and_selector():
     for n in range(1, profile.length + 1):
         chosen, least = choices.at(torch.full((2, 4), n), "alone"), costs[..., n - 1].min(0)
         assert torch.equal(chosen.tails, least.indices % len(TAILS))
-        places = torch.tensor([SELECTORS.index(word) for word in words])
+        places = torch.tensor([SELECTORS.names.index(word) for word in words])
         assert torch.equal(chosen.selectors, places[least.indices // len(TAILS)])
 
 

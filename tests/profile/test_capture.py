@@ -5,7 +5,7 @@ import torch
 
 from geosparse.hf.layers import attention_layers
 from geosparse.profile import capture
-from geosparse.profile.profiler import walk_layers
+from geosparse.profile.capture import walk_layers
 
 from ..tiny import tiny_model, tokens
 

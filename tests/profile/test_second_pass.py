@@ -7,7 +7,7 @@ import torch
 
 import geosparse as gs
 from geosparse.artifacts.interplay import MOST, Interplay
-from geosparse.geometry.separation import kept_errors
+from geosparse.geometry.tail_error import kept_errors
 from geosparse.hf.layers import attention_layers
 from geosparse.ops import TAILS
 from geosparse.ops.spec import per_head

@@ -1,7 +1,5 @@
 """What other packages add: found by entry points, named in help and hints, refused where it does not fit."""
 
-import subprocess
-import sys
 from importlib.metadata import EntryPoint
 
 import pytest
@@ -10,7 +8,7 @@ import geosparse as gs
 from geosparse.plan.policies import POLICIES, Policy
 from geosparse.utils.registry import Registry
 
-from ..plugins import install
+from ..plugins import add, command, install
 from ..synthetic import synthetic
 
 GROUP = "geosparse.policies"
@@ -30,12 +28,6 @@ HALVES = """
     def short(choices, total, seed):
         return torch.ones(choices.profile.model.layers, choices.profile.model.heads, dtype=torch.int64)
 """
-
-
-def command(environment, *words):
-    return subprocess.run(
-        [sys.executable, "-m", "geosparse", *words], env=environment, capture_output=True, text=True, check=False
-    )
 
 
 def test_a_policy_from_another_package_serves_plan_and_stands_in_help_and_hints(tmp_path):
@@ -86,9 +78,23 @@ def test_an_entry_is_imported_when_it_is_asked_for(monkeypatch):
         registry["neither"]
 
 
+def test_an_entry_of_this_process_comes_last_and_takes_no_name_of_another(monkeypatch):
+    names = POLICIES.names
+    add(monkeypatch, POLICIES, "mine", lambda choices, total, seed: choices.spend(choices.curves("fisher"), total))
+    assert POLICIES.names == (*names, "mine")
+    assert list(POLICIES) == [*names, "mine"]
+    assert len(POLICIES) == len(names) + 1
+    assert gs.make_plan(synthetic(), 5, "mine").policy == "mine"
+    with pytest.raises(gs.GeosparseError, match="There is a policy 'mine' already"):
+        POLICIES.add("mine", print)
+    with pytest.raises(gs.GeosparseError, match="names a function"):
+        POLICIES.add("three", 3)
+    assert "three" not in POLICIES
+
+
 def test_every_policy_says_what_it_follows_and_why():
     for name in POLICIES.built_in:
         policy = POLICIES[name]
         assert policy.name == name
-        assert policy.formula
+        assert policy.favours
         assert policy.reason.endswith(".")

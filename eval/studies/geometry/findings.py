@@ -18,7 +18,8 @@ from geosparse.artifacts.profile import METRICS
 from geosparse.measure.loss import sparse_nll, token_nll
 from geosparse.ops import Tail
 from geosparse.profile.arrays import metrics
-from geosparse.profile.profiler import sample_positions, walk_layers, window_generator
+from geosparse.profile.capture import walk_layers
+from geosparse.profile.sampling import sample_positions, window_generator
 from geosparse.utils.console import whole, wholes
 from geosparse.utils.progress import track
 

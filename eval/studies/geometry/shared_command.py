@@ -12,7 +12,7 @@ import torch
 from geosparse.errors import GeosparseError
 from geosparse.hf.identity import identify
 from geosparse.hf.loading import load_model
-from geosparse.profile.profiler import sample_positions
+from geosparse.profile.sampling import sample_positions
 from geosparse.text import load_texts, text_sha256, token_windows
 from geosparse.utils.console import Parser, json_text, run_command, whole
 from geosparse.utils.files import check_writable, write_json

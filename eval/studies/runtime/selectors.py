@@ -44,7 +44,7 @@ def variants(plan: gs.Plan) -> dict[str, gs.Plan]:
     found = {}
     for selector in SELECTORS:
         choices: tuple[PlanTail, ...] = TAILS if plan.head_tails is None else (plan.tail,)
-        for tail in ("renormalize",) if selector == "sink_recent" else choices:
+        for tail in choices if SELECTORS[selector].knows_rest else ("renormalize",):
             tails = plan.head_tails if tail == plan.tail else None
             found[f"{selector}/{tail}"] = replace(plan, selector=selector, tail=tail, head_tails=tails)
     return found

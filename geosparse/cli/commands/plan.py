@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import GeosparseError
+from ...ops.selectors import AUTO, ECONOMICAL, EXACT, SELECTORS
+from ...ops.tails import DEFAULT_TAIL, FAMILY_MEANING, TAIL_FAMILIES, TAILS
 from ...plan.policies import DEFAULT_POLICY, POLICIES
 from ...utils.bounds import MAX_BYTES, MAX_TOLERANCE
 from ...utils.console import number, say, whole
 from ...utils.files import check_writable
-from .shared import DEFAULT_MODEL, MODEL_HELP, TEXT_HELP, Add, Options, mention_missing_kernels, show
+from .shared import DEFAULT_MODEL, MODEL_HELP, TEXT_HELP, Add, Options, listed, mention_missing_kernels, show
 
 if TYPE_CHECKING:
     from ...artifacts.plan import Plan
@@ -20,14 +22,6 @@ WHAT = "choose how many tokens each head keeps"
 EXAMPLE = (
     "p.safetensors --mean-keep 32 --policy fisher --tail centroid --out plan.json\n"
     "  geosparse plan --diff plan.json other.json"
-)
-TAIL_HELP = (
-    "what stands for the rest: drop, renormalize, centroid, even, blend25, blend50, blend75, or the best per head: of "
-    "all (blend, default) or of the first three (best)"
-)
-SELECTOR_HELP = (
-    "how tokens are found: lowbit (default, where its measured errors are those of topn), topn, paged, paged+lowbit, "
-    "sink_recent, or auto (with --bytes)"
 )
 PLANNING = ("policy", "tail", "seed", "density", "length", "selector", "share_kv")
 """Options that `make_plan` takes under the same name, where given."""
@@ -54,15 +48,20 @@ def arguments(add: Add) -> None:
     add("--verify-text", help="for --tolerance, text to verify on, used for nothing else (pydoc:test)")
     add("--windows", type=whole(1), help="for --tolerance, windows to search on, and twice as many to verify (8)")
     add("--length", type=whole(1), help="context to plan for, tokens (the longest of the profile)")
-    add("--selector", help=SELECTOR_HELP)
+    selectors = listed(SELECTORS, ECONOMICAL, f"default, where its measured errors are those of {EXACT}")
+    add("--selector", help=f"how tokens are found: {selectors}, or {AUTO} (with --bytes)")
     add("--share-kv", action="store_true", default=None, help="the heads of one KV group keep the same tokens")
     add("--robust", action="store_true", default=None, help="hold on every kind of text that the profile saw (default)")
     add("--specialised", action="store_true", default=None, help="best on the text that was given to the profile")
-    add("--policy", help=", ".join(f"{name} (default)" if name == DEFAULT_POLICY else name for name in POLICIES))
-    add("--tail", help=TAIL_HELP)
+    add("--policy", help=f"how the budget is divided among heads: {listed(POLICIES, DEFAULT_POLICY)}")
+    add("--tail", help=f"what stands for the rest: {listed((*TAILS, *TAIL_FAMILIES), DEFAULT_TAIL)}; {_families()}")
     add("--seed", type=whole(0), help="seed of the controls (0)")
     add("--out", type=Path, help="plan to write, .json")
     add("--diff", type=Path, nargs=2, metavar="PLAN", help="make no plan: how do two plans for one model differ")
+
+
+def _families() -> str:
+    return "; ".join(f"{name}: {meaning}" for name, meaning in FAMILY_MEANING.items())
 
 
 def run(options: Options) -> None:

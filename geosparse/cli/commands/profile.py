@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...errors import GeosparseError
+from ...ops.selectors import MEASURED, SELECTORS
 from ...utils.console import whole, wholes
 from ...utils.files import check_writable
 from .shared import TEXT_HELP, Add, Options, add_model, load, show, words
@@ -25,8 +26,8 @@ def arguments(add: Add) -> None:
     add(
         "--selectors",
         type=words,
-        default=("topn", "lowbit"),
-        help="selectors to measure: topn,lowbit (default), paged, ...",
+        default=MEASURED,
+        help=f"selectors to measure, of {', '.join(SELECTORS)} (default: {','.join(MEASURED)})",
     )
     add("--queries", type=whole(1), default=64, help="query positions sampled per window (64)")
     add("--one-pass", action="store_true", help="leave out what heads' errors do to each other: faster, worse plans")

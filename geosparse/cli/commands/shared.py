@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +55,11 @@ def load_plan(path: Path | None) -> Plan | None:
 def show(options: Options, data: Any, text: str) -> None:
     """Print a result: JSON with `--json`, else words."""
     print(json_text(data) if options.json else printable(text), end="" if options.json else "\n")
+
+
+def listed(names: Iterable[str], default: str, remark: str = "default") -> str:
+    """Names for a help text, one of them with a remark."""
+    return ", ".join(f"{name} ({remark})" if name == default else name for name in names)
 
 
 def words(text: str) -> tuple[str, ...]:

@@ -11,8 +11,9 @@ import torch
 from .. import buffers
 from ..buffers import PLAIN
 from ..key_index import index_of
-from ..selectors import needs_index
-from ..spec import SELECTORS, TAILS, Attended, Keep, Selectors, Tails, keep_tensor, needs_gradient, per_head
+from ..selectors import SELECTORS, fits
+from ..spec import Attended, Keep, Selectors, Tails, keep_tensor, needs_gradient, per_head
+from ..tails import TAILS
 from ..torch_chunked import chunked_attention
 from ..visibility import Span, Visibility, page_starts
 from .decode import MAX_DIM, decode, remember_value_sum, value_sum_of
@@ -54,13 +55,13 @@ def cpu_attention(
     """`reference_attention` (same arguments, same meaning) for CPU tensors; `bias` must be None.
 
     One query per row runs in one fused kernel that reads every key (or its code) once and only the kept values;
-    several queries get their scores and outputs from matrix products and everything between from a kernel. Pages with
-    several queries, shared selections and autograd stay with the torch path.
+    several queries get their scores and outputs from matrix products and everything between from a kernel. Selectors
+    without a kernel for that, shared selections and autograd stay with the torch path.
     """
     batch, heads, queries, _ = query.shape
     rules = _rules(heads, _hashable(tail), _hashable(selector))
     visibility = CAUSAL if mask is None else mask
-    if share_kv or rules.blind or (queries > 1 and rules.paged) or needs_gradient(query, key, value, sink):
+    if share_kv or not (rules.decodes if queries == 1 else rules.prefills) or needs_gradient(query, key, value, sink):
         return chunked_attention(
             query,
             key,
@@ -90,10 +91,10 @@ class _Rules(NamedTuple):
     """The words of a layer's heads as the kernels take them, and what they imply."""
 
     tails: torch.Tensor  # [Hq] int64 places in TAILS
-    selectors: torch.Tensor  # [Hq] int64 places in SELECTORS
+    selectors: torch.Tensor  # [Hq] int64 numbers of enum Selector; -1: no kernel
     indexed: bool
-    paged: bool
-    blind: bool  # a head without scores asks for a tail that needs the mass of what it did not score
+    decodes: bool  # the kernel for one query serves all heads
+    prefills: bool  # the kernels for several queries do
 
 
 def _hashable(words: str | Sequence[str]) -> str | tuple[str, ...]:
@@ -103,13 +104,16 @@ def _hashable(words: str | Sequence[str]) -> str | tuple[str, ...]:
 @lru_cache(maxsize=4096)
 def _rules(heads: int, tail: str | tuple[str, ...], selector: str | tuple[str, ...]) -> _Rules:
     """Worked out once; the same few words come back at every token."""
-    tails, selectors = per_head(tail, heads), per_head(selector, heads)
+    tails, selectors = per_head(tail, heads), [SELECTORS[name] for name in per_head(selector, heads)]
+    # A head without scores does not know the mass of what it left out.
+    known = all(map(fits, per_head(selector, heads), tails))
+    decodes = known and all(rule.kernel is not None for rule in selectors)
     return _Rules(
-        _remembered([list[str](TAILS).index(word) for word in tails]),
-        _remembered([list[str](SELECTORS).index(word) for word in selectors]),
-        needs_index(selectors),  # type: ignore[arg-type]
-        not {"paged", "paged+lowbit"}.isdisjoint(selectors),
-        any(pair[0] == "sink_recent" and pair[1] != "renormalize" for pair in zip(selectors, tails, strict=True)),
+        _remembered([TAILS.index(name) for name in tails]),
+        _remembered([-1 if rule.kernel is None else rule.kernel for rule in selectors]),
+        any(rule.indexed for rule in selectors),
+        decodes,
+        decodes and all(rule.prefill_kernel for rule in selectors),
     )
 
 

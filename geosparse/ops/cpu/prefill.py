@@ -9,14 +9,16 @@ import torch
 from ...errors import GeosparseError
 from .. import buffers
 from ..key_index import KeyIndex
-from ..spec import SELECTORS, SHARES, TAILS, Attended
+from ..selectors import EXACT, SELECTORS
+from ..spec import Attended
+from ..tails import MEAN_FRACTION, TAILS
 from ..torch_chunked import chunk_rows, visible_mean
 from ..visibility import Span, Visibility, chunk_of
 from .decode import check_mask, check_rules, check_span, nothing_seen, pointer, unit_rows
 from .library import WeighCall, run
 
-LOWBIT = SELECTORS.index("lowbit")
-TOPN = SELECTORS.index("topn")
+CODED = {SELECTORS[name].kernel for name in SELECTORS.built_in if SELECTORS[name].coded}
+SCORED = SELECTORS[EXACT].kernel
 PANEL = 32  # prefill.inc
 PACKED_DIMS = 5
 LEAST_QUERIES = 16  # that are worth packing the keys
@@ -36,7 +38,7 @@ def prefill(
     sink: torch.Tensor | None,
     index: KeyIndex | None,
 ) -> Attended:
-    """`cpu_attention` for several queries per row; the selectors are topn, lowbit and sink_recent.
+    """`cpu_attention` for several queries per row; the selectors have a kernel for that.
 
     Args:
         query: `[B, Hq, T, D]`; key, value: `[B, Hkv, S, D]`.
@@ -57,14 +59,14 @@ def prefill(
         return nothing_seen(query, value)
     key, value = unit_rows(key.float()), unit_rows(value.float())
     _check(query, key, value, budgets, tails, selectors, mask, sink)
-    centred = any(SHARES.get(TAILS[place], 0.0) > 0 for place in tails.tolist())
+    centred = any(MEAN_FRACTION.get(TAILS[place], 0.0) > 0 for place in tails.tolist())
     means = _span_means(value, mask, queries) if centred and isinstance(mask, Span) else None
-    coded = (selectors == LOWBIT).nonzero().flatten()
+    coded = [head for head, number in enumerate(selectors.tolist()) if number in CODED]
     # Coded keys of all heads where all are coded, so that there is one product.
     scored = index.decoded(keys, dim) if index is not None and len(coded) == heads else key
     coarse = index.decoded(keys, dim) if index is not None and 0 < len(coded) < heads else None
     output = buffers.empty((batch, heads, queries, value.shape[-1]), torch.float32)
-    exact = key if bool((selectors != TOPN).any()) else None
+    exact = key if set(selectors.tolist()) != {SCORED} else None
     if coarse is None and isinstance(mask, Span) and queries >= LEAST_QUERIES:
         asked = unit_rows(query.float())
         what = (exact, value, output, budgets, tails, selectors, mask, None, sink, scaling, softcap)

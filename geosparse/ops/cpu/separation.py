@@ -1,4 +1,4 @@
-"""The counts of the selection geometry by a kernel: see `geometry.compared`, which is their definition."""
+"""The counts of the selection geometry by a kernel: see `geometry.separation.compare`, which is their definition."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def separate(
 
     Args:
         square: `[..., Q, L]` fp32, infinite where a token is not visible; `along`, `size` of the same shape.
-        along: See `geometry.compared`.
+        along: See `geometry.separation.compare`.
         size: See there.
         length: `[..., Q, 1]`.
         picked: `[..., Q, N]` int64.

@@ -1,74 +1,105 @@
-"""Selectors: which N tokens a head keeps. One file each, all of the same shape; plain PyTorch, the kernels' truth."""
+"""Selectors: which N tokens a head keeps. One file each, all of the same shape; plain PyTorch, the kernels' truth.
+
+One file per selector, and one line here. Another package adds one by an entry point in the group `geosparse.selectors`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-import torch
+from ...errors import NotInstalledError, did_you_mean
+from ...utils.registry import Registry
+from ..tails import TAIL_RULES
+from .rule import SelectorRule, adopt, selector
 
-from ..spec import INDEXED, Selector, Selectors, per_head
-from .lowbit import lowbit
-from .paged import paged
-from .paged_lowbit import paged_lowbit
-from .sink_recent import sink_count, sink_recent
-from .topn import topn
-from .view import Choice, Sight
+if TYPE_CHECKING:
+    from .selection import choose
+    from .view import Choice, SelectorView
 
-CHOOSE: dict[Selector, Callable[..., Choice]] = {
-    "topn": topn,
-    "lowbit": lowbit,
-    "paged": paged,
-    "paged+lowbit": paged_lowbit,
-    "sink_recent": sink_recent,
-}
-SHARING: frozenset[Selector] = frozenset({"topn", "lowbit"})  # those that know shared selections
+SELECTORS: Registry[SelectorRule] = Registry(
+    "selector",
+    __name__,
+    (
+        "topn",
+        "lowbit",
+        "paged",
+        "paged+lowbit",
+        "sink_recent",
+    ),
+    "geosparse.selectors",
+    adopt,
+)
+EXACT = "topn"
+"""What every other selector is an approximation of; serves where pages cannot be."""
+ECONOMICAL = "lowbit"
+"""The default where its measured errors are nearly those of EXACT."""
+AUTO = "auto"
+"""A request, no selector: for each head the one that costs least."""
+MEASURED = (EXACT, ECONOMICAL)
+"""What a profile measures, and `doctor --calibrate` times, unless others are asked for."""
 
-
-def needs_index(selectors: Selectors) -> bool:
-    """Whether any of `selectors` reads a KeyIndex."""
-    words = {selectors} if isinstance(selectors, str) else set(selectors)
-    return bool(words & INDEXED)
-
-
-def reads_codes(selectors: Selectors) -> bool:
-    """Whether any of `selectors` reads the coded keys of the index, not only its bounds."""
-    words = {selectors} if isinstance(selectors, str) else set(selectors)
-    return bool(words & {"lowbit", "paged+lowbit"})
-
-
-def choose(sight: Sight, selectors: Selectors, kv_heads: int = 1, share_kv: bool = False) -> Choice:
-    """The selection of every head by its own selector.
-
-    Args:
-        sight: The queries and what they may see.
-        selectors: One for all heads, or one per query head.
-        kv_heads: KV heads, for `share_kv`.
-        share_kv: The heads of one KV group rank tokens by the sum of their attention weights, and so, with equal
-            budgets, keep the same ones.
-    """
-    words = per_head(selectors, sight.scores.shape[1])
-    distinct = sorted(set(words))
-    choices = [CHOOSE[word](sight, _shared(sight, word, kv_heads) if share_kv else None) for word in distinct]
-    if len(choices) == 1:
-        return choices[0]
-    keep, kept, estimate = (part.clone() for part in choices[0])
-    for word, choice in zip(distinct[1:], choices[1:], strict=True):
-        heads = [head for head, other in enumerate(words) if other == word]
-        keep[:, heads], kept[:, heads] = choice.keep[:, heads], choice.kept[:, heads]
-        estimate[:, heads] = choice.estimate[:, heads]
-    return Choice(keep, kept, estimate)
+# What needs torch is loaded when it is first used, so that the command line can list the selectors at once.
+_HOMES = {"Choice": "view", "SelectorView": "view", "choose": "selection"}
 
 
-def _shared(sight: Sight, selector: Selector, kv_heads: int) -> torch.Tensor | None:
-    """Log of the group's summed attention weights, `[B, Hq, t, s]`; None for selectors that rank nothing."""
-    if selector not in SHARING:
-        return None
-    logits = (sight.coarse if selector == "lowbit" else sight.scores).detach()
-    batch, heads, queries, keys = logits.shape
-    weights = logits.softmax(-1).nan_to_num(0.0).view(batch, kv_heads, heads // kv_heads, queries, keys)
-    together: torch.Tensor = weights.sum(2, keepdim=True).log().expand(weights.shape).flatten(1, 2)
-    floor = torch.finfo(together.dtype).min
-    return together.clamp_min(floor).masked_fill(~sight.seen, -torch.inf)
+def rules_of(names: str | Sequence[str]) -> list[SelectorRule]:
+    """The distinct selectors among `names`."""
+    return [SELECTORS[name] for name in ((names,) if isinstance(names, str) else sorted(set(names)))]
 
 
-__all__: Sequence[str] = ["CHOOSE", "SHARING", "Choice", "Sight", "choose", "needs_index", "reads_codes", "sink_count"]
+def needs_index(names: str | Sequence[str]) -> bool:
+    """Whether any of the selectors `names` reads a KeyIndex."""
+    return any(rule.indexed for rule in rules_of(names))
+
+
+def reads_codes(names: str | Sequence[str]) -> bool:
+    """Whether any of the selectors `names` reads the coded keys of the index, not only its bounds."""
+    return any(rule.coded for rule in rules_of(names))
+
+
+def fits(name: str, tail: str) -> bool:
+    """Whether heads with the selector `name` may have `tail`: one that goes by no score does not know what the others
+    weigh, which all tails but a renormalised one have to know."""
+    return SELECTORS[name].knows_rest or TAIL_RULES[tail].renormalize
+
+
+def check_installed(name: str) -> None:
+    """Raise NotInstalledError unless the selector `name`, which a file needs, is there."""
+    if name not in SELECTORS:
+        hint = did_you_mean(name, SELECTORS).rstrip(".")
+        raise NotInstalledError(f"the selector {name!r} is not installed: install the package that adds it ({hint}).")
+
+
+def shareable() -> str:
+    """The selectors that the heads of a KV group can share, for error sentences."""
+    return " and ".join(sorted(name for name in SELECTORS if SELECTORS[name].shareable))
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+__all__ = [
+    "AUTO",
+    "ECONOMICAL",
+    "EXACT",
+    "MEASURED",
+    "SELECTORS",
+    "Choice",
+    "SelectorRule",
+    "SelectorView",
+    "check_installed",
+    "choose",
+    "fits",
+    "needs_index",
+    "reads_codes",
+    "rules_of",
+    "selector",
+    "shareable",
+]

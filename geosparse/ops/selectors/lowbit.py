@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import torch
-
-from ..topn import top_n
-from .view import Choice, Sight
+from .rule import selector
+from .view import Choice, SelectorView
 
 
-def lowbit(sight: Sight, shared: torch.Tensor | None = None) -> Choice:
+@selector(
+    "the N highest scores of 4-bit codes of the keys",
+    reads="a code of every key: about a fifth of the bytes of fp32 keys",
+    scans=("codes", "bounds"),
+    coded=True,
+    ranks="coarse",
+    kernel=1,
+    prefill_kernel=True,
+)
+def lowbit(view: SelectorView) -> Choice:
     """The N highest logits of coded keys (exact ones where no page is complete yet); they also say the tail's mass."""
-    keep, kept = top_n(sight.coarse if shared is None else shared, sight.budgets)
-    return Choice(keep, kept, sight.coarse)
+    return view.highest(view.coarse, view.coarse)

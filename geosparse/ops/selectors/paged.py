@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import torch
 
-from ..topn import top_n
-from .view import Choice, Sight
+from .rule import selector
+from .view import Choice, SelectorView
 
 
-def paged(sight: Sight, shared: torch.Tensor | None = None) -> Choice:
+@selector(
+    "the N highest scores within the N / 16 pages of 16 tokens with the highest score bound",
+    reads="two bounds per page and channel, and the keys of a few pages",
+    scans=("bounds",),
+    oversample=1,
+    kernel=2,
+)
+def paged(view: SelectorView) -> Choice:
     """The N highest logits within the ceil(N / PAGE) pages of highest bound and the page that is not complete.
 
     The mass of the other pages is estimated from the middle and the spread of their bounds.
     """
-    candidates = sight.candidates(sight.budgets)
-    keep, kept = top_n(sight.scores.masked_fill(~candidates, -torch.inf), sight.budgets)
-    _, mean = sight.page_logits
-    return Choice(
-        keep, kept, torch.where(candidates, sight.scores, sight.from_pages(mean).masked_fill(~sight.seen, -torch.inf))
-    )
+    candidates = view.candidates(view.budgets)
+    chosen = view.highest(view.scores.masked_fill(~candidates, -torch.inf))
+    return chosen._replace(estimate=torch.where(candidates, view.scores, view.mean_of_pages))

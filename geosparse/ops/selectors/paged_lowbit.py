@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import torch
 
-from ..topn import top_n
-from .view import Choice, Sight
+from .rule import selector
+from .view import Choice, SelectorView
 
 # Candidates per kept token: page bounds need about this many times the tokens of exact top-N (results/LOG.md).
 OVERSAMPLE = 4
 
 
-def paged_lowbit(sight: Sight, shared: torch.Tensor | None = None) -> Choice:
+@selector(
+    "candidates by page bounds, then 4-bit codes among them",
+    name="paged+lowbit",
+    reads="two bounds per page and channel, and the codes of the candidates",
+    scans=("bounds",),
+    oversample=OVERSAMPLE,
+    coded=True,
+    kernel=3,
+)
+def paged_lowbit(view: SelectorView) -> Choice:
     """The N highest coded logits within the pages of highest bound that hold OVERSAMPLE N tokens, and the last page."""
-    candidates = sight.candidates(OVERSAMPLE * sight.budgets)
-    keep, kept = top_n(sight.coarse.masked_fill(~candidates, -torch.inf), sight.budgets)
-    _, mean = sight.page_logits
-    return Choice(
-        keep, kept, torch.where(candidates, sight.coarse, sight.from_pages(mean).masked_fill(~sight.seen, -torch.inf))
-    )
+    candidates = view.candidates(OVERSAMPLE * view.budgets)
+    chosen = view.highest(view.coarse.masked_fill(~candidates, -torch.inf))
+    return chosen._replace(estimate=torch.where(candidates, view.coarse, view.mean_of_pages))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import torch
-
-from ..topn import top_n
-from .view import Choice, Sight
+from .rule import selector
+from .view import Choice, SelectorView
 
 
-def topn(sight: Sight, shared: torch.Tensor | None = None) -> Choice:
-    """The N highest logits; `shared` ranks in their place where the heads of a KV group select together."""
-    keep, kept = top_n(sight.scores if shared is None else shared, sight.budgets)
-    return Choice(keep, kept, sight.scores)
+@selector("the N highest scores, exactly", ranks="scores", kernel=0, prefill_kernel=True)
+def topn(view: SelectorView) -> Choice:
+    """The N tokens that dense attention weighs most."""
+    return view.highest(view.scores)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 from ..key_index import PAGE, KeyIndex
+from ..topn import top_n
 
 
 class Choice(NamedTuple):
@@ -27,7 +28,7 @@ class Choice(NamedTuple):
 
 
 @dataclass
-class Sight:
+class SelectorView:
     """Some queries `[B, Hq, t]` and the keys `[low, low + s)` that they may see.
 
     Attributes:
@@ -51,6 +52,16 @@ class Sight:
     low: int = 0
     index: KeyIndex | None = None
     coded: torch.Tensor | None = None
+
+    def highest(self, scores: torch.Tensor, estimate: torch.Tensor | None = None) -> Choice:
+        """The N tokens of highest score, ties to the smaller index.
+
+        Args:
+            scores: `[B, Hq, t, s]`, -inf where unseen.
+            estimate: Logits of the tokens that are not kept; None: the exact ones.
+        """
+        keep, kept = top_n(scores, self.budgets)
+        return Choice(keep, kept, self.scores if estimate is None else estimate)
 
     @cached_property
     def pages(self) -> KeyIndex:
@@ -85,6 +96,11 @@ class Sight:
         return values.gather(-1, page[:, None, None, :].expand(self.scores.shape))
 
     @cached_property
+    def mean_of_pages(self) -> torch.Tensor:
+        """`[B, Hq, t, s]`: for each key the log of the mean of exp(logit) in its page; -inf where unseen."""
+        return self.from_pages(self.page_logits[1]).masked_fill(~self.seen, -torch.inf)
+
+    @cached_property
     def coarse(self) -> torch.Tensor:
         """`[B, Hq, t, s]` logits with the keys' codes in the place of the keys, exact outside complete pages."""
         batch, dim = self.query.shape[0], self.query.shape[-1]
@@ -111,8 +127,6 @@ class Sight:
     def candidates(self, tokens: torch.Tensor) -> torch.Tensor:
         """`[B, Hq, t, s]` bool: the pages of highest bound that hold `tokens` `[B or 1, Hq, t or 1]`, and the rest that
         is in no complete page."""
-        from ..topn import top_n
-
         bound, _ = self.page_logits
         if not bound.shape[-1]:
             return self.seen.expand(self.scores.shape)

@@ -10,8 +10,9 @@ import torch
 
 from ..cpu.decode import value_sum_of
 from ..key_index import index_of
-from ..selectors import needs_index
-from ..spec import SHARES, Attended, Keep, Selectors, Tails, Word, needs_gradient, per_head
+from ..selectors import needs_index, rules_of
+from ..spec import Attended, Keep, Selectors, Tails, needs_gradient, per_head
+from ..tails import MEAN_FRACTION
 from ..torch_chunked import chunked_attention
 from ..visibility import Span, Visibility, page_starts
 from .decode import Keys, decode, passes_of
@@ -55,21 +56,23 @@ def triton_attention(
 ) -> Attended:
     """`reference_attention` (same arguments, same meaning); `bias` must be None.
 
-    Several queries with other selectors than `topn` or `lowbit` for all heads, or in a sliding window, masks with
-    holes, shared selections and autograd stay with the torch path.
+    Several queries whose heads do not all keep the N highest of the same scores, or in a sliding window, masks with
+    holes, selectors without kernels, shared selections and autograd stay with the torch path.
     """
     batch, heads, queries, _ = query.shape
     visibility = Span() if mask is None else mask
     graph = needs_gradient(query, key, value, sink)
     if queries > 1 and not graph and not share_kv and isinstance(visibility, Span) and visibility.window is None:
-        words = set(per_head(selector, heads))
+        rules = rules_of(selector)
         terms: dict[str, Any] = {"tail": tail, "scaling": scaling, "softcap": softcap, "sink": sink}
-        if words == {"lowbit"}:
+        exact = len(rules) == 1 and rules[0].kernel is not None and rules[0].ranks is not None
+        if exact and rules[0].coded:
             index = index_of(key, page_starts(visibility, batch))
             terms["coded"] = index.decoded(key.shape[2], key.shape[3]).to(key.dtype)
-        if words in ({"topn"}, {"lowbit"}):
+        if exact:
             return exact_prefill(query, key, value, n_keep, visibility.starts(batch), **terms)
-    if queries > 1 or graph or share_kv or isinstance(visibility, torch.Tensor):
+    known = all(rule.kernel is not None for rule in rules_of(selector))
+    if queries > 1 or graph or share_kv or not known or isinstance(visibility, torch.Tensor):
         return chunked_attention(
             query,
             key,
@@ -88,13 +91,13 @@ def triton_attention(
     keys = Keys(key, value, first, length)
     if needs_index(selector):
         keys = _indexed(keys, page_starts(visibility, batch))
-    if any(SHARES.get(word, 0.0) > 0 for word in per_head(tail, heads)):
+    if any(MEAN_FRACTION.get(word, 0.0) > 0 for word in per_head(tail, heads)):
         keys = keys._replace(value_sum=_value_sum(value, visibility))
     output, kept = decode(query[:, :, 0], keys, _budgets(n_keep, query.device), passes, scaling, softcap, sink)
     return Attended(output[:, :, None], kept.sum(0, dtype=torch.int64))
 
 
-def _hashable(words: Word | Sequence[Word]) -> Word | tuple[Word, ...]:
+def _hashable(words: str | Sequence[str]) -> str | tuple[str, ...]:
     return words if isinstance(words, str | tuple) else tuple(words)
 
 

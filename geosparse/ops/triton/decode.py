@@ -8,12 +8,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..selectors.paged_lowbit import OVERSAMPLE
-from ..spec import SHARES, TAILS, Selector, Selectors, Tail, Tails, per_head
+from ..selectors import EXACT, SELECTORS, SelectorRule
+from ..spec import Selectors, Tails, per_head
+from ..tails import TAIL_RULES, TAILS
 from . import operators, stages
-
-FACTORS: dict[Selector, int] = {"paged": 1, "paged+lowbit": OVERSAMPLE}
-CODED: frozenset[Selector] = frozenset({"lowbit", "paged+lowbit"})
 
 
 class Keys(NamedTuple):
@@ -42,14 +40,14 @@ class Pass(NamedTuple):
     """The heads of one layer that share a selector.
 
     Attributes:
-        selector: Theirs.
+        rule: Of their selector.
         served: int32 `[Hq]`, 1 for these heads.
         tails: int32 `[Hq]`, places in TAILS.
         mass: Whether a tail of theirs needs the mass of what is not kept.
         even: Whether a tail of theirs gives of it to the kept tokens in equal parts.
     """
 
-    selector: Selector
+    rule: SelectorRule
     served: torch.Tensor
     tails: torch.Tensor
     mass: bool
@@ -59,8 +57,7 @@ class Pass(NamedTuple):
 @lru_cache(maxsize=4096)
 def passes_of(heads: int, tail: Tails, selector: Selectors, device: torch.device) -> tuple[Pass, ...]:
     """The passes of a layer whose heads have these tails and selectors (words or tuples of them)."""
-    tails: list[Tail] = per_head(tail, heads)
-    words: list[Selector] = per_head(selector, heads)
+    tails, words = per_head(tail, heads), per_head(selector, heads)
     places = torch.tensor([TAILS.index(word) for word in tails], dtype=torch.int32, device="cpu").to(device)
     found = []
     for word in sorted(set(words)):
@@ -68,11 +65,11 @@ def passes_of(heads: int, tail: Tails, selector: Selectors, device: torch.device
         own = {tail for tail, mine in zip(tails, served, strict=True) if mine}
         found.append(
             Pass(
-                word,
+                SELECTORS[word],
                 torch.tensor(served, dtype=torch.int32, device="cpu").to(device),
                 places,
-                mass=own != {"renormalize"},
-                even=any(SHARES.get(tail, 1.0) < 1.0 for tail in own),
+                mass=not all(TAIL_RULES[tail].renormalize for tail in own),
+                even=any(TAIL_RULES[tail].kept_fraction > 0 for tail in own),
             )
         )
     return tuple(found)
@@ -112,7 +109,7 @@ def dense(
     query: torch.Tensor, keys: Keys, scaling: float, softcap: float | None = None, sink: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Dense attention `[B, Hq, Dv]` by the same kernel, over every visible token."""
-    tails = passes_of(query.shape[1], "drop", "topn", query.device)[0].tails
+    tails = passes_of(query.shape[1], "drop", EXACT, query.device)[0].tails
     run = operators.operator(stages.attend, query)
     output: torch.Tensor = run(query, keys.key, keys.value, keys.first, keys.length, tails, scaling, softcap, sink)[0]
     return output
@@ -131,28 +128,28 @@ def _serve(
     rows, logit = (keys.first, keys.length), (scaling, softcap)
     run = {stage: operators.operator(stage, query) for stage in operators.STAGES}
     kv_heads, capacity = keys.key.shape[1:3]
-    coded = (keys.low, keys.high, keys.codes) if served.selector in CODED else (None, None, None)
+    rule = served.rule
+    coded = (keys.low, keys.high, keys.codes) if rule.coded else (None, None, None)
     value_sum = keys.value_sum if served.mass else None
-    factor = FACTORS.get(served.selector)
     found: dict[str, Any]
-    if factor is not None:
+    if rule.oversample is not None:
         bounds = run[stages.score_pages](query, keys.low, keys.high, *rows, capacity, *logit, served.mass)
-        chosen = run[stages.select](bounds[0], budgets, *rows, kv_heads, factor)
+        chosen = run[stages.select](bounds[0], budgets, *rows, kv_heads, rule.oversample)
         pages, words, count, far = run[stages.list_pages](bounds, chosen, *rows, served.served, kv_heads)
         scores = run[stages.score_tokens](query, keys.key, *rows, *logit, *coded, pages, words, count)
         chosen = run[stages.select](scores, budgets, *rows, kv_heads, 0, count)
         found = {"entries": pages, "words": words, "count": count, "scores": scores, "chosen": chosen}
-        found["known"] = served.selector == "paged"
+        found["known"] = not rule.coded
     else:
         scores = chosen = None
-        if served.selector != "sink_recent" or served.mass:
+        if rule.ranks is not None or served.mass:
             scores = run[stages.score_tokens](query, keys.key, *rows, *logit, *coded)
-        if served.selector != "sink_recent":
+        if rule.ranks is not None:
             chosen = run[stages.select](scores, budgets, *rows, kv_heads)
         tokens, words, count, far = run[stages.list_tokens](
             scores, chosen, *rows, budgets, served.served, kv_heads, capacity, served.mass
         )
-        exact = scores is not None and served.selector not in CODED
+        exact = scores is not None and not rule.coded
         found = {"entries": tokens, "words": words, "count": count, "scores": scores if exact else None, "known": exact}
     far = far if served.mass else None
     result: tuple[torch.Tensor, torch.Tensor] = run[stages.attend](

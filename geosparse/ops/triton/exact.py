@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from ..spec import SHARES, TAILS, Attended, Keep, Tails, per_head
+from ..spec import Attended, Keep, Tails, per_head
+from ..tails import MEAN_FRACTION, TAIL_RULES, TAILS
 from .library import precision
 from .stages import launch, width_of
 
@@ -31,7 +32,7 @@ def exact_prefill(
     room: int = ROOM,
     rows: int | None = None,
 ) -> Attended:
-    """`reference_attention` with the selector `topn` or `lowbit`, under plain causality with left padding.
+    """`reference_attention` with the N highest exact or coded scores, under plain causality with left padding.
 
     Args:
         query: `[B, Hq, T, D]`.
@@ -41,7 +42,7 @@ def exact_prefill(
         first: Of each row the first key that is not padding.
         tail: One for all heads, or one per head.
         scaling, softcap, sink: Of the logits.
-        coded: `[B, Hkv, S, D]` in the dtype of `key`, the keys as the index has them, for `lowbit`; None for `topn`.
+        coded: `[B, Hkv, S, D]` in the dtype of `key`, the keys as the index has them; None: exact scores.
         room: Scores that a program writes down for a query, a power of two; memory is `SCRATCH_BYTES` at most.
         rows: Queries of a program, a power of two from 16 on; None for ROWS or WIDE_ROWS.
 
@@ -63,7 +64,7 @@ def exact_prefill(
         else torch.tensor(list(n_keep), dtype=torch.int64, device="cpu")[None, :, None]
     )
     budgets = budgets.to(device, torch.int32).expand(batch, heads, queries)
-    centred = any(SHARES.get(word, 0.0) > 0 for word in words)
+    centred = any(MEAN_FRACTION.get(word, 0.0) > 0 for word in words)
     prefix = _value_prefix(value, first) if centred else value.new_zeros(1, dtype=torch.float32)
     output = query.new_zeros(batch, heads, queries, value_dim)
     blocks = -(-queries // rows)
@@ -80,7 +81,7 @@ def exact_prefill(
             *query.stride()[:3], *key.stride()[:3], *value.stride()[:3], *codes.stride()[:3],
             blocks, prefix.shape[2] if prefix.dim() == 4 else 1, *budgets.stride(),
             KV=kv_heads, G=heads // kv_heads, D=dim, DV=value_dim, DP=width_of(dim), DVP=width_of(value_dim),
-            ROWS=rows, TILE=TILE, ROOM=room, EVEN=any(SHARES.get(word, 1.0) < 1 for word in words),
+            ROWS=rows, TILE=TILE, ROOM=room, EVEN=any(TAIL_RULES[word].kept_fraction > 0 for word in words),
             CODED=coded is not None, CAPPED=softcap is not None, SUNK=sink is not None, PRECISION=precision(key.dtype),
         )  # fmt: skip
     return Attended(output, kept.sum((0, 2), dtype=torch.int64))

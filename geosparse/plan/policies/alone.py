@@ -8,7 +8,9 @@ from ..candidates import Choices
 from .policy import policy
 
 
-@policy("least summed (g . e)^2 of every head by itself", measure="alone", shareable=True)
+@policy(
+    "the same without the correction: each head is priced as if all others were dense", measure="alone", shareable=True
+)
 def alone(choices: Choices, total: int, seed: int) -> torch.Tensor:
     """Least summed (g . e)^2, without what the errors of other heads add or cancel."""
     return choices.spend(choices.curves("alone"), total)

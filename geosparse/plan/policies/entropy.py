@@ -9,7 +9,7 @@ from .apportion import caps, scale_to
 from .policy import policy
 
 
-@policy("N in proportion to exp of the mean entropy of the attention weights")
+@policy("heads whose attention is spread most widely: N in proportion to the effective set size")
 def entropy(choices: Choices, total: int, seed: int) -> torch.Tensor:
     """In proportion to the effective set size, exp of the mean entropy of the weights (forward pass only)."""
     size = choices.profile.mean("entropy").exp()

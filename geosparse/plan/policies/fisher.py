@@ -8,7 +8,12 @@ from ..candidates import Choices
 from .policy import policy
 
 
-@policy("least summed (g . e)^2, with what other heads' errors make of it", measure="fisher", shareable=True)
+@policy(
+    "heads whose error raises the loss most: squared product of loss gradient and output error, corrected by how "
+    "errors of heads add up",
+    measure="fisher",
+    shareable=True,
+)
 def fisher(choices: Choices, total: int, seed: int) -> torch.Tensor:
     """Least summed price: (g . e)^2, the loss gradient times the head's error, squared, by the factor that the errors
     of all other heads make of it where the profile has a second pass (`geosparse.artifacts.interplay`)."""

@@ -8,7 +8,7 @@ from ..candidates import Choices
 from .policy import policy
 
 
-@policy("least summed missing attention mass 1 - M(N)", shareable=True)
+@policy("heads that miss most attention mass", shareable=True)
 def mass(choices: Choices, total: int, seed: int) -> torch.Tensor:
     """Least summed missing attention mass 1 - M(N) (forward pass only; any tail alike).
 

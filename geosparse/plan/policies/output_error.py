@@ -8,7 +8,7 @@ from ..candidates import Choices
 from .policy import policy
 
 
-@policy("least summed |W_O e|^2 / |W_O z|^2", measure="output_error", shareable=True)
+@policy("heads whose output is most wrong; needs no gradient", measure="output_error", shareable=True)
 def output_error(choices: Choices, total: int, seed: int) -> torch.Tensor:
     """Least summed relative output error |W_O e|^2 / |W_O z|^2 (forward pass only)."""
     return choices.spend(choices.curves("output_error"), total)

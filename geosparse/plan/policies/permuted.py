@@ -9,7 +9,7 @@ from .fisher import fisher
 from .policy import policy
 
 
-@policy("the budgets of fisher, dealt to random heads: a control", deals=True)
+@policy("control: the N of `fisher` on shuffled heads", deals=True)
 def permuted(choices: Choices, total: int, seed: int) -> torch.Tensor:
     """The budgets of `fisher`, dealt to random heads of the model."""
     return deal(fisher(choices, total, seed), seed)

@@ -25,7 +25,7 @@ class Policy:
         name: By which users ask for it.
         budgets: `(choices, total, seed)` -> `[layers, Hq]` int64 summing to `total` tokens, each from 1 to the
             profile's length; where `choices.share_kv` is set equal within each KV group, the sum rounded down.
-        formula: What it minimises or follows, in a few words.
+        favours: Which heads get more tokens, in a few words.
         reason: Why, one paragraph.
         measure: The error that it pays for, one of `choices.MEASURES`; None for one that goes by something else. Only
             policies with a measure take a budget in bytes.
@@ -35,7 +35,7 @@ class Policy:
 
     name: str
     budgets: Budget
-    formula: str
+    favours: str
     reason: str
     measure: str | None = None
     shareable: bool = False
@@ -47,13 +47,13 @@ class Policy:
 
 
 def policy(
-    formula: str, *, measure: str | None = None, shareable: bool = False, deals: bool = False
+    favours: str, *, measure: str | None = None, shareable: bool = False, deals: bool = False
 ) -> Callable[[Budget], Policy]:
     """Decorator that makes a Policy of a function, named after it and explained by its docstring."""
 
     def decorate(function: Any) -> Policy:
         reason = inspect.getdoc(function) or ""
-        return Policy(function.__name__, function, formula, reason, measure, shareable, deals)
+        return Policy(function.__name__, function, favours, reason, measure, shareable, deals)
 
     return decorate
 

@@ -11,7 +11,7 @@ from .apportion import caps, scale_to
 from .policy import policy
 
 
-@policy("log N uniform at random: a control")
+@policy("control: random N, log N uniform")
 def random(choices: Choices, total: int, seed: int) -> torch.Tensor:
     """Random budgets: log N uniform between 0 and log of the top, N = top^u with u from the seed.
 

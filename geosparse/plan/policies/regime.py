@@ -10,7 +10,7 @@ from .apportion import caps, scale_to
 from .policy import policy
 
 
-@policy("N in proportion to the effective set size of the head's regime")
+@policy("heads in proportion to the typical effective set size of their regime")
 def regime(choices: Choices, total: int, seed: int) -> torch.Tensor:
     """In proportion to the typical effective set size of the head's regime (forward pass only; any tail alike).
 

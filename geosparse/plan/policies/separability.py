@@ -13,7 +13,7 @@ from .policy import policy
 FIRST = 2
 
 
-@policy("N in proportion to the N of largest F in excess of random")
+@policy("heads in proportion to the N at which their selection stands out most from random sets")
 def separability(choices: Choices, total: int, seed: int) -> torch.Tensor:
     """Each head's N of largest F in excess of random, scaled to the budget (forward pass only; any tail alike).
 

@@ -8,7 +8,7 @@ from ..candidates import Choices
 from .policy import policy
 
 
-@policy("the same N for every head", shareable=True)
+@policy("baseline: every head gets the same N", shareable=True)
 def uniform(choices: Choices, total: int, seed: int) -> torch.Tensor:
     """The same N everywhere; what does not divide goes to the first heads."""
     model = choices.profile.model

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geosparse.geometry import separation
-from geosparse.geometry.separation import DISTANCES, compared, separations
+from geosparse.geometry.separation import DISTANCES, compare, separations
 from geosparse.ops.cpu import ISAS, library
 from geosparse.ops.cpu.separation import separates
 
@@ -38,10 +38,10 @@ def inputs(length, budget, seed, copies):
 def test_the_counts_are_those_of_torch(length, data, seed, copies, distance):
     square, along, size, norm, picked = inputs(length, data.draw(st.integers(1, length - 1)), seed, copies)
     assert separates(square)
-    fast = compared(square, along, size, norm, picked, distance)
+    fast = compare(square, along, size, norm, picked, distance)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(separation, "separates", lambda square: False)
-        slow = compared(square, along, size, norm, picked, distance)
+        slow = compare(square, along, size, norm, picked, distance)
     rest = torch.isfinite(square).sum(-1) > picked.shape[-1]
     for name in ("most", "clear", "inversions"):
         assert torch.equal(getattr(fast, name)[rest], getattr(slow, name)[rest]), name
@@ -71,8 +71,8 @@ def test_numbers_that_are_not_finite_do_no_harm():
     for poison in (torch.nan, torch.inf):
         broken = along.clone()
         broken[0, 0] = poison
-        found = compared(square, broken, size, norm, picked, "euclidean")
-        clean = compared(square, along, size, norm, picked, "euclidean")
+        found = compare(square, broken, size, norm, picked, "euclidean")
+        clean = compare(square, along, size, norm, picked, "euclidean")
         assert all(torch.equal(part[1:], other[1:]) for part, other in zip(found, clean, strict=True))
         assert all(int(part.min()) >= 0 for part in found)
         assert int(found.inner.max()) < 40

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from ...key_index import PAGE as INDEX_PAGE
-from ...spec import TAILS
+from ...tails import TAILS
 
 PAGE = tl.constexpr(INDEX_PAGE)
 TOKENS = tl.constexpr(0)
@@ -61,7 +61,7 @@ def is_kept(scores, places, least, last_tie):
 
 @triton.jit
 def parts_of(tail):
-    """What a tail gives of the missing mass to the mean of the visible values (`SHARES`), and to the kept tokens."""
+    """What a tail gives of the missing mass to the mean of the visible values, and to the kept tokens (`ops.tails`)."""
     mean = tl.where(tail == CENTROID, 1.0, 0.0)
     mean = tl.where(tail == BLEND25, 0.25, tl.where(tail == BLEND50, 0.5, tl.where(tail == BLEND75, 0.75, mean)))
     return mean, tl.where((mean > 0.0) | (tail == EVENLY), 1.0 - mean, 0.0)

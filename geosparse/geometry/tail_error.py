@@ -1,0 +1,78 @@
+"""What each tail gets wrong when only some tokens are kept: sparse minus dense head output.
+
+Shapes as in `separation`: `alpha` `[..., Q, L]` attention weights, `value` `[..., L, D]`, G budgets N.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+
+from ..ops import MEAN_FRACTION, Tail
+
+
+class TailErrors(NamedTuple):
+    """The kept mass `[..., Q, G]` and, per tail, output minus dense output `[..., Q, G, D]`."""
+
+    mass: torch.Tensor
+    error: dict[Tail, torch.Tensor]
+
+
+def kept_errors(
+    alpha: torch.Tensor,
+    value: torch.Tensor,
+    keeps: Iterable[tuple[torch.Tensor, torch.Tensor | None]],
+    seen: torch.Tensor,
+    scores: torch.Tensor | None = None,
+) -> TailErrors:
+    """What each tail gets wrong when only some tokens are kept: sparse minus dense head output.
+
+    With z the dense output, s the kept sum, M the kept mass and v_bar the mean visible value (DESIGN section 4):
+    drop: s - z; renormalize: s / M - z; centroid: s + (1 - M) v_bar - z; even, with u the plain mean of the kept
+    values: s + (1 - M) u - z; a blend: between the last two. Where `alpha` sums to less than 1, the rest is the weight
+    of a learned sink, which has no value and is always kept. Where all are kept, no tail errs.
+
+    Args:
+        alpha: `[..., Q, L]`.
+        value: `[..., L, D]`.
+        keeps: Per budget the kept tokens, bool `[..., Q, L]`, and the logits `[..., Q, L]` that the others are believed
+            to have, -inf where not visible (the kept mass then is the believed one), or None for the true ones.
+        seen: `[..., Q, L]` bool, or broadcastable to it.
+        scores: `[..., Q, L]` true logits, -inf where not visible; needed beside believed ones.
+    """
+    dense = alpha @ value
+    weight = seen.to(alpha.dtype)
+    visible = weight.sum(-1)
+    mean = (weight / visible.unsqueeze(-1).clamp_min(1.0)) @ value
+    masses, kept, plain, whole, sinks = [], [], [], [], []
+    lost = 1 - alpha.sum(-1)
+    # What a sum of L rounded weights may miss by itself is no sink, and may be more than all that is kept.
+    lost = torch.where(lost > alpha.shape[-1] * torch.finfo(alpha.dtype).eps, lost, 0.0)
+    for keep, estimate in keeps:
+        selected = alpha * keep
+        ratio = torch.ones_like(lost)
+        if estimate is not None:
+            assert scores is not None
+            # exp(logit) summed over all, as it is and as it is believed to be.
+            believed = torch.where(keep, scores, estimate).logsumexp(-1)
+            ratio = (1 / (lost + (1 - lost) * (believed - scores.logsumexp(-1)).exp())).nan_to_num(1.0)
+            selected = selected * ratio.unsqueeze(-1)
+        sinks.append(lost * ratio)
+        masses.append(selected.sum(-1))
+        chosen = (keep & seen).to(alpha.dtype)
+        count = chosen.sum(-1)
+        kept.append(selected @ value)
+        plain.append(chosen @ value / count.unsqueeze(-1).clamp_min(1.0))
+        whole.append(count >= visible)
+    mass, total, sink = torch.stack(masses, -1), torch.stack(kept, -2), torch.stack(sinks, -1)
+    missing = (1 - sink - mass).clamp_min(0.0).unsqueeze(-1)
+    certain = (mass + sink).clamp_min(torch.finfo(alpha.dtype).tiny).unsqueeze(-1)
+    dense, mean = dense.unsqueeze(-2), mean.unsqueeze(-2)
+    complete = torch.stack(whole, -1).unsqueeze(-1)
+    even = missing * torch.stack(plain, -2)
+    further = missing * mean - even  # from the plain mean of the kept values to that of all
+    errors: dict[Tail, torch.Tensor] = {"drop": total - dense, "renormalize": total / certain - dense}
+    errors |= {tail: total - dense + (even + share * further) for tail, share in MEAN_FRACTION.items()}
+    return TailErrors(mass, {tail: error.masked_fill(complete, 0.0) for tail, error in errors.items()})
