@@ -72,7 +72,7 @@ def test_left_padded_batch_and_generate(name):
 
 def test_the_default_plan_beats_uniform_on_text_that_was_not_calibrated_on():
     model, tokenizer = load("smollm2-135m")
-    config = gs.ProfileConfig(length=512, windows=2, queries=32)
+    config = gs.ProfileConfig(length=512, windows=2, queries=32, kinds=())
     profile = gs.profile_model(model, tokenizer, gs.load_texts("pydoc:calibration"), config)
     test = windows("smollm2-135m", 512, 2)
 
@@ -88,7 +88,10 @@ def test_a_text_that_opens_with_equal_tokens_is_no_catastrophe():
     """Each of them is an attention sink; a head that keeps fewer tokens than that misses most of its mass."""
     model, tokenizer = load("smollm2-135m")
     profile = gs.profile_model(
-        model, tokenizer, gs.load_texts("pydoc:calibration"), gs.ProfileConfig(length=512, windows=2, queries=32)
+        model,
+        tokenizer,
+        gs.load_texts("pydoc:calibration"),
+        gs.ProfileConfig(length=512, windows=2, queries=32, kinds=()),
     )
     plain = windows("smollm2-135m", 512, 2)
     for repeats in (3, 8):

@@ -56,7 +56,7 @@ def measure(kind: str, options: argparse.Namespace) -> dict[str, float]:
     texts = gs.load_texts(options.text)
     model.set_attn_implementation("sdpa")
     window = gs.token_windows(tokenizer, texts, options.length, 1)[0]
-    config = gs.ProfileConfig(length=options.length, windows=1, second_pass=kind == "planning")
+    config = gs.ProfileConfig(length=options.length, windows=1, second_pass=kind == "planning", kinds=())
     model(window[None, :WARM_UP_TOKENS])
     wall, processor = time.perf_counter(), time.process_time()
     if kind == "pass":

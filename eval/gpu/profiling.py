@@ -47,11 +47,11 @@ def measure(name: str = "llama-2-7b", length: int = 1024, layers: int | None = N
     text = gs.load_texts("pydoc:calibration")
     tokenizer = ByteTokenizer()
     window = gs.token_windows(tokenizer, text, length, 1)[0].to(device)
-    config = gs.ProfileConfig(length=length, windows=1, second_pass=False)
+    config = gs.ProfileConfig(length=length, windows=1, second_pass=False, kinds=())
     runs: dict[str, Callable[[], Any]] = {
         "pass": lambda: pass_once(model, window),
         "profile": lambda: gs.profile_model(
-            model, tokenizer, text, gs.ProfileConfig(length=length, windows=1, second_pass=False)
+            model, tokenizer, text, gs.ProfileConfig(length=length, windows=1, second_pass=False, kinds=())
         ),
     }
     found: dict[str, Any] = {"shape": name, "layers": layers or shape.layers, "length": length}

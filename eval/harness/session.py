@@ -196,7 +196,9 @@ class Session:
         """The recipe's profile, shared by all recipes that ask for the same one, resumed where it was stopped."""
         settings = self.recipe.profile
         texts = load_texts(setting.text(settings.text))
-        config = ProfileConfig(lengths=settings.lengths, windows=settings.windows, selectors=settings.selectors)
+        config = ProfileConfig(
+            lengths=settings.lengths, windows=settings.windows, selectors=settings.selectors, kinds=()
+        )
         what = {"model": identify(model).to_json(), "text": text_sha256(texts), "config": config_json(config)}
         key = hashlib.sha256(dump_json(what | {"dtype": self.recipe.dtype}).encode()).hexdigest()[:16]
         path = self.options.results / "_scratch" / "profiles" / f"{key}.safetensors"

@@ -209,7 +209,7 @@ def _score(model: Any, plan: gs.Plan) -> float:
 
 def _profile(model: Any) -> float:
     """0 where a profile is made of finite numbers and a plan can be made of it, infinite otherwise."""
-    config = gs.ProfileConfig(TEXT, 2, queries=8, budgets=(4, 16), random_sets=1, geometry_queries=2)
+    config = gs.ProfileConfig(TEXT, 2, queries=8, budgets=(4, 16), random_sets=1, geometry_queries=2, kinds=())
     profile = gs.profile_model(model, Letters(), ["some words of text " * 40], config)
     gs.make_plan(profile, 8)
     numbers = (value for value in vars(profile).values() if isinstance(value, torch.Tensor))

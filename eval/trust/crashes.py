@@ -232,7 +232,9 @@ def make_inputs(folder: Path) -> None:
     (folder / "other.txt").write_text(text[::-1], encoding="utf-8")
     (folder / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
     loaded = load_model(str(folder / "model"))
-    profile_model(*loaded, text, ProfileConfig(length=64, windows=2, queries=4)).save(folder / "p.safetensors")
+    profile_model(*loaded, text, ProfileConfig(length=64, windows=2, queries=4, kinds=())).save(
+        folder / "p.safetensors"
+    )
 
 
 def run(commands: dict[str, Command], faults: Sequence[str], rounds: int, seed: int) -> dict[str, Any]:

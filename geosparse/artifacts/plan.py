@@ -18,6 +18,7 @@ from ..ops.spec import per_head
 from ..utils.bounds import as_whole, check_whole
 from ..utils.files import MAX_COUNT, damaged, dump_json, is_count, is_number, read_json, require, write_json
 from ..utils.provenance import versions
+from .seen import Seen
 
 SCHEMA = "geosparse.plan/1"
 PlanTail = Tail  # or a name in ops.TAIL_FAMILIES
@@ -26,7 +27,7 @@ MAX_FILE = 8 << 20
 VERIFIED = ("tolerance", "increase", "limit", "windows", "failed")
 """The numbers that every verification has."""
 # Written only where they say something; a file without them is an older plan.
-OPTIONAL = {"head_tails", "head_selectors", "growth", "share_kv", "selector", "verified"}
+OPTIONAL = {"head_tails", "head_selectors", "growth", "share_kv", "selector", "verified", "kinds", "seen"}
 DECISIVE = ("n_keep", "tail", "head_tails", "selector", "head_selectors", "growth", "share_kv", "reference_length")
 """What a model sees of a plan; all else says where it comes from."""
 
@@ -53,6 +54,9 @@ class Plan:
         share_kv: The query heads of one KV group select the same tokens; their budgets are then equal.
         verified: What was measured on text that the plan was not made from (`geosparse.measure.tolerance`); empty for
             a plan that was not verified.
+        kinds: The kinds of text that its profile saw, and the predicted excess on each, nats per token: half the summed
+            (g . e)^2; empty for a plan without a profile.
+        seen: The range of each head's kept mass over the windows of that profile; None for a plan without one.
     """
 
     n_keep: torch.Tensor
@@ -70,6 +74,8 @@ class Plan:
     growth: torch.Tensor | None = None
     share_kv: bool = False
     verified: dict[str, Any] = field(default_factory=dict)
+    kinds: dict[str, float] = field(default_factory=dict)
+    seen: Seen | None = None
 
     def __post_init__(self) -> None:
         """Check everything that does not need the model."""
@@ -212,9 +218,10 @@ class Plan:
         tables = (("head_tails", self.head_tails, TAILS), ("head_selectors", self.head_selectors, SELECTORS.names))
         for key, places, words in tables:
             data[key] = None if places is None else [[words[place] for place in row] for row in places.tolist()]
+        data["seen"] = None if self.seen is None else self.seen.to_json()
         data["growth"] = None if self.growth is None else self.growth.tolist()
-        defaults: dict[str, Any] = dict.fromkeys(("head_tails", "head_selectors", "growth"))
-        defaults |= {"share_kv": False, "selector": EXACT, "verified": {}}
+        defaults: dict[str, Any] = dict.fromkeys(("head_tails", "head_selectors", "growth", "seen"))
+        defaults |= {"share_kv": False, "selector": EXACT, "verified": {}, "kinds": {}}
         return {key: value for key, value in data.items() if key not in defaults or value != defaults[key]}
 
     def digest(self) -> str:
@@ -259,6 +266,8 @@ class Plan:
             require(isinstance(data[key], kind), f"{key} is not an object.")
         for key in ("predicted", "budget"):
             require(all(map(is_number, data[key].values())), f"{key} holds something that is not a number.")
+        kinds = data.get("kinds", {})
+        require(isinstance(kinds, dict) and all(map(is_number, kinds.values())), "kinds holds no numbers by name.")
         verified = data.get("verified", {})
         require(isinstance(verified, dict), "verified is not an object.")
         sound = not verified or all(is_number(verified.get(key)) for key in VERIFIED)
@@ -273,6 +282,8 @@ class Plan:
         for key, words in (("head_tails", TAILS), ("head_selectors", SELECTORS.names)):
             if key in data:
                 values[key] = _parse_words(data[key], identity, words, key)
+        if "seen" in data:
+            values["seen"] = Seen.from_json(data["seen"], identity.layers, identity.heads)
         if "growth" in data:
             values["growth"] = _parse_growth(data["growth"], identity)
         return cls(n_keep=_parse_budgets(data["n_keep"], identity), model=identity, **values)

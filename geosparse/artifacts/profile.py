@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -11,70 +10,54 @@ import torch
 
 from ..errors import GeosparseError, NotInstalledError, did_you_mean
 from ..geometry.fits import Fits, fit
-from ..geometry.moments import Moments, shape_of
-from ..geometry.regimes import SIGNATURES, Regimes, classify, typical
+from ..geometry.moments import Moments
+from ..geometry.regimes import Regimes, classify, typical
 from ..geometry.separation import DISTANCES
-from ..hf.identity import ModelIdentity, parse_identity
+from ..hf.identity import ModelIdentity
 from ..ops import TAILS, expand_tail
-from ..ops.selectors import EXACT, check_installed
-from ..utils.files import (
-    check_header,
-    check_readable,
-    damaged,
-    dump_json,
-    is_count,
-    parse_json,
-    require,
-    write_atomic,
-)
+from ..ops.selectors import EXACT
+from ..utils.files import check_header, check_readable, damaged, dump_json, require, write_atomic
 from ..utils.provenance import versions
 from .interplay import Interplay
+from .profile_file import (
+    ARRAYS,
+    BUILT_IN,
+    DIMENSIONS,
+    INTERPLAY,
+    MAX_FILE,
+    MAX_HEADER,
+    METRICS,
+    MOMENTS,
+    OWN_KIND,
+    PLACES,
+    RANKINGS,
+    SCHEMA,
+    TENSORS,
+    parse_metadata,
+    shapes,
+)
 
-SCHEMA = "geosparse.profile/4"
-# What goes before the names of moments in the file; a profile made before there were any has none.
-MOMENTS = "moments."
-INTERPLAY = "interplay."
-MAX_FILE = 8 << 30
-# The fields that are tensors in the file; the others are its metadata.
-TENSORS = {"arrays", "moments", "interplay"}
-MAX_HEADER = 4 << 20
-"""Bytes of names, shapes and metadata; real ones have some ten thousand."""
-MAX_LENGTH = 1 << 24
-"""Tokens; no context is that long."""
-
-# What the geometry was measured at: the mean over sampled queries, and the last query of the window.
-PLACES = ("sampled", "final")
-# How the N tokens are ranked; "random" is the control, each random set around its own centre.
-RANKINGS = ("attention", "contribution", "random")
-METRICS = ("precision", "recall", "f1", "margin", "inversions")
-
-# Dimensions whose entries have names; selectors, which differ from profile to profile, are a field.
-DIMENSIONS: dict[str, list[str]] = {
-    "tails": list(TAILS),
-    "places": list(PLACES),
-    "distances": list(DISTANCES),
-    "rankings": list(RANKINGS),
-    "signatures": list(SIGNATURES),
-}
-
-_GEOMETRY = ("places", "distances", "rankings", "layers", "heads", "budgets")
-# Name -> what follows the leading windows dimension; named dimensions are in the order of `DIMENSIONS`.
-ARRAYS: dict[str, tuple[str, ...]] = {
-    "mass": ("selectors", "layers", "heads", "budgets"),
-    "output_error": ("selectors", "tails", "layers", "heads", "budgets"),
-    "output_norm": ("layers", "heads"),
-    "fisher": ("selectors", "tails", "layers", "heads", "budgets"),
-    "entropy": ("layers", "heads"),
-    "signatures": ("layers", "heads", "signatures"),
-} | dict.fromkeys(METRICS, _GEOMETRY)
+__all__ = [
+    "ARRAYS",
+    "BUILT_IN",
+    "DIMENSIONS",
+    "MAX_HEADER",
+    "METRICS",
+    "MOMENTS",
+    "OWN_KIND",
+    "PLACES",
+    "RANKINGS",
+    "Profile",
+]
 
 
 @dataclass(frozen=True, eq=False)
 class Profile:
     """Per window, layer and query head: selection geometry and error curves over the budgets.
 
-    A profile may hold windows of several lengths. What it says in numbers (`mean`, `kept_mass`, `fisher`, ...) is
-    about its longest windows; `at(length)` is the same profile with the windows of one length only.
+    A profile may hold windows of several lengths, and of several kinds of text: those that were given, and built-in
+    ones beside them. What it says in numbers (`mean`, `kept_mass`, `fisher`, ...) is about the longest windows of the
+    text that was given; `at(length)` and `of_kinds(kind)` are the same profile with a part of its windows.
 
     Attributes:
         arrays: fp32, first dimension windows, the others as in `ARRAYS`, each the mean over the sampled queries of that
@@ -88,7 +71,7 @@ class Profile:
         queries: Sampled queries per window; a few less where two draws coincide.
         limits: Per layer, the most tokens a query can see (the sliding window, else `length`).
         model: The model that was profiled.
-        calibration: Hash, windows and lengths of the text.
+        calibration: Hash, windows and lengths of the text; `kinds`, one word per window, where there are several.
         nlls: Mean dense loss of each window, nats per token.
         selectors: The names in `SELECTORS` whose mass and errors were measured.
         config: The ProfileConfig as JSON.
@@ -115,6 +98,9 @@ class Profile:
     def __post_init__(self) -> None:
         """Check names, shapes and types of the arrays against the rest."""
         require(len(self.lengths) == len(self.nlls), "lengths and nlls are not of the same number of windows.")
+        kinds = self.calibration.get("kinds", [OWN_KIND] * len(self.lengths))
+        sound = isinstance(kinds, list) and len(kinds) == len(self.lengths) and all(isinstance(k, str) for k in kinds)
+        require(sound, "its kinds of text are not one word per window.")
         require(
             self.arrays.keys() == ARRAYS.keys(), f"the arrays {sorted(ARRAYS.keys() ^ self.arrays.keys())} do not fit."
         )
@@ -150,8 +136,13 @@ class Profile:
     @property
     def nll(self) -> float:
         """Mean dense loss on the longest windows, nats per token."""
-        longest = [nll for nll, length in zip(self.nlls, self.lengths, strict=True) if length == self.length]
+        longest = [self.nlls[row] for row in self._longest_rows]
         return sum(longest) / len(longest)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kind of text of each window; those that are built in begin with `BUILT_IN`."""
+        return tuple(self.calibration.get("kinds", [OWN_KIND] * self.windows))
 
     def at(self, length: int) -> Profile:
         """The profile with the windows of `length` tokens only; raises GeosparseError where there are none."""
@@ -161,24 +152,54 @@ class Profile:
             raise GeosparseError(
                 f"No windows of {length} tokens in the profile, only of {found}: ask for one of those."
             )
+        return self._with(rows)
+
+    def of_kinds(self, *kinds: str) -> Profile:
+        """The profile with the windows of some kinds of text only; raises GeosparseError where one has no window."""
+        for kind in kinds:
+            if kind not in self.kinds:
+                raise GeosparseError(f"No windows of {kind!r} in the profile: {did_you_mean(kind, set(self.kinds))}")
+        return self._with([row for row, found in enumerate(self.kinds) if found in kinds])
+
+    def own(self) -> Profile:
+        """The profile with the windows of the text that was given; of all kinds where only built-in ones are left."""
+        rows = self._own_rows
+        return self if len(rows) == self.windows else self._with(rows)
+
+    def _with(self, rows: list[int]) -> Profile:
+        """The profile with some of its windows."""
+        lengths = tuple(self.lengths[row] for row in rows)
+        calibration = self.calibration | {"windows": len(rows), "lengths": sorted(set(lengths))}
+        if "kinds" in calibration:
+            calibration["kinds"] = [self.kinds[row] for row in rows]
         return replace(
             self,
             arrays={name: array[rows] for name, array in self.arrays.items()},
-            lengths=tuple(length for _ in rows),
+            lengths=lengths,
             nlls=tuple(self.nlls[row] for row in rows),
-            limits=tuple(min(limit, length) for limit in self.limits),
-            calibration=self.calibration | {"windows": len(rows), "lengths": [length]},
-            moments=None if self.moments is None else self.moments.of_windows(rows, length),
+            limits=tuple(min(limit, max(lengths)) for limit in self.limits),
+            calibration=calibration,
+            moments=None if self.moments is None else self.moments.of_windows(rows, max(lengths)),
         )
+
+    @property
+    def _own_rows(self) -> list[int]:
+        rows = [row for row, kind in enumerate(self.kinds) if not kind.startswith(BUILT_IN)]
+        return rows or list(range(self.windows))
+
+    @property
+    def _longest_rows(self) -> list[int]:
+        """The longest windows of the text that was given."""
+        longest = max(self.lengths[row] for row in self._own_rows)
+        return [row for row in self._own_rows if self.lengths[row] == longest]
 
     def shape_of(self, name: str) -> tuple[int, ...]:
         """The shape that the array `name` must have."""
-        return _shapes(self.model, vars(self))[name]
+        return shapes(self.model, vars(self))[name]
 
     def longest(self, name: str) -> torch.Tensor:
         """The array `name` of the longest windows, fp64, with its windows dimension."""
-        rows = torch.tensor([length == self.length for length in self.lengths], dtype=torch.bool, device="cpu")
-        return self.arrays[name][rows].double()
+        return self.arrays[name][self._longest_rows].double()
 
     def mean(self, name: str) -> torch.Tensor:
         """The array `name` averaged over the longest windows, fp64, without that dimension; NaNs are left out."""
@@ -236,8 +257,7 @@ class Profile:
         """
         if self.moments is None:
             raise GeosparseError("The profile is older than the fits: make it again with `geosparse profile`.")
-        rows = [row for row, length in enumerate(self.lengths) if length == self.length]
-        return fit(self.moments.of_windows(rows, self.length).summed())
+        return fit(self.moments.of_windows(self._longest_rows, self.length).summed())
 
     def _fault(self, name: str) -> str:
         """Where an array is not finite."""
@@ -308,9 +328,9 @@ class Profile:
         try:
             check_header(path, MAX_HEADER)
             with safe_open(path, framework="pt") as file:
-                data = _parse_metadata(file.metadata())
+                data = parse_metadata(file.metadata(), {item.name for item in fields(cls)})
                 names = set(file.keys())
-                expected = _shapes(data["model"], data)
+                expected = shapes(data["model"], data)
                 for name in names & expected.keys():
                     shape = tuple(file.get_slice(name).get_shape())
                     require(shape == expected[name], f"the array {name} has the shape {list(shape)}.")
@@ -335,51 +355,6 @@ def _optional(file: Any, names: set[str], prefix: str, kind: type[Any]) -> Any:
     return kind(**{name.removeprefix(prefix): file.get_tensor(name) for name in wanted})
 
 
-def _shapes(model: ModelIdentity, lists: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor of the file; `lists` holds lengths, selectors and budgets."""
-    sizes: dict[str, int] = {name: len(words) for name, words in DIMENSIONS.items()} | {
-        "selectors": len(lists["selectors"]),
-        "layers": model.layers,
-        "heads": model.heads,
-        "budgets": len(lists["budgets"]),
-    }
-    windows, longest = len(lists["lengths"]), max(lists["lengths"])
-    arrays = {name: (windows, *(sizes[dimension] for dimension in names)) for name, names in ARRAYS.items()}
-    heads = (windows, model.layers, model.heads)
-    moments = {MOMENTS + item.name: (*heads, *shape_of(item.name, longest)) for item in fields(Moments)}
-    prices = {INTERPLAY + item.name: arrays["fisher"][2:] for item in fields(Interplay)}
-    return arrays | moments | prices
-
-
 def _of_tail(arrays: torch.Tensor, tail: str) -> torch.Tensor:
     """`arrays` `[tails, ...]` at one of TAILS, or the least over those that a name in TAIL_FAMILIES stands for."""
     return arrays[[TAILS.index(word) for word in expand_tail(tail)]].amin(0)
-
-
-def _parse_metadata(header: dict[str, str] | None) -> dict[str, Any]:
-    data = parse_json((header or {}).get("geosparse", "null"))
-    require(isinstance(data, dict) and data.get("schema") == SCHEMA, f"its schema is not {SCHEMA}.")
-    require(data.get("dimensions") == DIMENSIONS, "its tails, rankings or distances are not known.")
-    known = {item.name for item in fields(Profile)} - TENSORS
-    require(data.keys() == known | {"schema", "dimensions"}, "its metadata is not complete.")
-    for key in ("calibration", "config", "provenance"):
-        require(isinstance(data[key], dict), f"{key} is not an object.")
-    require(is_count(data["queries"]), "queries is not a whole number.")
-    for key in ("budgets", "limits", "lengths"):
-        require(isinstance(data[key], list) and all(map(is_count, data[key])), f"{key} is not a list of whole numbers.")
-    budgets, lengths = data["budgets"], data["lengths"]
-    require(bool(budgets) and budgets == sorted(set(budgets)), "budgets do not ascend.")
-    require(bool(lengths) and lengths == sorted(lengths), "lengths do not ascend.")
-    require(lengths[-1] <= MAX_LENGTH, f"a length of {lengths[-1]} tokens is more than any context.")
-    nlls = data["nlls"]
-    require(isinstance(nlls, list) and all(isinstance(nll, float) for nll in nlls), "nlls is not a list of numbers.")
-    names = data["selectors"]
-    require(isinstance(names, list) and bool(names) and all(isinstance(name, str) for name in names), "no selectors.")
-    require(len(set(names)) == len(names), "its selectors are not distinct.")
-    for name in names:
-        check_installed(name)
-    identity = parse_identity(data["model"])
-    limits = data["limits"]
-    require(len(limits) == identity.layers and max(limits) <= lengths[-1], "limits do not fit the layers and lengths.")
-    lists = {key: tuple(data[key]) for key in ("budgets", "limits", "lengths", "nlls", "selectors")}
-    return {key: data[key] for key in known} | lists | {"model": identity}

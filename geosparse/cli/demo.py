@@ -102,6 +102,7 @@ def run_demo(
         "dense": summary(dense),
         **served(model, plan),
         "rows": rows,
+        "kinds": plan.kinds,
         "speed": bench(model, plan, prompt, SPEED_TOKENS, show_progress),
         "provenance": versions()
         | {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from ..artifacts.plan import Plan, PlanTail
 from ..artifacts.profile import Profile
 from ..errors import GeosparseError
-from ..ops import SELECTORS, TAIL_FAMILIES, check_tail
+from ..ops import SELECTORS, TAIL_FAMILIES, Budgets, check_tail
 from ..ops.selectors import AUTO, ECONOMICAL, EXACT
 from ..ops.tails import DEFAULT_TAIL
 from ..utils.bounds import as_number, as_whole
@@ -24,6 +25,8 @@ from .growth import Growth, law_of
 from .policies import DEFAULT_POLICY, POLICIES, Policy
 from .policies.apportion import scale_to
 from .policies.permuted import deal, undo_deal
+from .robust import predicted_by_kind, seen_mass
+from .robust import robust as all_kinds
 
 __all__ = ["DEFAULT_TAIL", "make_plan", "predicted_damage"]
 
@@ -56,6 +59,7 @@ def make_plan(
     length: int | None = None,
     selector: str | None = None,
     share_kv: bool = False,
+    robust: bool = True,
 ) -> Plan:
     """Choose how many tokens each head keeps, how it finds them, and what stands for the rest.
 
@@ -79,6 +83,8 @@ def make_plan(
             fraction of what `EXACT` reads, where its measured errors are not larger by more than `MORE`, else `EXACT`
             (`ops.selectors`).
         share_kv: The query heads of one KV group keep the same tokens.
+        robust: Weigh the errors on every kind of text that the profile saw (`plan.robust`); without it, a specialised
+            plan: those on the text that was given, which may lose much on other text.
 
     Raises:
         GeosparseError: An unknown policy, tail or selector, a budget below one token, or not exactly one of
@@ -97,6 +103,8 @@ def make_plan(
     if request.kind == "bytes" and rule.measure is None:
         able = ", ".join(name for name in POLICIES if POLICIES[name].measure is not None)
         raise GeosparseError(f"A budget in bytes goes with the policies {able} only, found {policy!r}.")
+    measured = profile
+    profile = all_kinds(profile, _per_head(request)) if robust else profile.own()
     near = profile.at(min(profile.distinct_lengths, key=lambda known: abs(math.log(known / length))))
     measure = rule.measure or "fisher"
     if selector is None and request.kind == "bytes":
@@ -107,6 +115,7 @@ def make_plan(
     task = _Task(profile, Choices.of(near, tail, selector, share_kv), rule, measure, seed, length)
     found = _by_bytes(task, request.amount) if request.kind == "bytes" else _by_tokens(task, request.amount)
     chosen = _choose(task, found)
+    budgets_at = _budgets_at(task, found)
     words = chosen.selectors.flatten()
     most_used = SELECTORS.names[int(words.mode().values)]
     return Plan(
@@ -117,8 +126,10 @@ def make_plan(
         policy=policy,
         budget=request.asked,
         model=profile.model,
-        calibration=profile.calibration,
+        calibration=measured.calibration,
         predicted=_predicted(task, found, chosen),
+        kinds=predicted_by_kind(measured, task.choices, budgets_at, chosen),
+        seen=seen_mass(measured if robust else measured.own(), budgets_at),
         provenance=versions(),
         selector=most_used,
         head_selectors=None if bool((words == words[0]).all()) else chosen.selectors,
@@ -278,6 +289,17 @@ def _predicted(task: _Task, found: _Found, chosen: Chosen) -> dict[str, float]:
         if found.growth.left_out is not None:
             facts["growth_left_out_error"] = found.growth.left_out
     return facts
+
+
+def _budgets_at(task: _Task, found: _Found) -> Callable[[int], torch.Tensor]:
+    """From a length in tokens to the N `[layers, Hq]` of a query that sees all of it."""
+    law = Budgets(found.budgets, None if found.growth is None else found.growth.exponents, task.length)
+    return lambda length: law.at(torch.tensor(length, dtype=torch.int64, device="cpu")).clamp_max(length)
+
+
+def _per_head(request: Request) -> float:
+    """Mean N, about."""
+    return TYPICAL_KEEP if request.kind == "bytes" else request.amount
 
 
 def _checked_length(profile: Profile, length: int | None) -> int:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..artifacts.profile import METRICS
+from ..artifacts.profile import METRICS, PLACES, RANKINGS
 from ..geometry.moments import Moments, window_moments
 from ..geometry.regimes import signatures
 from ..geometry.separation import DISTANCES, contribution_score, selection_order, separations
@@ -62,17 +62,21 @@ def kv_heads(
         yield KvHead(call, place, gradient[heads], gram[heads], geometry_queries, noise)
 
 
-def measure(head: KvHead, budgets: Sequence[int], selectors: Sequence[str]) -> tuple[Arrays, Moments]:
+def measure(
+    head: KvHead, budgets: Sequence[int], selectors: Sequence[str], with_geometry: bool = True
+) -> tuple[Arrays, Moments]:
     """The arrays of the query heads of one KV head, without windows and layers dimensions, and their moments.
 
     Args:
         head: One of `kv_heads`.
         budgets: The N.
         selectors: Names in SELECTORS.
+        with_geometry: Whether to measure the geometry; without it, its metrics are NaN.
     """
     rows = rows_of(head.call, slice(head.place, head.place + 1), slice(head.gradient.shape[1]))
     found = signatures(rows.alpha, rows.value, rows.seen, None)
-    arrays = _errors(head, budgets, selectors) | _geometry(head, budgets) | {"signatures": found}
+    geometry = _geometry(head, budgets) if with_geometry else _no_geometry(head, budgets)
+    arrays = _errors(head, budgets, selectors) | geometry | {"signatures": found}
     # Values tell of themselves also where no query looks.
     value = head.call.value[0, head.place : head.place + 1].float()
     beyond = (rows.start, value.shape[1] - rows.start - rows.seen.shape[-1])
@@ -138,6 +142,12 @@ def _geometry(head: KvHead, budgets: Sequence[int]) -> Arrays:
     table = torch.cat([table[:, :, :2], random], dim=2)
     places = torch.stack([table[..., :-1, :].nanmean(-2), table[..., -1, :]], dim=1)
     return dict(zip(METRICS, places, strict=True))
+
+
+def _no_geometry(head: KvHead, budgets: Sequence[int]) -> Arrays:
+    """`_geometry` where nothing was measured."""
+    shape = (len(PLACES), len(DISTANCES), len(RANKINGS), len(head.gradient), len(budgets))
+    return {name: torch.full(shape, torch.nan, dtype=torch.float32, device="cpu") for name in METRICS}
 
 
 def _at(call: Call, queries: Sequence[int]) -> Call:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -22,13 +22,14 @@ from ..hf.modes import evaluating
 from ..ops.selectors import EXACT, MEASURED, SELECTORS
 from ..ops.serving import warn_once
 from ..plan.make_plan import make_plan
-from ..text import text_sha256, token_windows
+from ..text.kinds import KINDS
 from ..utils.bounds import check_whole
 from ..utils.files import check_writable
 from ..utils.parallel import mapped
 from ..utils.progress import steps, track
 from ..utils.provenance import versions
 from .arrays import KvHead, joined, kv_heads, measure
+from .calibration import CalibrationWindow, Texts, calibration_json, calibration_windows, check_kinds, texts_by_kind
 from .capture import forward_backward
 from .checkpoints import Parts, Window, process_group, process_rank, wait_for_all
 from .sampling import evenly, sample_positions, window_generator
@@ -40,6 +41,8 @@ POWERS = tuple(2**exponent for exponent in range(10))
 FEWEST_WINDOWS = 2
 # The second pass: windows, sampled queries of each, tokens per head of its plan as a fraction, the longest windows.
 SECOND_WINDOWS, SECOND_QUERIES, SECOND_SHARE, SECOND_LENGTH = 4, 128, 32, 4096
+KIND_QUERIES = 32
+"""Sampled queries of a window of a built-in kind."""
 # What the forward and backward pass counts on the progress bar, in layers measured.
 PASS_STEPS = 30
 
@@ -66,6 +69,8 @@ class ProfileConfig:
         selectors: Words of `ops.SELECTORS` whose mass and errors are measured.
         second_pass: Measure what the errors of heads do to each other, with a plan active, on up to 4 of the windows:
             the geometry does not need it, plans lose much less with it.
+        kinds: Built-in kinds of text (`text.kinds`) that are measured beside the text that is given, one window each,
+            for robust plans; () for none.
     """
 
     length: int | None = None
@@ -78,6 +83,7 @@ class ProfileConfig:
     geometry_queries: int = 12
     selectors: tuple[str, ...] = MEASURED
     second_pass: bool = True
+    kinds: tuple[str, ...] = tuple(KINDS)
 
     def __post_init__(self) -> None:
         """Refuse what cannot be profiled."""
@@ -100,6 +106,7 @@ class ProfileConfig:
             raise GeosparseError(f"selectors are one or more different names, found {list(self.selectors)}.")
         for selector in self.selectors:
             SELECTORS.check(selector)
+        check_kinds(self.kinds)
 
     @property
     def longest(self) -> int:
@@ -119,7 +126,7 @@ def config_json(config: ProfileConfig) -> dict[str, Any]:
 def profile_model(
     model: Any,
     tokenizer: Any,
-    texts: str | Sequence[str],
+    texts: str | Sequence[str] | Mapping[str, str | Sequence[str]],
     config: ProfileConfig | None = None,
     *,
     show_progress: bool = False,
@@ -130,7 +137,8 @@ def profile_model(
         model: A transformers causal language model, or a PeftModel around one; it is not changed, and measured in
             evaluation mode.
         tokenizer: Its tokenizer.
-        texts: A text, or documents that are joined.
+        texts: A text, or documents that are joined; or several kinds of text by name, each of these. Windows of the
+            built-in kinds of text are measured beside it, unless `config.kinds` says otherwise.
         config: How to profile.
         show_progress: A progress bar on a terminal.
 
@@ -146,7 +154,7 @@ def profile_to_file(
     path: Path | str,
     model: Any,
     tokenizer: Any,
-    texts: str | Sequence[str],
+    texts: str | Sequence[str] | Mapping[str, str | Sequence[str]],
     config: ProfileConfig | None = None,
     *,
     show_progress: bool = False,
@@ -175,7 +183,7 @@ def profile_to_file(
 def _profile(
     model: Any,
     tokenizer: Any,
-    texts: str | Sequence[str],
+    texts: Texts,
     config: ProfileConfig,
     folder: Path | None,
     show_progress: bool,
@@ -184,15 +192,11 @@ def _profile(
     layers = attention_layers(model)
     warn_once(model.get_input_embeddings().weight.device)
     check_context(model, config.longest, "give a smaller --length")
-    texts = [texts] if isinstance(texts, str) else list(texts)
-    windows = [
-        (index, window)
-        for length in config.lengths
-        for index, window in enumerate(token_windows(tokenizer, texts, length, config.windows_of(length)))
-    ]
+    kinds = texts_by_kind(texts)
+    windows = calibration_windows(tokenizer, kinds, config)
     about: dict[str, Any] = {
         "model": identify(model).to_json(),
-        "calibration": {"sha256": text_sha256(texts), "windows": len(windows), "lengths": list(config.lengths)},
+        "calibration": calibration_json(kinds, windows, config.lengths),
         "config": config_json(config),
         "provenance": versions(),
     }
@@ -202,7 +206,7 @@ def _profile(
         arrays={name: torch.stack([window.arrays[name] for window in results]) for name in ARRAYS},
         moments=Moments.stack([window.moments.widened(config.longest) for window in results]),
         budgets=_budgets(config),
-        lengths=tuple(len(window) for _, window in windows),
+        lengths=tuple(len(window.tokens) for window in windows),
         queries=config.queries,
         limits=tuple(min(layer.window or config.longest, config.longest) for layer in layers),
         nlls=tuple(window.nll for window in results),
@@ -217,7 +221,7 @@ def _profile(
 def _second_pass(
     model: Any,
     layers: Sequence[AttentionLayer],
-    windows: Sequence[tuple[int, torch.Tensor]],
+    windows: Sequence[CalibrationWindow],
     profile: Profile,
     parts: Parts | None,
     show_progress: bool,
@@ -229,15 +233,15 @@ def _second_pass(
     selector = EXACT if EXACT in profile.selectors else None
     plan = make_plan(profile.at(length), max(1.0, length / SECOND_SHARE), selector=selector)
     rank, processes = process_rank() if parts is not None else (0, 1)
-    places = [place for place, (_, window) in enumerate(windows) if len(window) == length]
+    places = [place for place, window in enumerate(windows) if len(window.tokens) == length]
     places = [places[part] for part in evenly(SECOND_WINDOWS, len(places))]
     found: dict[int, Interplay] = {}
     for place in track(places[rank::processes], "second pass", show_progress and rank == 0):
-        index, window = windows[place]
+        number, _, window = windows[place]
         part = None if parts is None else parts.load_second(place)
         if part is None:
             positions = sample_positions(
-                length, SECOND_QUERIES, window_generator(profile.config["seed"], length, index)
+                length, SECOND_QUERIES, window_generator(profile.config["seed"], length, number)
             )
             part = interplay_of_window(model, layers, plan, window, positions, profile.budgets)
             if parts is not None:
@@ -256,7 +260,7 @@ def _second_pass(
 def _measure(
     model: Any,
     layers: Sequence[AttentionLayer],
-    windows: Sequence[tuple[int, torch.Tensor]],
+    windows: Sequence[CalibrationWindow],
     config: ProfileConfig,
     parts: Parts | None,
     show_progress: bool,
@@ -266,15 +270,15 @@ def _measure(
     grams = [_gram(layer) for layer in layers]
     done: dict[int, Window] = {}
     mine = range(rank, len(windows), processes)
-    work = sum(len(windows[place][1]) for place in mine) * (len(layers) + PASS_STEPS)
+    work = sum(len(windows[place].tokens) for place in mine) * (len(layers) + PASS_STEPS)
     with steps(work, "profile", show_progress and rank == 0) as advance:
         for place in mine:
-            index, window = windows[place]
+            window = windows[place]
             found = None if parts is None else parts.load(place)
             if found is not None:
-                advance(len(window) * (len(layers) + PASS_STEPS))
+                advance(len(window.tokens) * (len(layers) + PASS_STEPS))
             else:
-                found = _window_arrays(model, layers, grams, window, index, config, advance)
+                found = _window_arrays(model, layers, grams, window, config, advance)
                 if parts is not None:
                     parts.save(place, found)
             done[place] = found
@@ -296,17 +300,18 @@ def _window_arrays(
     model: Any,
     layers: Sequence[AttentionLayer],
     grams: Sequence[torch.Tensor],
-    window: torch.Tensor,
-    index: int,
+    window: CalibrationWindow,
     config: ProfileConfig,
     advance: Callable[[int], object],
 ) -> Window:
-    """One window, measured."""
-    length = len(window)
-    generator = window_generator(config.seed, length, index)
-    positions = sample_positions(length, config.queries, generator)
+    """One window, measured; of a built-in kind the errors only, at fewer queries."""
+    length = len(window.tokens)
+    generator = window_generator(config.seed, length, window.number)
+    positions = sample_positions(
+        length, min(config.queries, KIND_QUERIES) if window.built_in else config.queries, generator
+    )
     queries = torch.cat([positions, torch.tensor([length - 1], dtype=torch.int64, device="cpu")])
-    loss, calls, gradients = forward_backward(model, layers, window, queries, positions)
+    loss, calls, gradients = forward_backward(model, layers, window.tokens, queries, positions)
     advance(length * PASS_STEPS)
     chosen = [*evenly(config.geometry_queries, len(positions)), len(positions)]
     budgets = _budgets(config)
@@ -319,7 +324,7 @@ def _window_arrays(
             yield from kv_heads(call, gradient, gram, chosen, noise[:, chosen])
 
     parts = mapped(
-        lambda head: measure(head, budgets, config.selectors),
+        lambda head: measure(head, budgets, config.selectors, with_geometry=not window.built_in),
         heads(),
         parallel=all(call.key.device.type == "cpu" for call in calls),
     )

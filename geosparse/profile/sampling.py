@@ -7,7 +7,7 @@ import hashlib
 import torch
 
 
-def window_generator(seed: int, length: int, index: int) -> torch.Generator:
+def window_generator(seed: int, length: int, index: int | str) -> torch.Generator:
     """The random numbers of one window: they depend on these three alone, not on the windows before it."""
     digest = hashlib.sha256(f"{seed} {length} {index}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:6], "big"))

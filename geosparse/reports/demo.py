@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..artifacts.profile import BUILT_IN
 from ..hf.aliases import weights_of
 from ..ops.tails import FAMILY_MEANING, TAIL_RULES
 from .frontier import Row, frontier_svg, interval, number, rows_of, save_frontier_png
@@ -52,6 +53,7 @@ def write_report(path: Path | str, result: dict[str, Any], n_keep: list[list[int
         columns=_COLUMNS,
         rows=_table(result),
         budgets=budgets(n_keep),
+        kinds=_kinds(result),
         speed=_prose(_speed(result)),
         command=provenance.get("command"),
         provenance=_provenance(result),
@@ -237,6 +239,12 @@ def _best(rows: Sequence[Row]) -> set[int]:
         if keep is not None and excess is not None:
             best[round(keep)] = min(best.get(round(keep), (excess, place)), (excess, place))
     return {place for _, place in best.values()}
+
+
+def _kinds(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """The kinds of text that the plan has seen, and what it is predicted to lose on each."""
+    kinds = _part(result, "kinds")
+    return [(kind.removeprefix(BUILT_IN), _fmt(value, ".4f")) for kind, value in kinds.items()]
 
 
 def _provenance(result: dict[str, Any]) -> list[tuple[str, str]]:

@@ -47,7 +47,8 @@ def _origin(plan: Plan) -> list[tuple[str, str]]:
         ("growth", "–" if plan.growth is None else f"N grows to the power {float(plan.growth.median()):.2f} (median)"),
         ("predicted", _listed(plan.predicted)),
         ("verified", _listed({key: value for key, value in plan.verified.items() if key != "search"})),
-        ("calibration", _listed(plan.calibration)),
+        ("predicted by kind of text", _listed(plan.kinds)),
+        ("calibration", _listed({key: value for key, value in plan.calibration.items() if key != "kinds"})),
         ("fingerprint of the model", plan.model.fingerprint),
         ("made with", _listed(plan.provenance)),
     ]

@@ -41,7 +41,7 @@ def write_profile_page(path: Path | str, profile: Profile, found: Bands | None =
         *named(model),
         model.architecture,
         f"{model.layers} layers × {model.heads} heads ({model.kv_heads} KV)",
-        f"{profile.at(profile.length).windows} windows of {profile.length} tokens",
+        f"{profile.own().at(profile.length).windows} windows of {profile.length} tokens",
         f"dense NLL {profile.nll:.4f}",
     ]
     keep = min(SHOWN, profile.length)

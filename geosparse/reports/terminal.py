@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
 
 from ..artifacts.plan import Plan
-from ..artifacts.profile import METRICS, Profile
+from ..artifacts.profile import BUILT_IN, METRICS, Profile
 from ..geometry.regimes import REGIMES
 from ..hf.aliases import weights_line, weights_of
 from ..ops import TAILS
@@ -48,6 +49,7 @@ def describe_plan(plan: Plan) -> Described:
         "n_keep_quantiles": n_keep,
         "n_keep": plan.n_keep.tolist(),
         "predicted": plan.predicted,
+        "kinds": plan.kinds,
         "calibration": plan.calibration,
         "longest_window": plan.longest_window,
     }
@@ -82,6 +84,12 @@ def _plan_notes(plan: Plan) -> list[str]:
         lines.append(
             f"  not measured at {plan.reference_length} tokens: the profile's longest windows have {longest}; where "
             "few tokens must do, profile with --lengths up to that context"
+        )
+    if len(plan.kinds) > 1:
+        worst = max(plan.kinds, key=plan.kinds.__getitem__)
+        lines.append(
+            f"  predicted excess on {len(plan.kinds)} kinds of text: mean {fmean(plan.kinds.values()):.4f}, most "
+            f"{plan.kinds[worst]:.4f} ({worst}) nats per token"
         )
     if "bytes" in plan.predicted:
         lines.append(f"  a decode step reads {plan.predicted['bytes'] / 1e6:.2f} MB of a 16-bit cache, modelled")
@@ -132,8 +140,9 @@ def describe_profile(profile: Profile, found: Bands | None = None) -> Described:
     lines = [
         f"Profile of {model.name} ({model.architecture}, {model.layers} layers, {model.heads} query heads)",
         f"  {weights_line(model.name, model.fingerprint)}",
-        f"  {profile.at(profile.length).windows} windows of {profile.length} tokens, {profile.queries} queries each, "
-        f"dense NLL {profile.nll:.4f}",
+        f"  {profile.own().at(profile.length).windows} windows of {profile.length} tokens, {profile.queries} queries "
+        f"each, dense NLL {profile.nll:.4f}",
+        *_built_in(profile),
         "  regimes: " + ", ".join(f"{name} {count}" for name, count in regimes.items()),
         "  assumptions: " + _met(counts),
         "     N    mass       F  F rand.   output error (drop, renorm., centroid, blend50)   summed (g.e)^2, blend50",
@@ -152,6 +161,12 @@ def describe_profile(profile: Profile, found: Bands | None = None) -> Described:
         share = "no measured query" if coverage is None else f"{coverage:.1%} of the measured last queries"
         lines.append(f"  envelopes at the level {found.level:.0%} hold {share}")
     return data, "\n".join(lines)
+
+
+def _built_in(profile: Profile) -> list[str]:
+    """A line on the built-in kinds of text, where there are any."""
+    names = [kind.removeprefix(BUILT_IN) for kind in dict.fromkeys(profile.kinds) if kind.startswith(BUILT_IN)]
+    return [f"  and {len(names)} built-in kinds of text: {', '.join(names)}"] if names else []
 
 
 def describe_score(result: dict[str, Any]) -> str:

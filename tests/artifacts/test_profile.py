@@ -21,7 +21,7 @@ from ..tiny import VOCABULARY, WINDOW, save_tiny, tiny_model, tiny_tokenizer
 
 TEXT = " ".join(f"{word}{number}" for number in range(40) for word in ("alpha", "Beta", "gamma;", "delta"))
 LENGTH = 40
-CONFIG = gs.ProfileConfig(length=LENGTH, windows=1, queries=5, budgets=(1, 4, 16))
+CONFIG = gs.ProfileConfig(length=LENGTH, windows=1, queries=5, budgets=(1, 4, 16), kinds=())
 KINDS = ("llama", "mistral", "gemma2")
 
 
@@ -482,9 +482,9 @@ def test_configurations_that_say_nothing(changes, reason):
 
 
 def test_longer_windows_are_fewer_but_hold_as_many_tokens():
-    config = gs.ProfileConfig(lengths=(512, 1024, 2048, 4096), windows=8)
+    config = gs.ProfileConfig(lengths=(512, 1024, 2048, 4096), windows=8, kinds=())
     assert [config.windows_of(length) for length in config.lengths] == [8, 4, 2, 2]
-    assert gs.ProfileConfig(windows=1).windows_of(1024) == 1
+    assert gs.ProfileConfig(windows=1, kinds=()).windows_of(1024) == 1
 
 
 def test_a_model_spread_by_a_device_map_gives_the_same_numbers(tmp_path):

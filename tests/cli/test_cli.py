@@ -35,7 +35,7 @@ def work(tmp_path_factory):
     (folder / "blank.txt").write_text(" \n")
     (folder / "short.txt").write_text("too short")
     profile = gs.profile_model(
-        *gs.load_model(str(folder / "model")), TEXT, gs.ProfileConfig(length=64, windows=2, queries=4)
+        *gs.load_model(str(folder / "model")), TEXT, gs.ProfileConfig(length=64, windows=2, queries=4, kinds=())
     )
     profile.save(folder / "p.safetensors")
     gs.make_plan(profile, 8).save(folder / "plan.json")
@@ -90,7 +90,7 @@ def fails(run, work, tmp_path):
 
 def test_the_whole_chain_as_text(run, tmp_path):
     p, plan = tmp_path / "new" / "p.safetensors", tmp_path / "plan.json"
-    code, out, err = run("profile model --text book.txt --length 64 --windows 2 --queries 4 --out", p)
+    code, out, err = run("profile model --text book.txt --only --length 64 --windows 2 --queries 4 --out", p)
     assert (code, err) == (0, "")
     assert "Profile of model (LlamaForCausalLM, 2 layers, 6 query heads)" in out
     assert out.endswith(f"Wrote {p}.\n")

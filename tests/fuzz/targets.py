@@ -70,7 +70,7 @@ def measured_profile() -> Profile:
     """A profile of a tiny model, with all that a profile may hold."""
     model = tiny_model(vocab_size=len(VOCABULARY))
     text = " ".join(f"word{number}" for number in range(99))
-    config = gs.ProfileConfig(length=40, windows=1, queries=4, budgets=(1, 8))
+    config = gs.ProfileConfig(length=40, windows=1, queries=4, budgets=(1, 8), kinds=())
     return gs.profile_model(model, tiny_tokenizer(), text, config)
 
 

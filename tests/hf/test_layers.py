@@ -190,7 +190,7 @@ def test_models_whose_head_is_reached_otherwise_or_that_scale_in_place_are_profi
         "ctrl": {"n_embd": 48, "n_layer": 2, "n_head": 6, "dff": 64, "n_positions": 512},
     }
     model = tiny_model(kind, vocab_size=len(VOCABULARY), **sizes[kind])
-    config = gs.ProfileConfig(48, 2, queries=8, budgets=(4, 16), random_sets=1, geometry_queries=2)
+    config = gs.ProfileConfig(48, 2, queries=8, budgets=(4, 16), random_sets=1, geometry_queries=2, kinds=())
     profile = gs.profile_model(model, tiny_tokenizer(), ["some words of text " * 40], config)
     plan = gs.make_plan(profile, 8)
     ids = tokens(2, 40)

@@ -36,7 +36,7 @@ pytestmark = [
 TEXT = "Tensors that are not plain are read as what they do, and not as what they are made of. " * 8
 
 
-CONFIG = gs.ProfileConfig(length=48, windows=1, queries=4, geometry_queries=2)
+CONFIG = gs.ProfileConfig(length=48, windows=1, queries=4, geometry_queries=2, kinds=())
 
 
 @pytest.fixture(scope="module")

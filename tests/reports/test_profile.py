@@ -24,7 +24,7 @@ def profile():
 @pytest.fixture(scope="module")
 def measured():
     """A profile of a tiny model, with what synthetic ones lack: moments."""
-    config = gs.ProfileConfig(length=64, windows=2, queries=16, budgets=(1, 4, 16))
+    config = gs.ProfileConfig(length=64, windows=2, queries=16, budgets=(1, 4, 16), kinds=())
     return gs.profile_model(model_of(), tiny_tokenizer(), TEXT * 2, config)
 
 

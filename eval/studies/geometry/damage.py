@@ -98,6 +98,7 @@ def study(model: Any, tokenizer: Any, texts: dict[str, Text], options: argparse.
         geometry_queries=options.queries,
         budgets=tuple(options.budgets),
         seed=options.seed,
+        kinds=(),
     )
     profile = profile_model(model, tokenizer, texts["text"].texts, config, show_progress=True)
     heads = sample_heads(len(attention_layers(model)), profile.model.heads, options.heads, options.seed)

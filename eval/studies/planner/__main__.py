@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         profile = Profile.load(options.profile)
         profile.check(model)
     else:
-        config = ProfileConfig(length=options.length, windows=options.calibration_windows)
+        config = ProfileConfig(length=options.length, windows=options.calibration_windows, kinds=())
         profile = profile_model(model, tokenizer, load_texts(options.calibration), config, show_progress=True)
     long = None if options.long_profile is None else Profile.load(options.long_profile)
     about = {

@@ -154,7 +154,7 @@ def transfer(study: Study) -> TableRows:
             rows.append({"text": name_of(source), "mean_keep": mean} | excess(study.dense(source), losses))
     fewer = study.profile
     if study.profile.windows > FEW_WINDOWS:
-        config = ProfileConfig(length=study.profile.length, windows=FEW_WINDOWS)
+        config = ProfileConfig(length=study.profile.length, windows=FEW_WINDOWS, kinds=())
         fewer = profile_model(study.model, study.tokenizer, load_texts(study.calibration), config, show_progress=True)
     for source in study.texts[:2]:
         for mean in MEAN_BUDGETS[:2]:
@@ -239,7 +239,9 @@ def cost(study: Study) -> TableRows:
     """7: Seconds of a profile of 4 windows and of a plan from it."""
     start = time.perf_counter()
     texts = load_texts("pydoc:calibration")
-    profile = profile_model(study.model, study.tokenizer, texts, ProfileConfig(length=study.length, windows=4))
+    profile = profile_model(
+        study.model, study.tokenizer, texts, ProfileConfig(length=study.length, windows=4, kinds=())
+    )
     middle = time.perf_counter()
     make_plan(profile, 32.0)
     end = time.perf_counter()

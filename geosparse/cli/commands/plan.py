@@ -51,6 +51,8 @@ def arguments(add: Add) -> None:
     selectors = listed(SELECTORS, ECONOMICAL, f"default, where its measured errors are those of {EXACT}")
     add("--selector", help=f"how tokens are found: {selectors}, or {AUTO} (with --bytes)")
     add("--share-kv", action="store_true", default=None, help="the heads of one KV group keep the same tokens")
+    add("--robust", action="store_true", default=None, help="hold on every kind of text that the profile saw (default)")
+    add("--specialised", action="store_true", default=None, help="best on the text that was given to the profile")
     add("--policy", help=f"how the budget is divided among heads: {listed(POLICIES, DEFAULT_POLICY)}")
     add("--tail", help=f"what stands for the rest: {listed((*TAILS, *TAIL_FAMILIES), DEFAULT_TAIL)}; {_families()}")
     add("--seed", type=whole(0), help="seed of the controls (0)")
@@ -74,6 +76,9 @@ def run(options: Options) -> None:
         if given is None:
             raise GeosparseError(f"geosparse plan needs {name}: geosparse plan PROFILE --mean-keep 32 --out plan.json.")
     chosen = {name: value for name in PLANNING if (value := getattr(options, name)) is not None}
+    if options.robust and options.specialised:
+        raise GeosparseError("--robust and --specialised exclude each other: give one of the two.")
+    chosen["robust"] = not options.specialised
     profile = Profile.load(options.profile)
     if options.tolerance is None:
         plan = make_plan(profile, options.mean_keep, bytes_read=options.bytes, **chosen)

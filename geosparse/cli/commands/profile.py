@@ -10,6 +10,7 @@ from ...utils.console import whole, wholes
 from ...utils.files import check_writable
 from .shared import TEXT_HELP, Add, Options, add_model, load, show, words
 
+DEFAULT_TEXT = "pydoc:calibration"
 WHAT = "measure every head's token selection on a text"
 EXAMPLE = "smollm2-135m --text book.txt --length 1024 --windows 4 --out p.safetensors"
 
@@ -17,7 +18,8 @@ EXAMPLE = "smollm2-135m --text book.txt --length 1024 --windows 4 --out p.safete
 def arguments(add: Add) -> None:
     """The flags."""
     add_model(add)
-    add("--text", default="pydoc:calibration", help=TEXT_HELP)
+    add("--text", action="append", help=f"{TEXT_HELP} (pydoc:calibration); repeated: several kinds of text")
+    add("--only", action="store_true", help="measure the given text only, without the built-in kinds")
     add("--length", type=whole(8), help="tokens per window (1024)")
     add("--lengths", type=wholes(8), help="several lengths instead, shortest first, e.g. 512,1024,2048,4096")
     add("--windows", type=whole(1), default=4, help="windows of the shortest length, evenly spaced over the text (4)")
@@ -38,7 +40,6 @@ def run(options: Options) -> None:
     from ...profile.checkpoints import process_rank
     from ...profile.profiler import ProfileConfig, profile_to_file
     from ...reports.terminal import describe_profile
-    from ...text import load_texts
 
     if options.length is not None and options.lengths is not None:
         raise GeosparseError("--length is one length and --lengths several: give one of the two.")
@@ -50,9 +51,10 @@ def run(options: Options) -> None:
         lengths=(1024,) if options.lengths is None else options.lengths,
         selectors=options.selectors,
         second_pass=not options.one_pass,
+        kinds=() if options.only else ProfileConfig.kinds,
     )
     check_writable(options.out)
-    texts = load_texts(options.text)
+    texts = _texts(options.text or [DEFAULT_TEXT])
     model, tokenizer = load(options)
     profile = profile_to_file(options.out, model, tokenizer, texts, config, show_progress=True)
     rank, processes = process_rank()
@@ -65,3 +67,15 @@ def run(options: Options) -> None:
     path, why = serving(model.get_input_embeddings().weight.device)
     data |= {"path": path, "path_reason": why}
     show(options, data | {"out": str(options.out), "processes": processes}, f"{text}\nWrote {options.out}{shared}.")
+
+
+def _texts(sources: list[str]) -> list[str] | dict[str, list[str]]:
+    """The documents of one source; of several, by the names of the sources."""
+    from ...text import load_texts
+
+    if len(sources) == 1:
+        return load_texts(sources[0])
+    names = [source.removeprefix("builtin:") for source in sources]
+    if len(set(names)) < len(names):
+        raise GeosparseError(f"--text names the same text twice: {max(names, key=names.count)}; name it once.")
+    return {name: load_texts(source) for name, source in zip(names, sources, strict=True)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...utils.console import whole
+from ...utils.console import say, whole
 from .shared import TEXT_HELP, Add, Options, add_model, load, load_plan, show
 
 WHAT = "loss of the model, dense and sparse, on the same tokens"
@@ -23,6 +23,7 @@ def arguments(add: Add) -> None:
 def run(options: Options) -> None:
     """Score the same windows with and without the plan."""
     from ...measure.loss import check_windows, score
+    from ...profile.familiar import unfamiliar
     from ...reports.terminal import describe_score
     from ...text import load_texts, token_windows
 
@@ -33,5 +34,8 @@ def run(options: Options) -> None:
         plan.check(model)
     windows = token_windows(tokenizer, texts, options.length, options.windows)
     notes = list(check_windows(windows, options.windows))
+    if plan is not None and (warning := unfamiliar(model, plan, windows[len(windows) // 2])) is not None:
+        notes.append(warning)
+        say(f"geosparse: warning: {warning}")
     result = score(model, plan, windows, show_progress=True) | {"text": options.text, "notes": notes}
     show(options, result, describe_score(result))

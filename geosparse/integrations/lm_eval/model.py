@@ -15,7 +15,8 @@ import torch
 from ...artifacts.plan import Plan
 from ...hf.loading import load_model
 from ...profile.checkpoints import LONGEST_WAIT, process_rank
-from ...sparsify.patch import sparsify_
+from ...profile.familiar import unfamiliar
+from ...sparsify.patch import restore_, sparsify_
 from ...sparsify.receipt import Receipt
 from .arguments import require_lm_eval
 from .console import logging_at
@@ -49,6 +50,8 @@ def lm_class() -> Any:
 
         Attributes:
             receipt: Where a sparse model counts; None while it is dense.
+            plan: What makes it sparse; None while it is dense.
+            compared: Whether the requests have been compared with what the plan's profile saw.
             work: Task name -> tokens kept, tokens visible, and queries, of all processes together.
         """
 
@@ -72,7 +75,9 @@ def lm_class() -> Any:
             if loaded_here:
                 share_out(self)
             self.work: dict[str, Work] = {}
-            self.receipt: Receipt | None = None if plan is None else sparsify_(self.model, Plan.load(plan))
+            self.plan = None if plan is None else Plan.load(plan)
+            self.receipt: Receipt | None = None if self.plan is None else sparsify_(self.model, self.plan)
+            self.compared = self.plan is None
 
         def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[Any]:
             return _by_task(self, super().loglikelihood, requests, disable_tqdm)
@@ -153,6 +158,7 @@ def _usable(device: str | None) -> str | None:
 def _by_task(lm: Any, answer: Callable[..., list[Any]], requests: list[Any], disable_tqdm: bool) -> list[Any]:
     """Answer one task after the other, so that what the receipt counts is one task's; bars on a terminal only."""
     disable_tqdm = disable_tqdm or not sys.stderr.isatty()
+    _compare(lm, requests)
     places: dict[str, list[int]] = {}
     for place, request in enumerate(requests):
         places.setdefault(str(request.task_name), []).append(place)
@@ -169,6 +175,27 @@ def _by_task(lm: Any, answer: Callable[..., list[Any]], requests: list[Any], dis
             old = lm.work.get(task, NONE)
             lm.work[task] = (old[0] + work[0], old[1] + work[1], old[2] + work[2])
     return answers
+
+
+def _compare(lm: Any, requests: list[Any]) -> None:
+    """Say, once, where the first requests are unlike the texts that the plan's profile saw."""
+    if lm.compared:
+        return
+    lm.compared = True
+    if lm.plan.seen is None or lm.rank:
+        return
+    contexts = dict.fromkeys(
+        "".join(part for part in request.arguments if isinstance(part, str)) for request in requests
+    )
+    tokens = lm.tok_encode("\n\n".join(contexts), add_special_tokens=False)[: lm.plan.seen.length]
+    # Nothing has been counted yet, so that another receipt loses nothing.
+    restore_(lm.model)
+    try:
+        warning = unfamiliar(lm.model, lm.plan, torch.tensor(tokens, dtype=torch.int64, device="cpu"))
+    finally:
+        lm.receipt = sparsify_(lm.model, lm.plan)
+    if warning is not None:
+        print(f"geosparse: warning: {warning}", file=sys.stderr)
 
 
 def _of_all_processes(lm: Any, mine: dict[str, Work]) -> list[dict[str, Work]]:

@@ -20,7 +20,9 @@ VARIANT = Variant("fisher", "centroid", None, 0, 8.0, None, None, None)
 @pytest.fixture(scope="module")
 def profile() -> Profile:
     model = tiny_model(vocab_size=300)
-    return profile_model(model, tiny_tokenizer(), "one two three four " * 50, ProfileConfig(length=64, windows=1))
+    return profile_model(
+        model, tiny_tokenizer(), "one two three four " * 50, ProfileConfig(length=64, windows=1, kinds=())
+    )
 
 
 def test_a_plan_is_made_once_per_length(profile: Profile) -> None:

@@ -10,7 +10,7 @@ def test_the_tolerance_is_tried_on_other_texts(monkeypatch):
     monkeypatch.setattr(parts, "HELD_OUT_PARTS", 2)
     model, tokenizer = tiny_model(vocab_size=len(VOCABULARY)), tiny_tokenizer()
     texts = ["pydoc:test", "pydoc:calibration", "pydoc:planning"]
-    config = gs.ProfileConfig(length=32, windows=1, queries=8)
+    config = gs.ProfileConfig(length=32, windows=1, queries=8, kinds=())
     profile = gs.profile_model(model, tokenizer, gs.load_texts(texts[1]), config)
     first, *others = parts.tolerance(parts.Study(model, tokenizer, profile, texts[1], texts, 32, 2))
     assert first["verified"]["limit"] <= 0.5

@@ -13,8 +13,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from geosparse import text
 from geosparse.errors import GeosparseError
+from geosparse.text import documents as text
 from geosparse.text import load_texts, text_sha256, token_windows
 
 

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import GeosparseError, did_you_mean
-from .utils.bounds import check_whole
-from .utils.files import os_errors_as
+from ..errors import GeosparseError, did_you_mean
+from ..utils.bounds import check_whole
+from ..utils.files import os_errors_as
 
 if TYPE_CHECKING:
     import torch
@@ -22,13 +22,18 @@ PARAGRAPH = 40
 """Characters from which a repeated paragraph of the documentation counts as a copy (shorter ones are phrases)."""
 
 
+class TooShort(GeosparseError):
+    """A text has less than one window."""
+
+
 def load_texts(source: str | Path) -> list[str]:
     """Read documents.
 
     Args:
         source: A `.jsonl` file (an object or a string per line; of an object its "text", else its longest string),
             any other text file (one document), `hf:owner/name[:config][:split]` (a data set, split "test" unless
-            given), or `pydoc:calibration`, `pydoc:planning`, `pydoc:test` (disjoint parts of Python's documentation).
+            given), `pydoc:calibration`, `pydoc:planning`, `pydoc:test` (disjoint parts of Python's documentation), or
+            `builtin:KIND` (a kind of text in `kinds.KINDS`). Line ends are kept as they are: CR LF stays CR LF.
 
     Returns:
         The documents that are not blank, in order.
@@ -41,6 +46,10 @@ def load_texts(source: str | Path) -> list[str]:
         texts = _from_dataset(name)
     elif name.startswith("pydoc:"):
         texts = _from_pydoc(name.removeprefix("pydoc:"))
+    elif name.startswith("builtin:"):
+        from .kinds import kind_text
+
+        texts = [kind_text(name.removeprefix("builtin:"))]
     else:
         texts = _from_file(Path(source).expanduser())
     texts = [text for text in texts if text.strip()]
@@ -84,15 +93,13 @@ def token_windows(
     texts = [texts] if isinstance(texts, str) else list(texts)
     for place, text in enumerate(texts):
         check_text(text, "The text" if len(texts) == 1 else f"Document {place + 1} of {len(texts)}")
-    first = [tokenizer.bos_token_id] if _adds_bos(tokenizer) else []
+    first = [tokenizer.bos_token_id] if adds_bos(tokenizer) else []
     # verbose=False: the whole text is longer than the model's context, on purpose.
     ids = tokenizer(_joined(texts), add_special_tokens=False, verbose=False)["input_ids"]
     step = length - len(first)
     available = len(ids) // step
     if not available:
-        raise GeosparseError(
-            f"The text has {len(ids)} tokens, a window needs {step}; give longer text or a smaller length."
-        )
+        raise TooShort(f"The text has {len(ids)} tokens, a window needs {step}; give longer text or a smaller length.")
     taken = available if count is None else min(count, available)
     windows = torch.tensor(ids[: available * step], dtype=torch.int64, device="cpu").view(available, step)
     windows = windows[[index * available // taken for index in range(taken)]]
@@ -120,7 +127,7 @@ def _joined(texts: str | Iterable[str]) -> str:
     return texts if isinstance(texts, str) else JOIN.join(texts)
 
 
-def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the tokenizer, left to itself, starts a text with its BOS token."""
     bos = tokenizer.bos_token_id
     plain, whole = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))

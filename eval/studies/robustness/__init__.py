@@ -1,0 +1,1 @@
+"""Plans on kinds of text that they have not seen."""
