@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 from ...errors import GeosparseError
 from .. import buffers
+from ..call import AttentionCall
 from ..key_index import PAGE, WIDTH, KeyIndex
 from ..spec import Attended
-from ..visibility import Span, Visibility
+from ..visibility import Span
 from .fast_call import direct
 from .library import DECODE_CALL, DTYPES, run
 
@@ -17,72 +20,65 @@ NO_CODES = None, None, None, 0
 MAX_DIM = 512  # of a key: common.inc
 
 
-def decode(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    budgets: torch.Tensor,
-    tails: torch.Tensor,
-    selectors: torch.Tensor,
-    scaling: float,
-    mask: Visibility,
-    softcap: float | None,
-    sink: torch.Tensor | None,
-    index: KeyIndex | None,
-) -> Attended:
-    """`cpu_attention` for T = 1: every key, or its code, is read once; values only where they are kept.
+class KernelRules(NamedTuple):
+    """The rules of the heads as the kernels take them.
+
+    Attributes:
+        budgets: int64, `[B or 1, Hq]` and contiguous for one query, `[B or 1, Hq, T or 1]` for several.
+        tails: int64 `[Hq]`, places in TAILS.
+        selectors: int64 `[Hq]`, numbers of enum Selector.
+    """
+
+    budgets: torch.Tensor
+    tails: torch.Tensor
+    selectors: torch.Tensor
+
+
+def decode(call: AttentionCall, rules: KernelRules, index: KeyIndex | None) -> Attended:
+    """`attend_cpu` for T = 1: every key, or its code, is read once; values only where they are kept.
 
     Calls without a mask tensor are put together in C where that can be (fast_call.c); what is amiss is said here.
 
     Args:
-        query: `[B, Hq, 1, D]`; key, value: `[B, Hkv, S, D]`.
-        budgets: int64 `[B or 1, Hq]`, contiguous; tails, selectors: int64 `[Hq]`, the kernels' enums.
-        scaling: Factor on the logits.
-        mask: Which keys are visible.
-        softcap: Of the logits.
-        sink: fp32 `[Hq]`.
+        call: Of one query per row.
+        rules: Of its heads.
         index: Of the keys, where a selector reads it.
 
     Raises:
         GeosparseError: The tensors do not fit together, or are none that the kernel can read.
     """
-    call = direct()
-    if call is not None and isinstance(mask, Span):
+    query, key, value, mask, _, (scaling, softcap, sink), *_ = call
+    if sink is not None:
+        sink = sink.detach().float().contiguous()
+    in_c = direct()
+    if in_c is not None and not isinstance(mask, torch.Tensor):
         first = None
         total: torch.Tensor | None = getattr(value, "_geosparse_value_sum", None)
-        if not mask.is_causal:
+        if mask is not None and not mask.is_causal:
             check_span(mask, query.shape[0])
             starts = starts_of(mask, query.shape[0], key.shape[2])
             first, total = buffers.numbers(starts, torch.int64), value_sum_of(value, starts)
         low, high, codes, bits = NO_CODES if index is None else (index.low, index.high, index.codes, index.bits)
         settings = bits, torch.get_num_threads(), scaling, softcap or 0.0
-        found = call.decode(
-            query, key, value, budgets, tails, selectors, first, total, sink, low, high, codes, *settings
-        )
-        if found is not None:
-            return found
+        result = in_c.decode(query, key, value, *rules, first, total, sink, low, high, codes, *settings)
+        if result is not None:
+            return result
     if not key.shape[2] or not query.shape[0]:
         return nothing_seen(query, value)
-    packed, output, kept, _ = pack(query, key, value, budgets, tails, selectors, scaling, mask, softcap, sink, index)
+    packed, output, kept, _ = pack(call, rules, index)
     run("gs_decode", packed, query.dtype)
     return Attended(output, kept if kept.dim() == 1 else kept.sum(0))
 
 
 def pack(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    budgets: torch.Tensor,
-    tails: torch.Tensor,
-    selectors: torch.Tensor,
-    scaling: float,
-    mask: Visibility,
-    softcap: float | None,
-    sink: torch.Tensor | None,
-    index: KeyIndex | None,
+    call: AttentionCall, rules: KernelRules, index: KeyIndex | None
 ) -> tuple[bytes, torch.Tensor, torch.Tensor, tuple[torch.Tensor | None, ...]]:
     """The arguments of `decode` as `gs_decode` takes them, where it writes output `[B, Hq, 1, Dv]` and counts `[Hq]` or
     `[B, Hq]`, and the tensors that must live as long as the first."""
+    query, key, value, mask = call.query, call.key, call.value, call.visibility
+    scaling, softcap, sink = call.terms
+    sink = None if sink is None else sink.detach().float().contiguous()
+    budgets, tails, selectors = rules
     batch, heads, _, dim = query.shape
     _, kv_heads, keys, value_dim = value.shape
     dtype = query.dtype
@@ -147,7 +143,7 @@ def pack(
         scaling,
         softcap or 0.0,
     )
-    return packed, output, kept, (query, key, value, first, seen, sums)
+    return packed, output, kept, (query, key, value, first, seen, sums, sink)
 
 
 def nothing_seen(query: torch.Tensor, value: torch.Tensor) -> Attended:

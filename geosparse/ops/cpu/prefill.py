@@ -8,13 +8,14 @@ import torch
 
 from ...errors import GeosparseError
 from .. import buffers
+from ..call import AttentionCall
 from ..key_index import KeyIndex
 from ..selectors import EXACT, SELECTORS
 from ..spec import Attended
 from ..tails import MEAN_FRACTION, TAILS
 from ..torch_chunked import chunk_rows, visible_mean
 from ..visibility import Span, Visibility, chunk_of
-from .decode import check_mask, check_rules, check_span, nothing_seen, pointer, unit_rows
+from .decode import KernelRules, check_mask, check_rules, check_span, nothing_seen, pointer, unit_rows
 from .library import WeighCall, run
 
 CODED = {SELECTORS[name].kernel for name in SELECTORS.built_in if SELECTORS[name].coded}
@@ -25,33 +26,21 @@ LEAST_QUERIES = 16  # that are worth packing the keys
 MEAN_ROWS = 1024  # that the mean is added to at once
 
 
-def prefill(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    budgets: torch.Tensor,
-    tails: torch.Tensor,
-    selectors: torch.Tensor,
-    scaling: float,
-    mask: Visibility,
-    softcap: float | None,
-    sink: torch.Tensor | None,
-    index: KeyIndex | None,
-) -> Attended:
-    """`cpu_attention` for several queries per row; the selectors have a kernel for that.
+def prefill(call: AttentionCall, rules: KernelRules, index: KeyIndex | None) -> Attended:
+    """`attend_cpu` for several queries per row; the selectors have a kernel for that.
 
     Args:
-        query: `[B, Hq, T, D]`; key, value: `[B, Hkv, S, D]`.
-        budgets: int64 `[B or 1, Hq, T or 1]`; tails, selectors: int64 `[Hq]`, the kernels' enums.
-        scaling: Factor on the logits.
-        mask: Which keys are visible.
-        softcap: Of the logits.
-        sink: fp32 `[Hq]`.
+        call: Of several queries per row.
+        rules: Of its heads.
         index: Of the keys, where a selector reads it.
 
     Raises:
         GeosparseError: The tensors do not fit together, or are none that the kernels can read.
     """
+    query, key, value, mask = call.query, call.key, call.value, call.visibility
+    scaling, softcap, sink = call.terms
+    sink = None if sink is None else sink.detach().float().contiguous()
+    budgets, tails, selectors = rules
     batch, heads, queries, dim = query.shape
     keys, kv_heads = key.shape[2], key.shape[1]
     budgets = budgets.contiguous()
