@@ -58,6 +58,12 @@ class AttentionCall(NamedTuple):
         return CAUSAL if self.mask is None else self.mask
 
     @property
+    def span(self) -> Span:
+        """The mask of a call that has a Span, or none."""
+        assert not isinstance(self.mask, torch.Tensor)
+        return CAUSAL if self.mask is None else self.mask
+
+    @property
     def needs_gradient(self) -> bool:
         """Whether autograd is to go through the call."""
         return torch.is_grad_enabled() and needs_gradient(self.query, self.key, self.value, self.bias, self.terms.sink)

@@ -12,7 +12,6 @@ from .key_index import index_of
 from .selectors import SELECTORS, SelectorView, choose, fits, needs_index, reads_codes
 from .spec import Attended, Selectors, Tails, keep_tensor, per_head
 from .torch_chunked import add_tail_, kept_weights, logit_of
-from .visibility import Span
 
 # The logit of a token whose key was not read: of no weight, but not unseen.
 UNREAD = -1e30
@@ -35,9 +34,8 @@ def attend_offloaded(call: AttentionCall, rules: HeadRules, pages: HotPages) -> 
     Raises:
         GeosparseError: Autograd is to go through it.
     """
-    query, key, value, span = call.query, call.key, call.value, call.visibility
+    query, key, value, span = call.query, call.key, call.value, call.span
     scaling, softcap, sink = call.terms
-    assert isinstance(span, Span)
     if call.needs_gradient:
         raise GeosparseError(
             "Attention over offloaded pages has no gradient: give the keys as a whole, or call under torch.no_grad()."

@@ -34,7 +34,7 @@ def attend_blocks(call: AttentionCall, rules: HeadRules) -> Attended:
     if query.is_cuda and triton.supports(query, key, value, None) and not call.needs_gradient:
         each = [-(-OVERSAMPLE * max(n_keep[head : head + groups]) // BLOCK) for head in range(0, heads, groups)]
         return triton.block_prefill(call, each, BLOCK)
-    span = call.visibility
+    span = call.span
     output = query.new_zeros(batch, heads, queries, value.shape[-1])
     kept = torch.zeros(heads, dtype=torch.int64, device=query.device)
     for row, first in enumerate(span.starts(batch)):

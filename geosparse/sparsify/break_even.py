@@ -12,7 +12,17 @@ import torch
 from ..errors import GeosparseError
 from ..hf.aliases import cache_dir
 from ..hf.dense import attend_dense
-from ..ops import IndexSlot, Selector, best_path, remember_index, remember_value_sum
+from ..ops import (
+    AttentionCall,
+    HeadRules,
+    IndexSlot,
+    Selector,
+    Terms,
+    best_path,
+    remember_index,
+    remember_value_sum,
+)
+from ..ops.dispatch import SERVING_PATHS
 from ..ops.selectors import MEASURED
 from ..utils.files import is_count, locked, read_json, write_json
 from ..utils.provenance import device_name

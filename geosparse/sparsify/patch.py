@@ -19,7 +19,7 @@ from ..hf.layers import AttentionLayer, attention_layers, input_device, probe_of
 from ..hf.modes import evaluating
 from ..hf.nonfinite import ADVICE, first_fault
 from ..hf.signature import Remembered
-from ..ops import SELECTORS, Budgets
+from ..ops import SELECTORS, Budgets, HeadRules
 from ..ops.selectors import ECONOMICAL, EXACT
 from ..ops.serving import missing_kernels, serving, warn_once
 from ..ops.spec import per_head

@@ -50,6 +50,9 @@ def attend_cpu(call: AttentionCall, rules: HeadRules) -> Attended:
     served = words.decodes if queries == 1 else words.prefills
     if rules.share_kv or not served or call.bias is not None or call.needs_gradient:
         return attend_chunked(call, rules)
+    if call.terms.sink is not None:
+        sink = call.terms.sink.detach().float().contiguous()
+        call = call._replace(terms=call.terms._replace(sink=sink))
     index = None
     if words.indexed:
         starts = FIRST * batch if call.mask is None else page_starts(call.mask, batch)

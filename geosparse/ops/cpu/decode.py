@@ -40,7 +40,7 @@ def decode(call: AttentionCall, rules: KernelRules, index: KeyIndex | None) -> A
     Calls without a mask tensor are put together in C where that can be (fast_call.c); what is amiss is said here.
 
     Args:
-        call: Of one query per row.
+        call: Of one query per row; its sink is fp32 `[Hq]`.
         rules: Of its heads.
         index: Of the keys, where a selector reads it.
 
@@ -48,8 +48,6 @@ def decode(call: AttentionCall, rules: KernelRules, index: KeyIndex | None) -> A
         GeosparseError: The tensors do not fit together, or are none that the kernel can read.
     """
     query, key, value, mask, _, (scaling, softcap, sink), *_ = call
-    if sink is not None:
-        sink = sink.detach().float().contiguous()
     in_c = direct()
     if in_c is not None and not isinstance(mask, torch.Tensor):
         first = None
@@ -77,7 +75,6 @@ def pack(
     `[B, Hq]`, and the tensors that must live as long as the first."""
     query, key, value, mask = call.query, call.key, call.value, call.visibility
     scaling, softcap, sink = call.terms
-    sink = None if sink is None else sink.detach().float().contiguous()
     budgets, tails, selectors = rules
     batch, heads, _, dim = query.shape
     _, kv_heads, keys, value_dim = value.shape
@@ -143,7 +140,7 @@ def pack(
         scaling,
         softcap or 0.0,
     )
-    return packed, output, kept, (query, key, value, first, seen, sums, sink)
+    return packed, output, kept, (query, key, value, first, seen, sums)
 
 
 def nothing_seen(query: torch.Tensor, value: torch.Tensor) -> Attended:

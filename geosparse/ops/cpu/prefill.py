@@ -30,7 +30,7 @@ def prefill(call: AttentionCall, rules: KernelRules, index: KeyIndex | None) -> 
     """`attend_cpu` for several queries per row; the selectors have a kernel for that.
 
     Args:
-        call: Of several queries per row.
+        call: Of several queries per row; its sink is fp32 `[Hq]`.
         rules: Of its heads.
         index: Of the keys, where a selector reads it.
 
@@ -39,7 +39,6 @@ def prefill(call: AttentionCall, rules: KernelRules, index: KeyIndex | None) -> 
     """
     query, key, value, mask = call.query, call.key, call.value, call.visibility
     scaling, softcap, sink = call.terms
-    sink = None if sink is None else sink.detach().float().contiguous()
     budgets, tails, selectors = rules
     batch, heads, queries, dim = query.shape
     keys, kv_heads = key.shape[2], key.shape[1]

@@ -39,7 +39,7 @@ def exact_prefill(
 
     query, key, value, n_keep = call.query, call.key, call.value, rules.n_keep
     scaling, softcap, sink = call.terms
-    first = call.visibility.starts(query.shape[0])
+    first = call.span.starts(query.shape[0])
     (batch, heads, queries, dim), (_, kv_heads, keys, value_dim) = query.shape, value.shape
     device = query.device
     rows = rows or (ROWS if max(dim, value_dim) <= 128 else WIDE_ROWS)

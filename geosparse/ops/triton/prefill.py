@@ -30,7 +30,7 @@ def block_prefill(call: AttentionCall, wanted: Sequence[int], block: int) -> Att
     query, key, value = call.query, call.key, call.value
     scaling, softcap, sink = call.terms
     (batch, heads, queries, dim), (_, kv_heads, keys, value_dim) = query.shape, value.shape
-    first = call.visibility.starts(batch)
+    first = call.span.starts(batch)
     starts = torch.tensor(list(first), dtype=torch.int32, device="cpu").to(query.device)
     low, high = _bounds(key, first, block)
     query, key, value = (part if part.stride(-1) == 1 else part.contiguous() for part in (query, key, value))
