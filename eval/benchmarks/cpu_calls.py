@@ -12,7 +12,8 @@ from geosparse.artifacts.plan import Plan
 from geosparse.errors import GeosparseError
 from geosparse.ops import SELECTORS, TAILS, AttentionCall, Selector, Terms
 from geosparse.ops.cpu import library
-from geosparse.ops.cpu.decode import KernelRules, pack
+from geosparse.ops.cpu.decode import pack
+from geosparse.ops.cpu.handed import KernelRules
 from geosparse.ops.key_index import index_of
 
 from ..harness.threads import torch_threads

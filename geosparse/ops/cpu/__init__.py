@@ -16,8 +16,9 @@ from ..selectors import SELECTORS, fits
 from ..spec import Attended, keep_tensor, per_head
 from ..tails import TAILS
 from ..torch_chunked import attend_chunked
-from ..visibility import page_starts
-from .decode import MAX_DIM, KernelRules, decode, remember_value_sum, value_sum_of
+from ..visibility import Span, page_starts
+from .decode import MAX_DIM, decode, remember_value_sum, value_sum_of
+from .handed import KernelRules
 from .library import DTYPES, ISAS, isa, library, load_error
 from .linear import product
 from .prefill import prefill
@@ -48,22 +49,24 @@ def attend_cpu(call: AttentionCall, rules: HeadRules) -> Attended:
     batch, heads, queries, _ = call.query.shape
     words = _kernel_rules(heads, _hashable(rules.tail), _hashable(rules.selector))
     served = words.decodes if queries == 1 else words.prefills
-    if rules.share_kv or not served or call.bias is not None or call.needs_gradient:
+    if rules.share_kv or not served or call.bias is not None or (torch.is_grad_enabled() and call.needs_gradient):
         return attend_chunked(call, rules)
     if call.terms.sink is not None:
         sink = call.terms.sink.detach().float().contiguous()
         call = call._replace(terms=call.terms._replace(sink=sink))
-    index = None
-    if words.indexed:
-        starts = FIRST * batch if call.mask is None else page_starts(call.mask, batch)
-        index = index_of(call.key, starts)
+    mask = call.mask
+    first = FIRST * batch if mask is None else mask.starts(batch) if isinstance(mask, Span) else ()
+    index = index_of(call.key, first if mask is None else page_starts(mask, batch)) if words.indexed else None
     budgets = rules.n_keep
     if isinstance(budgets, torch.Tensor):
         budgets = keep_tensor(budgets, "cpu")
         budgets = budgets[..., 0].contiguous() if queries == 1 else budgets
     else:
         budgets = _budgets(tuple(budgets), queries == 1)
-    return (decode if queries == 1 else prefill)(call, KernelRules(budgets, words.tails, words.selectors), index)
+    kernel_rules = KernelRules(budgets, words.tails, words.selectors, first)
+    if queries == 1:
+        return decode(call, kernel_rules, index)
+    return prefill(call, kernel_rules, None if index is None else index.decoded(call.key.shape[2], call.key.shape[3]))
 
 
 def serve_cpu(call: AttentionCall, rules: HeadRules) -> Attended | None:

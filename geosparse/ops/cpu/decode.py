@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 
 from ...errors import GeosparseError
@@ -13,25 +11,12 @@ from ..key_index import PAGE, WIDTH, KeyIndex
 from ..spec import Attended
 from ..visibility import Span
 from .fast_call import direct
+from .handed import KernelRules, check_mask, check_rules, check_span, nothing_seen, unit_rows
 from .library import DECODE_CALL, DTYPES, run
 
 NO_INDEX: tuple[tuple[int, ...], tuple[int, ...]] = (0, 0, 0), (0, 0, 0, 0, 0, 0)
 NO_CODES = None, None, None, 0
 MAX_DIM = 512  # of a key: common.inc
-
-
-class KernelRules(NamedTuple):
-    """The rules of the heads as the kernels take them.
-
-    Attributes:
-        budgets: int64, `[B or 1, Hq]` and contiguous for one query, `[B or 1, Hq, T or 1]` for several.
-        tails: int64 `[Hq]`, places in TAILS.
-        selectors: int64 `[Hq]`, numbers of enum Selector.
-    """
-
-    budgets: torch.Tensor
-    tails: torch.Tensor
-    selectors: torch.Tensor
 
 
 def decode(call: AttentionCall, rules: KernelRules, index: KeyIndex | None) -> Attended:
@@ -58,7 +43,7 @@ def decode(call: AttentionCall, rules: KernelRules, index: KeyIndex | None) -> A
             first, total = buffers.numbers(starts, torch.int64), value_sum_of(value, starts)
         low, high, codes, bits = NO_CODES if index is None else (index.low, index.high, index.codes, index.bits)
         settings = bits, torch.get_num_threads(), scaling, softcap or 0.0
-        result = in_c.decode(query, key, value, *rules, first, total, sink, low, high, codes, *settings)
+        result = in_c.decode(query, key, value, *rules[:3], first, total, sink, low, high, codes, *settings)
         if result is not None:
             return result
     if not key.shape[2] or not query.shape[0]:
@@ -75,7 +60,7 @@ def pack(
     `[B, Hq]`, and the tensors that must live as long as the first."""
     query, key, value, mask = call.query, call.key, call.value, call.visibility
     scaling, softcap, sink = call.terms
-    budgets, tails, selectors = rules
+    budgets, tails, selectors, _ = rules
     batch, heads, _, dim = query.shape
     _, kv_heads, keys, value_dim = value.shape
     dtype = query.dtype
@@ -89,7 +74,7 @@ def pack(
     if dim > MAX_DIM:
         raise GeosparseError(f"The decode kernel takes heads of up to {MAX_DIM} channels, found {dim}.")
     buffers.check("the budgets", budgets, torch.int64, (1 if len(budgets) == 1 else batch, heads))
-    check_rules(tails, selectors, sink, heads)
+    check_rules(rules, sink, heads)
     output = buffers.empty((batch, heads, 1, value_dim), dtype)
     kept = buffers.empty((heads,) if batch == 1 else (batch, heads), torch.int64)
     first = seen = sums = None
@@ -143,45 +128,12 @@ def pack(
     return packed, output, kept, (query, key, value, first, seen, sums)
 
 
-def nothing_seen(query: torch.Tensor, value: torch.Tensor) -> Attended:
-    """What queries get that see nothing: zeros, of no tokens."""
-    shape = (*query.shape[:3], value.shape[-1])
-    return Attended(buffers.zeros(shape, query.dtype), buffers.zeros(query.shape[1:2], torch.int64))
-
-
 def check_states(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
     """Raise GeosparseError unless these are `[B, Hq, T, D]`, `[B, Hkv, S, D]` and `[B, Hkv, S, Dv]` on the CPU."""
     (batch, heads, queries, dim), (_, kv_heads, keys, value_dim) = query.shape, value.shape
     buffers.check("the queries", query, query.dtype, (batch, heads, queries, dim), strided=True)
     buffers.check("the keys", key, query.dtype, (batch, kv_heads, keys, dim), strided=True)
     buffers.check("the values", value, query.dtype, (batch, kv_heads, keys, value_dim), strided=True)
-
-
-def check_rules(tails: torch.Tensor, selectors: torch.Tensor, sink: torch.Tensor | None, heads: int) -> None:
-    """Raise GeosparseError unless these are int64, int64 and fp32 `[Hq]` on the CPU."""
-    buffers.check("the tails", tails, torch.int64, (heads,))
-    buffers.check("the selectors", selectors, torch.int64, (heads,))
-    if sink is not None:
-        buffers.check("the sinks", sink, torch.float32, (heads,))
-
-
-def check_mask(mask: torch.Tensor, batch: int, queries: int, keys: int) -> None:
-    """Raise GeosparseError unless `mask` is bool `[B or 1, 1, T, S]` on the CPU."""
-    fits = mask.dim() == 4 and mask.shape[0] in (1, batch) and mask.shape[1:] == (1, queries, keys)
-    if mask.dtype != torch.bool or not fits or mask.device != buffers.CPU or not buffers.has_memory(mask):
-        raise GeosparseError(
-            f"Expected a bool mask [1 or {batch}, 1, {queries}, {keys}] on the CPU, found {mask.dtype} "
-            f"{list(mask.shape)} on {mask.device}."
-        )
-
-
-def check_span(span: Span, batch: int) -> None:
-    """Raise GeosparseError unless `span` says what each of `batch` rows sees."""
-    if len(span.first) not in (1, batch) or min(span.first) < 0 or (span.window is not None and span.window < 1):
-        raise GeosparseError(
-            f"Expected a first visible key >= 0 for each of {batch} rows and a window of 1 or more keys, or none, "
-            f"found {span}."
-        )
 
 
 def _check_index(index: KeyIndex, batch: int, kv_heads: int, pages: int, dim: int) -> None:
@@ -211,16 +163,6 @@ def starts_of(span: Span, batch: int, keys: int) -> tuple[int, ...]:
         return span.first
     least = 0 if span.window is None else keys - span.window
     return tuple(min(max(first, least), keys) for first in span.starts(batch))
-
-
-def unit_rows(tensor: torch.Tensor) -> torch.Tensor:
-    """`tensor` with its last dimension contiguous in memory."""
-    return tensor if tensor.stride(-1) == 1 else tensor.clone(memory_format=torch.contiguous_format)
-
-
-def pointer(tensor: torch.Tensor | None) -> int | None:
-    """The address of the first element; None for None."""
-    return None if tensor is None else tensor.data_ptr()
 
 
 def remember_value_sum(value: torch.Tensor, total: torch.Tensor) -> None:

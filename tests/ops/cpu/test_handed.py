@@ -21,7 +21,8 @@ from geosparse.ops import (
 )
 from geosparse.ops.cpu import product, rms_norm
 from geosparse.ops.cpu.bandwidth import WIDTH, read_rows
-from geosparse.ops.cpu.decode import KernelRules, decode
+from geosparse.ops.cpu.decode import decode
+from geosparse.ops.cpu.handed import KernelRules
 from geosparse.ops.cpu.linear import _by_python, _serves
 from geosparse.ops.cpu.prefill import prefill
 from geosparse.ops.cpu.separation import separate
@@ -140,7 +141,8 @@ DECODING = {
 def parts(query, key, value, budgets, tails, selectors, scaling, mask, softcap, sink, index):
     """What `decode` and `prefill` take of these words."""
     call = AttentionCall(query, key, value, mask, None, Terms(scaling, softcap, sink))
-    return call, KernelRules(budgets, tails, selectors), index
+    first = mask.starts(len(query)) if isinstance(mask, Span) else ()
+    return call, KernelRules(budgets, tails, selectors, first), index
 
 
 def step(**words):
@@ -148,7 +150,8 @@ def step(**words):
 
 
 def prompt(**words):
-    return prefill(*parts(**words))
+    call, rules, index = parts(**words)
+    return prefill(call, rules, None if index is None else index.decoded(*call.key.shape[2:]))
 
 
 @pytest.fixture(params=[True, False], ids=["fast_call.c", "ctypes"])
