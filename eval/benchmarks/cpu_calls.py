@@ -10,9 +10,10 @@ import torch
 
 from geosparse.artifacts.plan import Plan
 from geosparse.errors import GeosparseError
-from geosparse.ops import SELECTORS, TAILS, Selector, Span
+from geosparse.ops import SELECTORS, TAILS, AttentionCall, Selector, Terms
 from geosparse.ops.cpu import library
 from geosparse.ops.cpu.decode import pack
+from geosparse.ops.cpu.handed import KernelRules
 from geosparse.ops.key_index import index_of
 
 from ..harness.threads import torch_threads
@@ -101,7 +102,9 @@ def overhead() -> tuple[dict[str, float], dict[str, float]]:
             assert number is not None
             selectors = torch.full((9,), number, dtype=torch.int64, device="cpu")
             index = index_of(layer.key, (0,)) if SELECTORS[selector].indexed else None
-            packed, *held = pack(*layer, budgets, tails, selectors, 0.125, Span(), None, None, index)
+            packed, *held = pack(
+                AttentionCall(*layer, None, None, Terms(0.125)), KernelRules(budgets, tails, selectors), index
+            )
             kernel = _microseconds(partial(loaded.gs_decode, packed)) - empty
             del held  # where the kernel wrote
             calls[selector] = _microseconds(partial(ours_with((64,) * 9, selector, "centroid", 0.125), layer))

@@ -8,7 +8,18 @@ from typing import NamedTuple
 
 import torch
 
-from geosparse.ops import IndexSlot, Selector, Tail, cpu_attention, huge_pages, remember_index, remember_value_sum
+from geosparse.ops import (
+    AttentionCall,
+    HeadRules,
+    IndexSlot,
+    Selector,
+    Tail,
+    Terms,
+    huge_pages,
+    remember_index,
+    remember_value_sum,
+)
+from geosparse.ops.cpu import attend_cpu
 from geosparse.ops.key_index import index_of
 
 SPARE_TOKENS = 64
@@ -51,7 +62,8 @@ def ours_with(
     budgets: tuple[int, ...], selector: Selector, tail: Tail, scaling: float
 ) -> Callable[[Layer], torch.Tensor]:
     """Our kernel with these budgets of the heads."""
-    return lambda layer: cpu_attention(*layer, budgets, tail=tail, scaling=scaling, selector=selector).output
+    rules, terms = HeadRules(budgets, tail, selector), Terms(scaling)
+    return lambda layer: attend_cpu(AttentionCall(*layer, None, None, terms), rules).output
 
 
 def seconds(run: Callable[[], object]) -> float:

@@ -7,8 +7,7 @@ from typing import Any
 import torch
 
 from geosparse.errors import GeosparseError
-from geosparse.hf.layers import Terms
-from geosparse.ops import SELECTORS, Span, reference_attention
+from geosparse.ops import SELECTORS, AttentionCall, Span, Terms, reference_attention
 from geosparse.ops.triton import block_prefill, triton_attention
 from geosparse.sparsify.block_prefill import BLOCK
 
@@ -49,7 +48,7 @@ def _prefill(groups: int, dim: int, dtype: torch.dtype, device: torch.device) ->
         torch.randn(1, 2, 700, dim, generator=generator, device=device, dtype=torch.float32).to(dtype) for _ in range(2)
     )
     budgets = [700] * (2 * groups)
-    fast = block_prefill(query, key, value, [0], [700] * 2, BLOCK, **vars(Terms(dim**-0.5, None, None)))
+    fast = block_prefill(AttentionCall(query, key, value, None, None, Terms(dim**-0.5)), [700] * 2, BLOCK)
     true = reference_attention(query, key, value, budgets, tail="drop", scaling=dim**-0.5)
     error = float((fast.output.double() - true.output).abs().max())
     return _row("block prefill", groups, dim, 700, dtype, error, value, torch.equal(fast.kept, true.kept))

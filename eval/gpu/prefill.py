@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from geosparse.hf.layers import Terms
-from geosparse.ops import Span, triton_attention
-from geosparse.sparsify.block_prefill import block_attention
+from geosparse.ops import AttentionCall, HeadRules, Terms
+from geosparse.ops.triton import attend_triton
+from geosparse.sparsify.block_prefill import attend_blocks
 
 from . import timing
 from .baselines import dense_prefill
@@ -30,13 +30,14 @@ def measure(name: str, context: int, density: float) -> dict[str, Any]:
         for _ in range(2)
     )
     n_keep = budgets_of(shape.heads, context, density)[0].tolist()
-    terms = Terms(shape.dim**-0.5, None, None)
+    call = AttentionCall(query, key, value, None, None, Terms(shape.dim**-0.5))
+    rules = HeadRules(n_keep, "renormalize")
     runs: dict[str, Callable[[], Any]] = {
         "dense": partial(dense_prefill, query, key, value),
-        "block": partial(block_attention, query, key, value, n_keep, Span(), terms),
+        "block": partial(attend_blocks, call, rules),
     }
     if context <= MAX_EXACT_CONTEXT:
-        runs["exact"] = partial(triton_attention, query, key, value, n_keep, tail="renormalize", scaling=terms.scaling)
+        runs["exact"] = partial(attend_triton, call, rules)
     rows: dict[str, Any] = {}
     for mode, run in runs.items():
         torch.cuda.reset_peak_memory_stats()

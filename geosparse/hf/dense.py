@@ -2,13 +2,88 @@
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from ..ops import Visibility, best_path, causal_mask, cpu_attention
+from ..ops import AttentionCall, HeadRules, Terms, Visibility, best_path, causal_mask
+from ..ops.cpu import attend_cpu
 from ..ops.torch_chunked import chunk_rows
+from ..ops.visibility import chunk_of
 
 EVERY = 2**31 - 1  # an N that no context reaches
+
+
+# Rows of a dense attention whose mask has to be stored: its memory is this times the keys.
+DENSE_ROWS = 1024
+
+
+def attend_dense(call: AttentionCall) -> torch.Tensor:
+    """Dense attention `[B, Hq, T, Dv]`: SDPA, or the definition where a soft cap or learned sink rules SDPA out; single
+    queries by our own kernel where it takes them."""
+    query, key, value, terms = call.query, call.key, call.value, call.terms
+    mask = call.mask if call.given is None else call.given
+    queries, keys = query.shape[2], key.shape[2]
+    single = decode_dense(query, key, value, mask, *terms)
+    if single is not None:
+        return single
+    if mask is None and (queries == 1 or queries == keys) and terms.softcap is None and terms.sink is None:
+        return _sdpa(query, key, value, None, terms, causal=queries > 1)
+    if isinstance(mask, torch.Tensor):  # transformers 4 makes some of them longer than the keys
+        return _dense_rows(query, key, value, mask[..., :keys], terms)
+    parts = []
+    for start in range(0, queries, DENSE_ROWS):
+        stop = min(start + DENSE_ROWS, queries)
+        seen, first, end = chunk_of(call.visibility, start, stop, queries, keys, query.device)
+        rows = query[:, :, start:stop]
+        parts.append(_dense_rows(rows, key[:, :, first:end], value[:, :, first:end], seen, terms))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+
+def _dense_rows(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, terms: Terms
+) -> torch.Tensor:
+    if terms.softcap is None and terms.sink is None:
+        return _sdpa(query, key, value, mask, terms)
+    return chunked_dense(query, key, value, mask, *terms)
+
+
+def _flash(query: torch.Tensor) -> Any:
+    """flash-attn's function where it is installed and takes this query (half precision, CUDA, no gradient); or None."""
+    if not query.is_cuda or query.dtype not in (torch.float16, torch.bfloat16) or torch.is_grad_enabled():
+        return None
+    return _flash_function() if query.shape[-1] <= 256 else None
+
+
+@cache
+def _flash_function() -> Any:
+    try:
+        from flash_attn import flash_attn_func
+    except ImportError:
+        return None
+    return flash_attn_func
+
+
+def _sdpa(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    terms: Terms,
+    causal: bool = False,
+) -> torch.Tensor:
+    if mask is None:
+        flash = _flash(query)
+        if flash is not None:
+            rows = (tensor.transpose(1, 2) for tensor in (query, key, value))
+            output: torch.Tensor = flash(*rows, softmax_scale=terms.scaling, causal=causal)
+            return output.transpose(1, 2)
+    grouped = query.shape[1] != key.shape[1]
+    return torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=causal, scale=terms.scaling, enable_gqa=grouped
+    )
 
 
 def decode_dense(
@@ -36,10 +111,8 @@ def decode_dense(
         return None
     if isinstance(mask, torch.Tensor) and (mask.dtype != torch.bool or mask.shape[1:] != (1, 1, key.shape[2])):
         return None
-    every = (EVERY,) * query.shape[1]
-    return cpu_attention(
-        query, key, value, every, tail="drop", scaling=scaling, mask=mask, softcap=softcap, sink=sink
-    ).output
+    call = AttentionCall(query, key, value, mask, None, Terms(scaling, softcap, sink))
+    return attend_cpu(call, HeadRules((EVERY,) * query.shape[1], "drop")).output
 
 
 def chunked_dense(

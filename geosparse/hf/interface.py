@@ -16,7 +16,8 @@ from typing import Any, Protocol
 import torch
 
 from ..errors import GeosparseError
-from ..ops import Span, Visibility
+from ..ops import AttentionCall, Span, Visibility
+from .call import read_call
 from .masks import SpanMask, added
 
 NAME = "geosparse"
@@ -31,16 +32,8 @@ class EagerName(str):
 class Handler(Protocol):
     """What serves the attention calls of a module."""
 
-    def __call__(
-        self,
-        module: torch.nn.Module,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attention_mask: Visibility | None,
-        **kwargs: Any,
-    ) -> torch.Tensor:
-        """Attention of `query` `[B, Hq, T, D]` over `[B, Hkv, S, D]`: returns `[B, Hq, T, Dv]`."""
+    def __call__(self, module: torch.nn.Module, call: AttentionCall) -> torch.Tensor:
+        """The attention `[B, Hq, T, Dv]` that `module` asks for."""
 
 
 def _attention(
@@ -59,7 +52,8 @@ def _attention(
         )
     if type(attention_mask) is SpanMask:
         attention_mask = attention_mask.of(query.shape[2], key.shape[2])
-    output = handler(module, query, key, value, attention_mask, dropout=dropout, **kwargs)
+    call = read_call(module, query, key, value, attention_mask, {"dropout": dropout, **kwargs})
+    output = handler(module, call)
     return output.transpose(1, 2).contiguous(), None
 
 

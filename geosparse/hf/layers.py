@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
 
 from ..errors import GeosparseError
-from ..ops import Span, Visibility
-from ..ops.visibility import chunk_of
+from ..ops import AttentionCall
 from .action import Taken, action_of, device_of_module, dtype_of, nonlinearity, takes_rows
 from .adapters import inner_model
-from .dense import chunked_dense, decode_dense
+from .dense import attend_dense
 from .interface import Handler, intercepted
-from .keywords import check_keywords, in_words
+from .keywords import in_words
 from .logits import body_of
 from .materialised import check_materialised
 from .modes import evaluating
@@ -61,61 +59,6 @@ class AttentionLayer:
         return nonlinearity(self.projection, self.heads * self.value_dim, self.taken)
 
 
-@dataclass(frozen=True)
-class Terms:
-    """What one attention call says about its logits, as `reference_attention` takes it."""
-
-    scaling: float
-    softcap: float | None
-    sink: torch.Tensor | None
-
-
-def read_terms(module: torch.nn.Module, query: torch.Tensor, kwargs: dict[str, Any]) -> Terms:
-    """The terms of an attention call; raises GeosparseError where it asks for what would have to be ignored."""
-    check_keywords(module, kwargs)
-    causal = kwargs.get("is_causal")
-    if not (getattr(module, "is_causal", True) if causal is None else causal):
-        raise GeosparseError(f"{in_words(module)} is not supported: its attention is not causal.")
-    if kwargs.get("dropout"):
-        raise GeosparseError("Attention dropout is not supported with sparse attention: call model.eval() first.")
-    scaling = kwargs.get("scaling")
-    return Terms(query.shape[-1] ** -0.5 if scaling is None else scaling, kwargs.get("softcap"), kwargs.get("s_aux"))
-
-
-# Rows of a dense attention whose mask has to be stored: its memory is this times the keys.
-DENSE_ROWS = 1024
-
-
-def dense_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Visibility | None, terms: Terms
-) -> torch.Tensor:
-    """Dense attention `[B, Hq, T, Dv]`: SDPA, or the definition where a soft cap or learned sink rules SDPA out; single
-    queries by our own kernel where it takes them."""
-    queries, keys = query.shape[2], key.shape[2]
-    single = decode_dense(query, key, value, mask, **vars(terms))
-    if single is not None:
-        return single
-    if mask is None and (queries == 1 or queries == keys) and terms.softcap is None and terms.sink is None:
-        return _sdpa(query, key, value, None, terms, causal=queries > 1)
-    if isinstance(mask, torch.Tensor):  # transformers 4 makes some of them longer than the keys
-        return _dense_rows(query, key, value, mask[..., :keys], terms)
-    parts = []
-    for start in range(0, queries, DENSE_ROWS):
-        stop = min(start + DENSE_ROWS, queries)
-        seen, first, end = chunk_of(mask or Span(), start, stop, queries, keys, query.device)
-        rows = query[:, :, start:stop]
-        parts.append(_dense_rows(rows, key[:, :, first:end], value[:, :, first:end], seen, terms))
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
-
-
-def _dense_rows(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, terms: Terms
-) -> torch.Tensor:
-    if terms.softcap is None and terms.sink is None:
-        return _sdpa(query, key, value, mask, terms)
-    return chunked_dense(query, key, value, mask, **vars(terms))
-
-
 def input_device(model: Any) -> torch.device:
     """Where the token ids of `model` go."""
     return device_of_module(model.get_input_embeddings(), torch.device("cpu"))
@@ -126,42 +69,6 @@ def vocabulary_of(model: Any) -> int:
     embedding = model.get_input_embeddings()
     count = getattr(embedding, "num_embeddings", None)
     return int(model.config.get_text_config().vocab_size if count is None else count)
-
-
-def _flash(query: torch.Tensor) -> Any:
-    """flash-attn's function where it is installed and takes this query (half precision, CUDA, no gradient); or None."""
-    if not query.is_cuda or query.dtype not in (torch.float16, torch.bfloat16) or torch.is_grad_enabled():
-        return None
-    return _flash_function() if query.shape[-1] <= 256 else None
-
-
-@cache
-def _flash_function() -> Any:
-    try:
-        from flash_attn import flash_attn_func
-    except ImportError:
-        return None
-    return flash_attn_func
-
-
-def _sdpa(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
-    terms: Terms,
-    causal: bool = False,
-) -> torch.Tensor:
-    if mask is None:
-        flash = _flash(query)
-        if flash is not None:
-            rows = (tensor.transpose(1, 2) for tensor in (query, key, value))
-            output: torch.Tensor = flash(*rows, softmax_scale=terms.scaling, causal=causal)
-            return output.transpose(1, 2)
-    grouped = query.shape[1] != key.shape[1]
-    return torch.nn.functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, is_causal=causal, scale=terms.scaling, enable_gqa=grouped
-    )
 
 
 def reaches(config: Any) -> list[int]:
@@ -197,21 +104,12 @@ class _Probe:
         self.calls: list[dict[str, Any]] = []
         self.waiting: dict[str, Any] | None = None
 
-    def __call__(
-        self,
-        module: torch.nn.Module,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attention_mask: Visibility | None,
-        **kwargs: Any,
-    ) -> torch.Tensor:
-        terms = read_terms(module, query, kwargs)
+    def __call__(self, module: torch.nn.Module, call: AttentionCall) -> torch.Tensor:
+        """Dense attention, recorded."""
+        query, key, value = call.query, call.key, call.value
         if query.shape[2] != self.tokens or key.shape[2] != self.tokens:
             raise GeosparseError(f"{in_words(module)} is not supported: it is not plain self-attention.")
-        if isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 4 and attention_mask.shape[1] != 1:
-            raise GeosparseError(f"{in_words(module)} is not supported: its mask differs between heads.")
-        if isinstance(attention_mask, torch.Tensor) and _looks_ahead(attention_mask):
+        if call.given is not None and _looks_ahead(call.given):
             raise GeosparseError(f"{in_words(module)} is not supported: its attention is not causal.")
         self.waiting = {
             "module": module,
@@ -219,10 +117,10 @@ class _Probe:
             "kv_heads": key.shape[1],
             "key_dim": query.shape[-1],
             "value_dim": value.shape[-1],
-            "window": kwargs.get("sliding_window"),
+            "window": call.window,
         }
         self.calls.append(self.waiting)
-        return dense_attention(query, key, value, attention_mask, terms)
+        return attend_dense(call)
 
     def before_module(self, module: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
         if self.waiting is None or not inputs or not isinstance(inputs[0], torch.Tensor):

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from ..ops import Visibility
+from ..ops import AttentionCall
+from .dense import attend_dense
 from .interface import intercepted
-from .layers import AttentionLayer, attention_layers, dense_attention, input_device, read_terms
+from .layers import AttentionLayer, attention_layers, input_device
 
 ADVICE = "use a sound checkpoint in float32"
 
@@ -38,16 +39,9 @@ class _Watch:
         self.places = {layer.module: index for index, layer in enumerate(layers)}
         self.found: str | None = None
 
-    def __call__(
-        self,
-        module: torch.nn.Module,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attention_mask: Visibility | None,
-        **kwargs: Any,
-    ) -> torch.Tensor:
-        output = dense_attention(query, key, value, attention_mask, read_terms(module, query, kwargs))
+    def __call__(self, module: torch.nn.Module, call: AttentionCall) -> torch.Tensor:
+        query, key, value, *_ = call
+        output = attend_dense(call)
         if self.found is None:
             parts = {"values": (value, "KV head"), "keys": (key, "KV head"), "queries": (query, "head")}
             for what, (tensor, kind) in (parts | {"output": (output, "head")}).items():

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .budgets import Budgets, budgets_of_row
+    from .call import AttentionCall, HeadRules, Terms
     from .cpu import cpu_attention, remember_value_sum
-    from .dispatch import PATHS, best_path
+    from .dispatch import PATHS, attend, best_path
     from .key_index import PAGE, IndexSlot, KeyIndex, remember_index
     from .reference import reference_attention
     from .selectors import SELECTORS, needs_index
@@ -26,8 +27,10 @@ _HOMES = {
     "SELECTORS": "selectors",
     "TAILS": "tails",
     "TAIL_FAMILIES": "tails",
+    "AttentionCall": "call",
     "Attended": "spec",
     "Budgets": "budgets",
+    "HeadRules": "call",
     "IndexSlot": "key_index",
     "KeyIndex": "key_index",
     "Selector": "spec",
@@ -35,7 +38,9 @@ _HOMES = {
     "Span": "visibility",
     "Tail": "spec",
     "Tails": "spec",
+    "Terms": "call",
     "Visibility": "visibility",
+    "attend": "dispatch",
     "best_path": "dispatch",
     "budgets_of_row": "budgets",
     "causal_mask": "visibility",
@@ -63,7 +68,9 @@ __all__ = [
     "TAILS",
     "TAIL_FAMILIES",
     "Attended",
+    "AttentionCall",
     "Budgets",
+    "HeadRules",
     "IndexSlot",
     "KeyIndex",
     "Selector",
@@ -71,7 +78,9 @@ __all__ = [
     "Span",
     "Tail",
     "Tails",
+    "Terms",
     "Visibility",
+    "attend",
     "best_path",
     "budgets_of_row",
     "causal_mask",

@@ -7,31 +7,21 @@ selection, the bounds and codes of an index. Logits that a selector estimates fr
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from .call import AttentionCall, HeadRules, Terms
 from .key_index import KeyIndex
 from .selectors import SelectorView, choose, needs_index, reads_codes
-from .spec import Attended, Keep, Selectors, Tails, keep_tensor, tail_flags
+from .spec import Attended, keep_tensor, tail_flags
 from .torch_chunked import chunk_rows, logit_of, visible_mean
-from .visibility import Span, Visibility, chunk_of, page_starts
+from .visibility import chunk_of, page_starts
 
 
-class _Rules(NamedTuple):
-    """What holds for all queries of a call; as in `reference_attention`."""
-
-    tail: Tails
-    selector: Selectors
-    share_kv: bool
-    scaling: float
-    finish: Callable[[torch.Tensor], torch.Tensor]
-
-
-class _Rows(NamedTuple):
+class _Chunk(NamedTuple):
     """What holds for a chunk of queries; none of it has a gradient. See `SelectorView`."""
 
     seen: torch.Tensor
@@ -41,38 +31,21 @@ class _Rows(NamedTuple):
     coded: torch.Tensor | None
 
 
-def differentiable_attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    n_keep: Keep,
-    *,
-    tail: Tails,
-    scaling: float,
-    selector: Selectors = "topn",
-    share_kv: bool = False,
-    mask: Visibility | None = None,
-    bias: torch.Tensor | None = None,
-    softcap: float | None = None,
-    sink: torch.Tensor | None = None,
-) -> Attended:
-    """`reference_attention` (same arguments, same meaning) in fp32; the backward pass computes long prompts again.
-
-    Returns:
-        Output `[B, Hq, T, Dv]` in the dtype of `query`, with the gradient of query, key, value, bias and sink.
-    """
+def attend_differentiably(call: AttentionCall, rules: HeadRules) -> Attended:
+    """`reference_attention` in fp32, with the gradient of query, key, value, bias and sink; the backward pass computes
+    long prompts again."""
+    query, key, value, visibility, bias = call.query, call.key, call.value, call.visibility, call.bias
+    sink = call.terms.sink
     batch, heads, queries, _ = query.shape
     keys = key.shape[2]
-    visibility = Span() if mask is None else mask
     index = coded = None
-    if needs_index(selector):
+    if needs_index(rules.selector):
         # One of its own: a cache's index may have grown, or been cut, by the time of the backward pass.
         index = KeyIndex(page_starts(visibility, batch)).extend(key)
-        coded = index.decoded(keys, key.shape[-1]) if reads_codes(selector) else None
-    budgets = keep_tensor(n_keep, query.device)
+        coded = index.decoded(keys, key.shape[-1]) if reads_codes(rules.selector) else None
+    budgets = keep_tensor(rules.n_keep, query.device)
     size = chunk_rows(batch, heads, keys, query.device)
     query_, key, value = query.float(), key.float(), value.float()
-    rules = _Rules(tail, selector, share_kv, scaling, logit_of(scaling, softcap))
     outputs, kept = [], torch.zeros(heads, dtype=torch.int64, device=query.device)
     for start in range(0, queries, size):
         stop = min(start + size, queries)
@@ -80,7 +53,7 @@ def differentiable_attention(
         part = budgets if budgets.shape[-1] == 1 else budgets[..., start:stop]
         near = key[:, :, first:end], value[:, :, first:end]
         added = None if bias is None else bias[:, :, start:stop, first:end]
-        attend = partial(_attend, rules, _Rows(seen, part, first, index, coded))
+        attend = partial(_attend, call.terms, rules, _Chunk(seen, part, first, index, coded))
         # Scores of one chunk are kept for the backward pass; those of many would not fit.
         again = size < queries
         serve = partial(checkpoint, attend, use_reentrant=False, preserve_rng_state=False) if again else attend
@@ -91,8 +64,9 @@ def differentiable_attention(
 
 
 def _attend(
-    rules: _Rules,
-    rows: _Rows,
+    terms: Terms,
+    rules: HeadRules,
+    rows: _Chunk,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -101,10 +75,11 @@ def _attend(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Queries `[B, Hq, t, D]` over `[B, Hkv, s, D]`: output `[B, Hq, t, Dv]` in fp32, and tokens kept `[Hq]`."""
     (batch, heads, queries, dim), (kv_heads, keys) = query.shape, key.shape[1:3]
+    finish = logit_of(terms.scaling, terms.softcap)
     dots = query.reshape(batch, kv_heads, -1, dim) @ key.transpose(-1, -2)
-    scores = rules.finish(dots.view(batch, heads, queries, keys))
+    scores = finish(dots.view(batch, heads, queries, keys))
     scores = (scores if bias is None else scores + bias.float()).masked_fill(~rows.seen, -torch.inf)
-    settings = rules.finish, rules.scaling, rows.low, rows.pages, rows.coded
+    settings = finish, terms.scaling, rows.low, rows.pages, rows.coded
     sight = SelectorView(query, scores, rows.seen, rows.budgets, *settings)
     choice = choose(sight, rules.selector, kv_heads, rules.share_kv)
     flags = tail_flags(rules.tail, heads, scores)

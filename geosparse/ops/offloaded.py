@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 
 from ..errors import GeosparseError
+from .call import AttentionCall, HeadRules
 from .cpu import value_sum_of
 from .hot_pages import HotPages, Resident
 from .key_index import index_of
 from .selectors import SELECTORS, SelectorView, choose, fits, needs_index, reads_codes
-from .spec import Attended, Keep, Selectors, Tails, keep_tensor, needs_gradient, per_head
+from .spec import Attended, Selectors, Tails, keep_tensor, per_head
 from .torch_chunked import add_tail_, kept_weights, logit_of
-from .visibility import Span
 
 # The logit of a token whose key was not read: of no weight, but not unseen.
 UNREAD = -1e30
@@ -23,48 +23,32 @@ def reads_every_key(selectors: Selectors, tails: Tails, heads: int) -> bool:
     return any(SELECTORS[name].reads_every_key or not fits(name, tail) for name, tail in pairs)
 
 
-def offloaded_attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    n_keep: Keep,
-    pages: HotPages,
-    *,
-    tail: Tails,
-    scaling: float,
-    selector: Selectors,
-    mask: Span | None = None,
-    softcap: float | None = None,
-    sink: torch.Tensor | None = None,
-) -> Attended:
+def attend_offloaded(call: AttentionCall, rules: HeadRules, pages: HotPages) -> Attended:
     """`reference_attention` of one query per row in fp32; of the keys and values only some pages are read.
 
     Args:
-        query: `[B, Hq, 1, D]` on the device.
-        key: `[B, Hkv, S, D]` in host memory.
-        value: `[B, Hkv, S, Dv]` likewise.
-        n_keep, tail, scaling, softcap, sink: As in `reference_attention`.
+        call: The query on the device, keys and values in host memory; its mask is a Span without a window, or None.
+        rules: Without a selector that `reads_every_key`.
         pages: The device's copies.
-        selector: None that `reads_every_key`.
-        mask: Without a window.
 
     Raises:
         GeosparseError: Autograd is to go through it.
     """
-    if needs_gradient(query, key, value, sink):
+    query, key, value, span = call.query, call.key, call.value, call.span
+    scaling, softcap, sink = call.terms
+    if call.needs_gradient:
         raise GeosparseError(
             "Attention over offloaded pages has no gradient: give the keys as a whole, or call under torch.no_grad()."
         )
     (batch, heads, _, dim), (kv_heads, keys), device = query.shape, key.shape[1:3], query.device
-    span = Span() if mask is None else mask
     seen = span.mask(1, keys, device).expand(batch, 1, 1, keys)
     asked, finish = query.float(), logit_of(scaling, softcap)
     scores = torch.full((batch, heads, 1, keys), UNREAD, device=device, dtype=torch.float32).masked_fill_(
         ~seen, -torch.inf
     )
-    sight = SelectorView(asked, scores, seen, keep_tensor(n_keep, device), finish, scaling)
-    sight.index = index_of(key, span.starts(batch)) if needs_index(selector) else None
-    sight.coded = sight.pages.decoded(keys, dim) if reads_codes(selector) else None
+    sight = SelectorView(asked, scores, seen, keep_tensor(rules.n_keep, device), finish, scaling)
+    sight.index = index_of(key, span.starts(batch)) if needs_index(rules.selector) else None
+    sight.coded = sight.pages.decoded(keys, dim) if reads_codes(rules.selector) else None
 
     def read(needed: torch.Tensor) -> Resident:
         """Exact logits, in `scores`, of the tokens `[B, Hq, S]` and of all that happen to be on the device."""
@@ -79,21 +63,21 @@ def offloaded_attention(
 
     if sight.index is not None:
         read((seen & ~sight.indexed).expand(scores.shape)[:, :, 0])
-    needed = choose(sight, selector).keep > 0
+    needed = choose(sight, rules.selector).keep > 0
     # Heads that go by the exact scores of their candidates need the keys of all of them.
-    rules = [SELECTORS[name] for name in per_head(selector, heads)]
-    times = [0 if rule.coded else rule.oversample or 0 for rule in rules]
+    selectors = [SELECTORS[name] for name in per_head(rules.selector, heads)]
+    times = [0 if each.coded else each.oversample or 0 for each in selectors]
     if any(times):
         oversample = torch.tensor(times, device=device, dtype=torch.int64)[None, :, None]
         candidates = sight.candidates(oversample.clamp_min(1) * sight.budgets)
         needed = torch.where((oversample > 0).unsqueeze(-1), candidates, needed)
     found = read(needed[:, :, 0])
-    choice = choose(sight, selector)
-    weight, lost = kept_weights(scores, choice, seen, tail, sink)
+    choice = choose(sight, rules.selector)
+    weight, lost = kept_weights(scores, choice, seen, rules.tail, sink)
     there = found.places.repeat_interleave(heads // kv_heads, dim=1).unsqueeze(2)
     part = weight.gather(-1, there.clamp_min(0)).where(there >= 0, 0.0)
     output = (part.view(batch, kv_heads, -1, part.shape[-1]) @ found.value.float()).view(batch, heads, 1, -1)
-    output = add_tail_(output, weight, lost, tail, lambda: _visible_mean(value, span.starts(batch), device))
+    output = add_tail_(output, weight, lost, rules.tail, lambda: _visible_mean(value, span.starts(batch), device))
     return Attended(output.to(query.dtype), choice.kept.long().sum((0, 2)))
 
 

@@ -4,75 +4,49 @@ from __future__ import annotations
 
 import torch
 
+from .call import AttentionCall, HeadRules, as_function
 from .key_index import index_of
 from .selectors import SelectorView, choose, needs_index
-from .spec import Attended, Keep, Selectors, Tails, keep_tensor, tail_flags
-from .visibility import Span, Visibility, dense_mask, page_starts
+from .spec import Attended, keep_tensor, tail_flags
+from .visibility import dense_mask, page_starts
 
 
-def reference_attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    n_keep: Keep,
-    *,
-    tail: Tails,
-    scaling: float,
-    selector: Selectors = "topn",
-    share_kv: bool = False,
-    mask: Visibility | None = None,
-    bias: torch.Tensor | None = None,
-    softcap: float | None = None,
-    sink: torch.Tensor | None = None,
-    dtype: torch.dtype = torch.float64,
-) -> Attended:
+def attend_reference(call: AttentionCall, rules: HeadRules, dtype: torch.dtype = torch.float64) -> Attended:
     """Sparse attention by definition: sort all tokens, keep N, replace the rest by the tail.
 
     Args:
-        query: `[B, Hq, T, D]`.
-        key: `[B, Hkv, S, D]`.
-        value: `[B, Hkv, S, Dv]`.
-        n_keep: `Hq` integers >= 1, or int64 `[B or 1, Hq, T or 1]`.
-        tail: What stands for the discarded tokens (DESIGN section 4): "drop" nothing, "renormalize" a softmax over
-            the kept ones, "centroid" the missing mass times the mean of the visible values, "even" the missing mass
-            given to the kept tokens in equal parts, "blend25", "blend50" and "blend75" so many percent of it given to
-            that mean and the rest to the kept tokens in equal parts; or one word per head.
-        scaling: Factor on the logits.
-        selector: How the N tokens are found (`ops.selectors`), or one word per head.
-        share_kv: The heads of a KV group select together.
-        mask: A Span, or bool `[B or 1, 1, T, S]`, True where the query sees the key; None is causal, last query at
-            last key. Selectors that read an index need a Span without a window.
-        bias: Added to the logits, broadcastable to `[B, Hq, T, S]`.
-        softcap: Logits become `softcap * tanh(logits / softcap)` (Gemma 2).
-        sink: `[Hq]` learned logits of a token that is always seen, never counted and has no value (gpt-oss).
+        call: Selectors that read an index need a Span without a window for its mask.
+        rules: Of the heads.
         dtype: Precision of everything in between.
 
     Returns:
         Output `[B, Hq, T, Dv]` in `dtype`; a query that sees nothing gets zeros.
     """
+    query, key, value, visibility = call.query, call.key, call.value, call.visibility
+    scaling, softcap, sink = call.terms
     (batch, heads, queries, _), (kv_heads, keys) = query.shape, key.shape[1:3]
     index = coded = None
-    if needs_index(selector):
-        index = index_of(key, page_starts(Span() if mask is None else mask, batch))
+    if needs_index(rules.selector):
+        index = index_of(key, page_starts(visibility, batch))
         coded = index.decoded(keys, key.shape[-1])
     query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     key = key.repeat_interleave(heads // kv_heads, dim=1)
     value = value.repeat_interleave(heads // kv_heads, dim=1)
-    seen = dense_mask(Span() if mask is None else mask, queries, keys, query.device)
+    seen = dense_mask(visibility, queries, keys, query.device)
 
     def finish(dots: torch.Tensor) -> torch.Tensor:
         logits = dots * scaling
         return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
     logits = finish(query @ key.transpose(-1, -2))
-    if bias is not None:
-        logits = logits + bias.to(dtype)
+    if call.bias is not None:
+        logits = logits + call.bias.to(dtype)
     seen = seen.expand(batch, 1, queries, keys)
     logits = logits.masked_fill(~seen, -torch.inf)
 
-    budgets = keep_tensor(n_keep, query.device)
+    budgets = keep_tensor(rules.n_keep, query.device)
     sight = SelectorView(query, logits, seen, budgets, finish, scaling, index=index, coded=coded)
-    choice = choose(sight, selector, kv_heads, share_kv)
+    choice = choose(sight, rules.selector, kv_heads, rules.share_kv)
     keep = choice.keep > 0
 
     sunk = torch.full_like(logits[..., :1], -torch.inf)
@@ -85,7 +59,7 @@ def reference_attention(
     weight = alpha * keep
     mass = weight.sum(-1, keepdim=True)
     missing = 1 - mass - lost
-    flags = tail_flags(tail, heads, query)
+    flags = tail_flags(rules.tail, heads, query)
     output = weight @ value
     output = torch.where(flags.renormalize, output / (mass + lost).clamp_min(torch.finfo(dtype).tiny), output)
     for part, tokens in ((1 - flags.even, seen.expand_as(keep)), (flags.even, keep)):
@@ -94,3 +68,6 @@ def reference_attention(
         given = flags.centred | (flags.even > 0)
         output = torch.where(given & (count > 0), output + missing * part * mean, output)
     return Attended(output, keep.sum((0, 2, 3)))
+
+
+reference_attention = as_function(attend_reference, "reference_attention")

@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 import torch
 
+from .call import AttentionCall, HeadRules, as_function
 from .key_index import index_of
 from .selectors import Choice, SelectorView, choose, needs_index, reads_codes
-from .spec import Attended, Keep, Selectors, Tails, keep_tensor, needs_gradient, tail_flags
-from .visibility import Span, Visibility, chunk_of, page_starts
+from .spec import Attended, Tails, keep_tensor, tail_flags
+from .visibility import chunk_of, page_starts
 
 # Scores of one chunk, bytes; a handful of tensors of this size are alive at once. A GPU needs larger ones to be busy.
 CHUNK_BYTES = 8 << 20
@@ -24,68 +25,41 @@ def chunk_rows(batch: int, heads: int, keys: int, device: torch.device) -> int:
     return max(1, min(MAX_CHUNK, most // (4 * batch * heads * keys)))
 
 
-def chunked_attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    n_keep: Keep,
-    *,
-    tail: Tails,
-    scaling: float,
-    selector: Selectors = "topn",
-    share_kv: bool = False,
-    mask: Visibility | None = None,
-    bias: torch.Tensor | None = None,
-    softcap: float | None = None,
-    sink: torch.Tensor | None = None,
-) -> Attended:
-    """`reference_attention` (same arguments, same meaning) in fp32 and in memory that does not grow with T.
+def attend_chunked(call: AttentionCall, rules: HeadRules) -> Attended:
+    """`reference_attention` in fp32 and in memory that does not grow with T."""
+    if call.needs_gradient:
+        from .differentiable import attend_differentiably
 
-    Returns:
-        Output `[B, Hq, T, Dv]` in the dtype of `query`.
-    """
-    if needs_gradient(query, key, value, bias, sink):
-        from .differentiable import differentiable_attention
-
-        return differentiable_attention(
-            query,
-            key,
-            value,
-            n_keep,
-            tail=tail,
-            scaling=scaling,
-            selector=selector,
-            share_kv=share_kv,
-            mask=mask,
-            bias=bias,
-            softcap=softcap,
-            sink=sink,
-        )
+        return attend_differentiably(call, rules)
+    query, key, value, visibility = call.query, call.key, call.value, call.visibility
+    scaling, softcap, sink = call.terms
     batch, heads, queries, _ = query.shape
     keys = key.shape[2]
-    visibility = Span() if mask is None else mask
     index = coded = None
-    if needs_index(selector):
+    if needs_index(rules.selector):
         index = index_of(key, page_starts(visibility, batch))
-        coded = index.decoded(keys, key.shape[-1]) if reads_codes(selector) else None
+        coded = index.decoded(keys, key.shape[-1]) if reads_codes(rules.selector) else None
     output = query.new_empty(batch, heads, queries, value.shape[-1])
     kept = torch.zeros(heads, dtype=torch.int64, device=query.device)
-    budgets = keep_tensor(n_keep, query.device)
+    budgets = keep_tensor(rules.n_keep, query.device)
     rows = chunk_rows(batch, heads, keys, query.device)
     key, value = key.float(), value.float()
     finish = logit_of(scaling, softcap)
     for start in range(0, queries, rows):
         stop = min(start + rows, queries)
         seen, first, end = chunk_of(visibility, start, stop, queries, keys, query.device)
-        chunk_bias = None if bias is None else bias[:, :, start:stop, first:end]
+        chunk_bias = None if call.bias is None else call.bias[:, :, start:stop, first:end]
         asked = query[:, :, start:stop].float()
         scores = attention_scores(asked, key[:, :, first:end], scaling, seen, chunk_bias, softcap)
         part = budgets if budgets.shape[-1] == 1 else budgets[..., start:stop]
         sight = SelectorView(asked, scores, seen, part, finish, scaling, first, index, coded)
-        choice = choose(sight, selector, key.shape[1], share_kv)
-        output[:, :, start:stop] = _attend(scores, choice, value[:, :, first:end], seen, tail, sink)
+        choice = choose(sight, rules.selector, key.shape[1], rules.share_kv)
+        output[:, :, start:stop] = _attend(scores, choice, value[:, :, first:end], seen, rules.tail, sink)
         kept += choice.kept.long().sum((0, 2))
     return Attended(output, kept)
+
+
+chunked_attention = as_function(attend_chunked, "chunked_attention")
 
 
 def logit_of(scaling: float, softcap: float | None) -> Callable[[torch.Tensor], torch.Tensor]:

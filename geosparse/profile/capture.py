@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 from ..errors import GeosparseError
+from ..hf.dense import attend_dense
 from ..hf.interface import intercepted
-from ..hf.layers import AttentionLayer, Terms, attention_layers, dense_attention, input_device, read_terms
+from ..hf.layers import AttentionLayer, attention_layers, input_device
 from ..hf.logits import keep_last, last_states, targets_of
 from ..hf.nonfinite import ADVICE, first_fault, heads_at_fault, heads_in_words
-from ..ops import Span, Visibility
+from ..ops import AttentionCall, Span, Terms
 from ..ops.torch_chunked import attention_scores, attention_weights
-from ..sparsify.attention import split_mask
 from .transposed import gradients_through
 
 # Windows of more tokens are run with each decoder layer computed again in the backward pass, not kept from the forward.
@@ -115,17 +115,9 @@ class Recorder:
         self.calls: dict[torch.nn.Module, Call] = {}
         self.gradients: dict[torch.nn.Module, torch.Tensor] = {}
 
-    def __call__(
-        self,
-        module: torch.nn.Module,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attention_mask: Visibility | None,
-        **kwargs: Any,
-    ) -> torch.Tensor:
-        terms = read_terms(module, query, kwargs)
-        output = self.attend(module, query, key, value, attention_mask, terms)
+    def __call__(self, module: torch.nn.Module, call: AttentionCall) -> torch.Tensor:
+        query, key, value, mask, bias, terms, *_ = call
+        output = self.attend(module, call)
         if module in self.calls:
             return output
         if self.slopes is not None:
@@ -139,7 +131,6 @@ class Recorder:
                 self.gradients[module] = gradient[0, :, places].float()
 
             output.register_hook(keep)  # type: ignore[no-untyped-call]
-        mask, bias = split_mask(attention_mask, key.shape[2])
         positions = self.positions.to(query.device)
         if isinstance(mask, torch.Tensor):
             seen = mask[0, 0].expand(query.shape[2], -1)[positions]
@@ -155,17 +146,9 @@ class Recorder:
         )
         return output
 
-    def attend(
-        self,
-        module: torch.nn.Module,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attention_mask: Visibility | None,
-        terms: Terms,
-    ) -> torch.Tensor:
+    def attend(self, module: torch.nn.Module, call: AttentionCall) -> torch.Tensor:
         """What the module's attention returns, `[B, Hq, T, Dv]`."""
-        return dense_attention(query, key, value, attention_mask, terms)
+        return attend_dense(call)
 
 
 def _no_gradient(module: torch.nn.Module) -> GeosparseError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -11,11 +10,13 @@ import torch
 from ..artifacts.interplay import Interplay
 from ..artifacts.plan import Plan
 from ..geometry.tail_error import kept_errors
-from ..hf.layers import AttentionLayer, Terms, dense_attention, input_device
+from ..hf.dense import attend_dense
+from ..hf.layers import AttentionLayer, input_device
 from ..hf.logits import last_states, targets_of
-from ..ops import TAILS, Visibility
+from ..ops import TAILS, AttentionCall, HeadRules, needs_index
 from ..ops.selectors import EXACT
-from ..sparsify.attention import LayerRules, SparseAttention
+from ..ops.spec import per_head
+from ..sparsify.attention import SparseAttention
 from ..sparsify.patch import rules_of
 from ..sparsify.receipt import Receipt
 from ..utils.parallel import mapped
@@ -32,19 +33,11 @@ class PlannedRecorder(Recorder):
         self.served = served
         self.errors: dict[torch.nn.Module, torch.Tensor] = {}
 
-    def attend(
-        self,
-        module: torch.nn.Module,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attention_mask: Visibility | None,
-        terms: Terms,
-    ) -> torch.Tensor:
+    def attend(self, module: torch.nn.Module, call: AttentionCall) -> torch.Tensor:
         """Sparse attention, differentiated as if it were dense."""
-        dense = dense_attention(query, key, value, attention_mask, terms)
+        dense = attend_dense(call)
         with torch.no_grad():
-            error = self.served[module].serve(query, key, value, attention_mask, terms) - dense
+            error = self.served[module].serve(call) - dense
         self.errors[module] = error[0, :, self.positions.to(error.device)].float()
         return dense + error
 
@@ -116,8 +109,9 @@ def divergence_and_slope(logits: torch.Tensor, dense: torch.Tensor) -> tuple[flo
     return total, (sparse.exp_() - target.exp_()).to(logits.dtype)
 
 
-def _exact(rules: LayerRules) -> LayerRules:
-    return replace(rules, selectors=rules.exact)
+def _exact(rules: HeadRules) -> HeadRules:
+    names = per_head(rules.selector, len(rules.n_keep))
+    return rules._replace(selector=[EXACT if needs_index(name) else name for name in names])
 
 
 class _Group(NamedTuple):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from ..geometry.separation import rank_of, selection_order
-from ..hf.layers import Terms
+from ..ops import Terms
 from ..ops.key_index import PAGE, KeyIndex
 from ..ops.selectors import EXACT, SELECTORS, SelectorRule, SelectorView, choose
 from ..ops.torch_chunked import logit_of

@@ -1,61 +1,42 @@
-"""The sparse attention of one planned layer: what transformers calls once a model is sparsified."""
+"""The sparse attention of one planned layer: what transformers calls once a model is sparsified.
+
+How a call is served is decided at the door, from the call and the rules alone, with a reason where it is otherwise than
+the plan says; the server of that mode is then entered once, and the receipt told what it kept.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import torch
 
-from ..errors import GeosparseError
+from ..hf.dense import attend_dense
 from ..hf.interface import register
-from ..hf.layers import Terms, dense_attention, read_terms
-from ..ops import (
-    PATHS,
-    Budgets,
-    Selectors,
-    Span,
-    Tails,
-    Visibility,
-    best_path,
-    budgets_of_row,
-    needs_gradient,
-    needs_index,
-    span_of,
-    visible_rows,
-)
-from ..ops.hot_pages import HotPages, pages_of
-from ..ops.offloaded import offloaded_attention, reads_every_key
+from ..ops import Attended, AttentionCall, HeadRules, Selectors, attend, needs_index, visible_rows
+from ..ops.call import CAUSAL
+from ..ops.dispatch import SERVING_PATHS
+from ..ops.hot_pages import HotPages
+from ..ops.offloaded import attend_offloaded, reads_every_key
 from ..ops.selectors import EXACT, rules_of
 from ..ops.spec import per_head
-from .block_prefill import block_attention
+from .block_prefill import attend_blocks
 from .compiled import attend_compiled, leave_graph, number_of
 from .receipt import Receipt
 
+Mode = Literal["selected", "offloaded", "dense", "block"]
 
-@dataclass(frozen=True)
-class LayerRules:
-    """What a plan says of one layer.
+
+class Served(NamedTuple):
+    """How a call is served.
 
     Attributes:
-        budgets: Of the `Hq` query heads.
-        tails: One for all heads, or one per head.
-        selectors: Likewise.
-        share_kv: The heads of one KV group select together.
-        window: The layer's sliding window. Pages do not slide, so its selectors that read an index are exact there.
+        mode: Of SERVERS.
+        why: Why not by the plan; empty where it is by the plan.
     """
 
-    budgets: Budgets
-    tails: Tails
-    selectors: Selectors = EXACT
-    share_kv: bool = False
-    window: int | None = None
-
-    @property
-    def exact(self) -> Selectors:
-        """The selectors without an index: top-N in the place of those that read one."""
-        words = per_head(self.selectors, len(self.budgets.n_keep))
-        return [EXACT if needs_index(word) else word for word in words]
+    mode: Mode
+    why: str = ""
 
 
 class SparseAttention:
@@ -64,94 +45,95 @@ class SparseAttention:
     def __init__(
         self,
         layer: int,
-        rules: LayerRules,
+        rules: HeadRules,
         receipt: Receipt,
         path: str = "auto",
         prefill: str = "exact",
         dense_below: int = 0,
     ) -> None:
-        """Args: the layer's place in the plan, its rules, where to count, the ops path, the prefill mode, and the
-        context below which single queries are served densely because that is faster."""
+        """Args:
+        layer: Its place in the plan.
+        rules: Of its heads.
+        receipt: Where to count.
+        path: The path of `ops.dispatch` for selected tokens, or "auto".
+        prefill: How several queries at once are served: "exact", "dense" or "block".
+        dense_below: Context in tokens below which single queries are served densely, because that is faster.
+        """
         self.layer = layer
         self.rules = rules
         self.receipt = receipt
-        self.path = path
         self.prefill = prefill
         self.dense_below = dense_below
-        self._n_keep = tuple(rules.budgets.n_keep.tolist())
-        self._growth = None if rules.budgets.growth is None else tuple(rules.budgets.growth.tolist())
-        self._indexed = needs_index(rules.selectors)
+        self.path = attend if path == "auto" else SERVING_PATHS[path]
+        heads = len(rules.n_keep)
+        self._paged = needs_index(rules.selector)
+        self._exact = rules._replace(selector=_without_index(rules.selector, heads)) if self._paged else rules
         self._every_key = (
-            rules.share_kv
-            or rules.window is not None
-            or reads_every_key(rules.selectors, rules.tails, len(rules.budgets.n_keep))
+            rules.share_kv or rules.window is not None or reads_every_key(rules.selector, rules.tail, heads)
         )
         self._number, self._outside = number_of(self), leave_graph()
-        if self._indexed and rules.window is not None:
+        if self._paged and rules.window is not None:
             receipt.note(layer, EXACT, f"a sliding window of {rules.window} tokens has no pages")
-        for rule in rules_of(self._selectors(None)):
+        for rule in rules_of((self._exact if rules.window is not None else rules).selector):
             if rule.kernel is None and receipt.path != "torch":
                 receipt.note(layer, "plain PyTorch", f"the selector {rule.name} has no kernels")
 
-    def __call__(
-        self,
-        module: torch.nn.Module,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attention_mask: Visibility | None,
-        **kwargs: Any,
-    ) -> torch.Tensor:
-        """Sparse attention `[B, Hq, T, Dv]` of `query` `[B, Hq, T, D]` over `key`, `value` `[B, Hkv, S, D]`."""
-        terms = read_terms(module, query, kwargs)
+    def __call__(self, module: torch.nn.Module, call: AttentionCall) -> torch.Tensor:
+        """Sparse attention `[B, Hq, T, Dv]`."""
         if torch.compiler.is_compiling():
-            if needs_gradient(query, key, value, terms.sink):
-                return self._outside(self.serve, query, key, value, attention_mask, terms)
-            return attend_compiled(self._number, query, key, value, attention_mask, terms)
-        return self.serve(query, key, value, attention_mask, terms)
+            if call.needs_gradient:
+                return self._outside(self.serve, call)
+            return attend_compiled(self._number, call)
+        return self.serve(call)
 
-    def serve(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attention_mask: Visibility | None,
-        terms: Terms,
-    ) -> torch.Tensor:
-        """The same with the terms of the call read."""
-        (batch, _, queries, _), keys = query.shape, key.shape[2]
-        mask, bias = split_mask(attention_mask, keys)
-        graph = torch.is_grad_enabled() and needs_gradient(query, key, value, bias, terms.sink)
+    def serve(self, call: AttentionCall) -> torch.Tensor:
+        """The same, outside of a compiled graph."""
+        query, key, value, mask, *_ = call
+        queries, keys = query.shape[2], key.shape[2]
+        graph = torch.is_grad_enabled() and call.needs_gradient
         if graph and not (key.requires_grad and value.requires_grad):
             # A cache may write over what it handed out before the backward pass reads it.
-            key, value = key.clone(), value.clone()
-        pages = None if graph else self._hot_pages(key, mask, bias)
-        if pages is None and key.device != query.device:
-            key, value = key.to(query.device), value.to(query.device)
-        visible = visible_rows(Span() if mask is None else mask, batch, queries, keys, query.device)
-        if self.prefill == "dense" and queries > 1:
-            self.receipt.count_otherwise(self.layer, visible, None, "dense", "prefill is dense")
-            return dense_attention(query, key, value, attention_mask, terms)
-        if self.prefill == "block" and queries > 1:
-            return self._block(query, key, value, mask, visible, terms)
-        if queries == 1 and keys < self.dense_below:
-            why = f"below {self.dense_below} tokens that is faster here"
-            self.receipt.count_otherwise(self.layer, visible, None, "dense", why)
-            return dense_attention(query, key, value, attention_mask, terms)
-        budgets = self._budgets(mask, visible, keys)
-        rules: dict[str, Any] = {
-            "tail": self.rules.tails,
-            "selector": self._selectors(mask),
-            "mask": mask,
-            **vars(terms),
-        }
-        if pages is not None:
-            result = offloaded_attention(query, key, value, budgets, pages, **rules)
+            call = call._replace(key=key.clone(), value=value.clone())
+        mode, why = self._mode_of(call, graph)
+        if mode != "offloaded" and key.device != query.device:
+            call = call._replace(key=call.key.to(query.device), value=call.value.to(query.device))
+        visible = visible_rows(CAUSAL if mask is None else mask, len(query), queries, keys, query.device)
+        result = SERVERS[mode](self, call, visible)
+        if why:
+            self.receipt.count_otherwise(self.layer, visible, None if mode == "dense" else result.kept, mode, why)
         else:
-            path = best_path(query, key, value, bias, terms.sink) if self.path == "auto" else self.path
-            result = PATHS[path](query, key, value, budgets, share_kv=self.rules.share_kv, bias=bias, **rules)
-        self.receipt.count(self.layer, visible, result.kept)
+            self.receipt.count(self.layer, visible, result.kept)
         return result.output
+
+    def rules_at(self, call: AttentionCall, visible: torch.Tensor) -> HeadRules:
+        """The rules for a call: N by what its queries see, and selectors without an index where pages have no start."""
+        rules, mask = self.rules, call.mask
+        if self._paged and (rules.window is not None or isinstance(mask, torch.Tensor)):
+            if rules.window is None:
+                self.receipt.note(self.layer, EXACT, "its mask is not a causal one with padding on the left")
+            rules = self._exact
+        if rules.growth is None:
+            return rules
+        alike = mask is None and visible.shape[-1] == 1 and visible.device.type == "cpu"
+        return rules.at_row(call.key.shape[2]) if alike else rules.at(visible)
+
+    def _mode_of(self, call: AttentionCall, graph: bool) -> Served:
+        """How `call` is served; `graph`: autograd goes through it."""
+        queries, keys = call.query.shape[2], call.key.shape[2]
+        if queries > 1 and self.prefill != "exact":
+            if self.prefill == "dense":
+                return Served("dense", "prefill is dense")
+            if isinstance(call.mask, torch.Tensor) or (call.mask is not None and call.mask.window is not None):
+                return Served("dense", "prefill in blocks needs plain causality")
+            return Served("block", "prefill is in blocks")
+        if queries == 1 and keys < self.dense_below:
+            return Served("dense", f"below {self.dense_below} tokens that is faster here")
+        if pages_of(call.key) is None or graph:
+            return SELECTED
+        if self._every_key or call.bias is not None or isinstance(call.mask, torch.Tensor):
+            self.receipt.note(self.layer, "read as a whole in spite of offloading", "a head scores every key")
+            return SELECTED
+        return Served("offloaded")
 
     def __getstate__(self) -> dict[str, Any]:
         """All but what compiled graphs find this very object by, and leave through."""
@@ -163,70 +145,41 @@ class SparseAttention:
         self._number, self._outside = number_of(self), leave_graph()
         register()
 
-    def _hot_pages(self, key: torch.Tensor, mask: Visibility | None, bias: torch.Tensor | None) -> HotPages | None:
-        """The pages of offloaded keys, where a step can do with some of them."""
-        pages = pages_of(key)
-        if pages is None or key.shape[2] < self.dense_below:
-            return None
-        if self._every_key or bias is not None or isinstance(mask, torch.Tensor):
-            self.receipt.note(self.layer, "read as a whole in spite of offloading", "a head scores every key")
-            return None
-        return pages
 
-    def _block(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        mask: Visibility | None,
-        visible: torch.Tensor,
-        terms: Terms,
-    ) -> torch.Tensor:
-        """Prefill in blocks; dense where the mask has no fixed first token, as in a sliding window."""
-        span = Span() if mask is None else mask
-        if not isinstance(span, Span) or span.window is not None:
-            self.receipt.count_otherwise(self.layer, visible, None, "dense", "prefill in blocks needs plain causality")
-            return dense_attention(query, key, value, mask, terms)
-        result = block_attention(query, key, value, self._n_keep, span, terms)
-        self.receipt.count_otherwise(self.layer, visible, result.kept, "block", "prefill is in blocks")
-        return result.output
-
-    def _budgets(self, mask: Visibility | None, visible: torch.Tensor, keys: int) -> tuple[int, ...] | torch.Tensor:
-        """N of every head, and of every query where it grows with what the query sees."""
-        if self._growth is None:
-            return self._n_keep
-        if mask is None and visible.shape[-1] == 1 and visible.device.type == "cpu":
-            return budgets_of_row(self._n_keep, self._growth, self.rules.budgets.reference, keys)
-        return self.rules.budgets.at(visible).movedim(0, 1)
-
-    def _selectors(self, mask: Visibility | None) -> Selectors:
-        """The plan's selectors; exact ones where there is no fixed first token from which pages could count."""
-        if not self._indexed or (self.rules.window is None and not isinstance(mask, torch.Tensor)):
-            return self.rules.selectors
-        if self.rules.window is None:
-            self.receipt.note(self.layer, EXACT, "its mask is not a causal one with padding on the left")
-        return self.rules.exact
+SELECTED = Served("selected")
 
 
-def split_mask(attention_mask: Visibility | None, keys: int) -> tuple[Visibility | None, torch.Tensor | None]:
-    """A mask as given by transformers -> (a Span, bool `[B, 1, T, S]` or None, and an additive bias or None).
+def _selected(layer: SparseAttention, call: AttentionCall, visible: torch.Tensor) -> Attended:
+    return layer.path(call, layer.rules_at(call, visible))
 
-    Raises:
-        GeosparseError: The mask differs between heads, or does not cover the keys.
-    """
-    if attention_mask is None or isinstance(attention_mask, Span):
-        return attention_mask, None
-    if attention_mask.dim() != 4 or attention_mask.shape[-1] < keys:
-        raise GeosparseError(f"Expected an attention mask [B, 1, T, {keys}], found {list(attention_mask.shape)}.")
-    attention_mask = attention_mask[..., :keys]
-    if attention_mask.dtype == torch.bool:
-        mask, bias = attention_mask, None
-    else:
-        mask = attention_mask > torch.finfo(attention_mask.dtype).min / 2
-        bias = attention_mask.masked_fill(~mask, 0.0)
-        bias = bias if needs_gradient(bias) or bool(bias.any()) else None
-    if mask.shape[1] != 1:
-        raise GeosparseError("A mask that differs between heads is not supported with sparse attention.")
-    if mask.shape[2] == 1:
-        return span_of(mask) or mask, bias
-    return mask, bias
+
+def _offloaded(layer: SparseAttention, call: AttentionCall, visible: torch.Tensor) -> Attended:
+    pages = pages_of(call.key)
+    assert pages is not None
+    return attend_offloaded(call, layer.rules_at(call, visible), pages)
+
+
+def _dense(layer: SparseAttention, call: AttentionCall, visible: torch.Tensor) -> Attended:
+    return Attended(attend_dense(call), visible.sum().expand(call.query.shape[1]))
+
+
+def _block(layer: SparseAttention, call: AttentionCall, visible: torch.Tensor) -> Attended:
+    return attend_blocks(call, layer.rules)
+
+
+SERVERS: dict[Mode, Callable[[SparseAttention, AttentionCall, torch.Tensor], Attended]] = {
+    "selected": _selected,
+    "offloaded": _offloaded,
+    "dense": _dense,
+    "block": _block,
+}
+
+
+def pages_of(key: torch.Tensor) -> HotPages | None:
+    """The device's copies of pages of offloaded keys, which their cache noted on them."""
+    return getattr(key, "_geosparse_pages", None)
+
+
+def _without_index(selectors: Selectors, heads: int) -> list[str]:
+    """`selectors` with top-N in the place of those that read an index."""
+    return [EXACT if needs_index(name) else name for name in per_head(selectors, heads)]

@@ -8,39 +8,33 @@ follows the plan.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
-from ..hf.layers import Terms, dense_attention
-from ..ops import Attended, Span, needs_gradient, triton
+from ..hf.dense import attend_dense
+from ..ops import Attended, AttentionCall, HeadRules, Terms, triton
 
 BLOCK = 64
 # Chosen key tokens per kept token of the group's largest budget.
 OVERSAMPLE = 4
 
 
-def block_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, n_keep: Sequence[int], span: Span, terms: Terms
-) -> Attended:
+def attend_blocks(call: AttentionCall, rules: HeadRules) -> Attended:
     """Attention of several queries within chosen key blocks, renormalised over them.
 
     Args:
-        query: `[B, Hq, T, D]`.
-        key: `[B, Hkv, S, D]`.
-        value: `[B, Hkv, S, Dv]`.
-        n_keep: `Hq` budgets: a group reads about OVERSAMPLE times its largest, besides the first and last blocks.
-        span: What the queries see; no window.
-        terms: Of the logits.
+        call: Its mask is a Span without a window, or None.
+        rules: Of its budgets a KV group reads about OVERSAMPLE times the largest, besides the first and last blocks.
 
     Returns:
-        Output `[B, Hq, T, Dv]` in the dtype of `query`, and the tokens attended to per query head, summed.
+        Output `[B, Hq, T, Dv]` in the dtype of the queries, and the tokens attended to per query head, summed.
     """
+    query, key, value, terms, n_keep = call.query, call.key, call.value, call.terms, rules.n_keep
     (batch, heads, queries, _), (kv_heads, keys) = query.shape, key.shape[1:3]
     groups = heads // kv_heads
-    if query.is_cuda and triton.supports(query, key, value, None) and not needs_gradient(terms.sink):
+    if query.is_cuda and triton.supports(query, key, value, None) and not call.needs_gradient:
         each = [-(-OVERSAMPLE * max(n_keep[head : head + groups]) // BLOCK) for head in range(0, heads, groups)]
-        return triton.block_prefill(query, key, value, span.starts(batch), each, BLOCK, **vars(terms))
+        return triton.block_prefill(call, each, BLOCK)
+    span = call.span
     output = query.new_zeros(batch, heads, queries, value.shape[-1])
     kept = torch.zeros(heads, dtype=torch.int64, device=query.device)
     for row, first in enumerate(span.starts(batch)):
@@ -60,7 +54,7 @@ def _group(
     """One KV group: `[G, T, D]` over `[S, D]`, the last query at the last key; also the tokens that each head read."""
     (groups, queries, _), keys = query.shape, key.shape[0]
     sinks = None if terms.sink is None else terms.sink[heads]
-    terms = Terms(terms.scaling, terms.softcap, sinks)
+    terms = terms._replace(sink=sinks)
     low, high = _bounds(key.detach())  # what is chosen by comparison has no gradient
     output = query.new_empty(groups, queries, value.shape[-1])
     read = 0
@@ -72,7 +66,9 @@ def _group(
         places = (picks[:, None] * BLOCK + torch.arange(BLOCK, device=key.device, dtype=torch.int64)).flatten()
         places = torch.cat([places, torch.arange(before * BLOCK, seen, device=key.device, dtype=torch.int64)])
         mask = places <= torch.arange(seen - (stop - start), seen, device=key.device, dtype=torch.int64)[:, None]
-        part = dense_attention(rows[None], key[places][None, None], value[places][None, None], mask[None, None], terms)
+        part = attend_dense(
+            AttentionCall(rows[None], key[places][None, None], value[places][None, None], mask[None, None], None, terms)
+        )
         output[:, start:stop] = part[0]
         read += int(mask.sum())
     return output, read

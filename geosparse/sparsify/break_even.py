@@ -11,8 +11,18 @@ import torch
 
 from ..errors import GeosparseError
 from ..hf.aliases import cache_dir
-from ..hf.layers import Terms, dense_attention
-from ..ops import PATHS, IndexSlot, Selector, best_path, remember_index, remember_value_sum
+from ..hf.dense import attend_dense
+from ..ops import (
+    AttentionCall,
+    HeadRules,
+    IndexSlot,
+    Selector,
+    Terms,
+    best_path,
+    remember_index,
+    remember_value_sum,
+)
+from ..ops.dispatch import SERVING_PATHS
 from ..ops.selectors import MEASURED
 from ..utils.files import is_count, locked, read_json, write_json
 from ..utils.provenance import device_name
@@ -122,14 +132,14 @@ def _times(shape: Shape, context: int, selector: Selector) -> tuple[float, float
         remember_value_sum(value, value.sum(-2, dtype=torch.float64))
         calls.append((query, key, value))
     scaling = shape.dim**-0.5
-    sparse = PATHS[best_path(*calls[0], None)]
-    n_keep = (min(KEPT, max(1, context // 2)),) * shape.heads
+    sparse = SERVING_PATHS[best_path(*calls[0], None)]
+    rules = HeadRules((min(KEPT, max(1, context // 2)),) * shape.heads, "centroid", selector)
 
     def dense_step(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
-        dense_attention(query, key, value, None, Terms(scaling, None, None))
+        attend_dense(AttentionCall(query, key, value, None, None, Terms(scaling)))
 
     def sparse_step(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
-        sparse(query, key, value, n_keep, tail="centroid", scaling=scaling, selector=selector)
+        sparse(AttentionCall(query, key, value, None, None, Terms(scaling)), rules)
 
     times: tuple[list[float], list[float]] = ([], [])
     with torch.no_grad():

@@ -17,17 +17,15 @@ from typing import Any, Protocol
 
 import torch
 
-from ..hf.layers import Terms
-from ..ops import Span, Visibility
+from ..hf.call import call_of
+from ..ops import AttentionCall, Span, Terms, Visibility
 
 
 class Server(Protocol):
     """What the operator calls."""
 
-    def serve(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Visibility | None, terms: Terms
-    ) -> torch.Tensor:
-        """Attention `[B, Hq, T, Dv]` of `query` `[B, Hq, T, D]` over `key`, `value` `[B, Hkv, S, D]`."""
+    def serve(self, call: AttentionCall) -> torch.Tensor:
+        """Attention `[B, Hq, T, Dv]`."""
 
 
 _numbers = itertools.count()
@@ -41,19 +39,12 @@ def number_of(server: Server) -> int:
     return number
 
 
-def attend_compiled(
-    number: int,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: Visibility | None,
-    terms: Terms,
-) -> torch.Tensor:
+def attend_compiled(number: int, call: AttentionCall) -> torch.Tensor:
     """`serve` of the server `number`, as an operator that a graph can hold."""
-    span = mask if isinstance(mask, Span) else Span(())
-    stored = mask if isinstance(mask, torch.Tensor) else None
-    numbers = (list(span.first), span.window or 0, terms.scaling, terms.softcap or 0.0, number)
-    result: torch.Tensor = attend(query, key, value, stored, terms.sink, *numbers)
+    span = call.mask if isinstance(call.mask, Span) else Span(())
+    scaling, softcap, sink = call.terms
+    numbers = (list(span.first), span.window or 0, scaling, softcap or 0.0, number)
+    result: torch.Tensor = attend(call.query, call.key, call.value, call.given, sink, *numbers)
     return result
 
 
@@ -86,7 +77,8 @@ def attend(
 ) -> torch.Tensor:
     """The operator: a Span arrives as `first` and `window` (0: none), plain causality as neither mask nor `first`."""
     seen: Visibility | None = Span(tuple(first), window or None) if first else mask
-    return _servers[number].serve(query, key, value, seen, Terms(scaling, softcap or None, sink)).contiguous()
+    call = call_of(query, key, value, seen, Terms(scaling, softcap or None, sink))
+    return _servers[number].serve(call).contiguous()
 
 
 @attend.register_fake

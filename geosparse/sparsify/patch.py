@@ -19,12 +19,12 @@ from ..hf.layers import AttentionLayer, attention_layers, input_device, probe_of
 from ..hf.modes import evaluating
 from ..hf.nonfinite import ADVICE, first_fault
 from ..hf.signature import Remembered
-from ..ops import SELECTORS, Budgets
+from ..ops import SELECTORS, Budgets, HeadRules
 from ..ops.selectors import ECONOMICAL, EXACT
 from ..ops.serving import missing_kernels, serving, warn_once
 from ..ops.spec import per_head
 from ..utils.bounds import check_whole
-from .attention import LayerRules, SparseAttention
+from .attention import SparseAttention
 from .break_even import Shape, break_even
 from .equivalence import reproduce
 from .linear import install_products, remove_products
@@ -146,9 +146,9 @@ def _whole_or_not_at_all(model: Any) -> Iterator[None]:
         raise
 
 
-def rules_of(plan: Plan, layer: int, window: int | None = None) -> LayerRules:
+def rules_of(plan: Plan, layer: int, window: int | None = None) -> HeadRules:
     """What `plan` says of one layer; `window`: the layer's sliding window."""
-    return LayerRules(plan.budgets.of(layer), plan.tails_of(layer), plan.selectors_of(layer), plan.share_kv, window)
+    return HeadRules.of(plan.budgets.of(layer), plan.tails_of(layer), plan.selectors_of(layer), plan.share_kv, window)
 
 
 def shape_of(model: Any, layer: AttentionLayer) -> Shape:
@@ -230,7 +230,7 @@ def _reproduced(model: Any) -> bool:
     unlimited = Budgets(torch.full((len(layers), layers[0].heads), tokens.shape[1], dtype=torch.int64, device="cpu"))
     receipt = Receipt(unlimited, [layer.name for layer in layers])
     handlers: dict[torch.nn.Module, Handler] = {
-        layer.module: SparseAttention(index, LayerRules(unlimited.of(index), "drop"), receipt)
+        layer.module: SparseAttention(index, HeadRules.of(unlimited.of(index), "drop"), receipt)
         for index, layer in enumerate(layers)
     }
     with evaluating(model):

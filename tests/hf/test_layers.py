@@ -6,14 +6,15 @@ import transformers
 
 import geosparse as gs
 from geosparse import GeosparseError
+from geosparse.hf.call import call_of
+from geosparse.hf.dense import attend_dense
 from geosparse.hf.layers import (
     LONGEST_REACH,
     PROBE_TOKENS,
-    Terms,
     attention_layers,
-    dense_attention,
     reaches,
 )
+from geosparse.ops import Terms
 
 from ..tiny import EXTRA, VOCABULARY, WINDOW, save_tiny, tiny_model, tiny_tokenizer, tokens
 
@@ -98,9 +99,8 @@ def test_a_mask_may_be_longer_than_the_keys():
     query, key, value = torch.randn(3, 1, 2, 5, 8, generator=torch.Generator().manual_seed(0))
     seen = torch.ones(5, 5, dtype=torch.bool).tril()[None, None]
     longer = torch.nn.functional.pad(seen, (0, 3), value=True)
-    terms = Terms(8**-0.5, None, None)
-    whole = dense_attention(query, key, value, longer, terms)
-    assert torch.equal(whole, dense_attention(query, key, value, seen, terms))
+    whole, same = (attend_dense(call_of(query, key, value, mask, Terms(8**-0.5))) for mask in (longer, seen))
+    assert torch.equal(whole, same)
 
 
 @pytest.mark.parametrize("additive", [False, True])

@@ -5,10 +5,22 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 import geosparse as gs
-from geosparse.ops import PATHS, SELECTORS, TAILS, Span, causal_mask, cpu, reference_attention, torch_chunked
+from geosparse.ops import (
+    PATHS,
+    SELECTORS,
+    TAILS,
+    AttentionCall,
+    HeadRules,
+    Span,
+    Terms,
+    causal_mask,
+    cpu,
+    reference_attention,
+    torch_chunked,
+)
 from geosparse.ops.hot_pages import HotPages
 from geosparse.ops.key_index import IndexSlot, KeyIndex, remember_index
-from geosparse.ops.offloaded import offloaded_attention
+from geosparse.ops.offloaded import attend_offloaded
 from geosparse.ops.selectors import choose
 
 TOLERANCE = 1e-4
@@ -172,7 +184,6 @@ def test_the_sink_alone_may_have_a_gradient():
 
 def test_offloaded_pages_have_none_and_say_so():
     query, key, value = inputs(1)
+    call = AttentionCall(query.requires_grad_(), key, value, None, None, Terms(1.0))
     with pytest.raises(gs.GeosparseError, match="no gradient"):
-        offloaded_attention(
-            query.requires_grad_(), key, value, N_KEEP, HotPages(2), tail="drop", scaling=1.0, selector="lowbit"
-        )
+        attend_offloaded(call, HeadRules(N_KEEP, "drop", "lowbit"), HotPages(2))

@@ -4,9 +4,8 @@ import pytest
 import torch
 
 import geosparse as gs
-from geosparse.hf.layers import Terms
-from geosparse.ops import Span, reference_attention
-from geosparse.sparsify.block_prefill import BLOCK, block_attention
+from geosparse.ops import AttentionCall, HeadRules, Span, Terms, reference_attention
+from geosparse.sparsify.block_prefill import BLOCK, attend_blocks
 
 from ..ops.test_attention import tensors, tolerance
 from ..tiny import tiny_model, tokens
@@ -18,7 +17,7 @@ from ..tiny import tiny_model, tokens
 def test_with_every_block_it_is_dense(heads, kv_heads, queries, keys, softcap):
     q, k, v = tensors(3, heads, kv_heads, queries, keys, 16)
     span = Span((0, 7, 33))
-    result = block_attention(q, k, v, [keys] * heads, span, Terms(0.25, softcap, None))
+    result = attend_blocks(AttentionCall(q, k, v, span, None, Terms(0.25, softcap)), HeadRules([keys] * heads, "drop"))
     true = reference_attention(q, k, v, [keys] * heads, tail="drop", scaling=0.25, softcap=softcap, mask=span)
     assert (result.output - true.output).abs().max() <= tolerance(v)
     assert torch.equal(result.kept, true.kept)
@@ -27,7 +26,7 @@ def test_with_every_block_it_is_dense(heads, kv_heads, queries, keys, softcap):
 def test_learned_sinks_belong_to_their_heads():
     q, k, v = tensors(1, 6, 2, 90, 90, 16)
     sink = torch.linspace(-2, 2, 6)
-    result = block_attention(q, k, v, [90] * 6, Span(), Terms(0.25, None, sink))
+    result = attend_blocks(AttentionCall(q, k, v, None, None, Terms(0.25, None, sink)), HeadRules([90] * 6, "drop"))
     true = reference_attention(q, k, v, [90] * 6, tail="drop", scaling=0.25, sink=sink)
     assert (result.output - true.output).abs().max() <= tolerance(v)
 
@@ -36,7 +35,7 @@ def test_the_block_with_the_matching_keys_is_found():
     length = 12 * BLOCK
     q, k, v = tensors(1, 2, 1, length, length, 16)
     q[:, :, -1], k[:, :, 5 * BLOCK + 3] = 4.0, 4.0
-    result = block_attention(q, k, v, [1, 1], Span(), Terms(1.0, None, None))
+    result = attend_blocks(AttentionCall(q, k, v, None, None, Terms(1.0)), HeadRules([1, 1], "drop"))
     assert (result.output[0, :, -1] - v[0, :, 5 * BLOCK + 3]).abs().max() <= 1e-3
     assert int(result.kept[0]) < length * (length + 1) // 4
 

@@ -5,8 +5,8 @@ import torch
 
 from geosparse.hf.interface import ATTRIBUTE
 from geosparse.hf.layers import attention_layers
-from geosparse.ops import Budgets
-from geosparse.sparsify.attention import LayerRules, SparseAttention
+from geosparse.ops import Budgets, HeadRules
+from geosparse.sparsify.attention import SparseAttention
 from geosparse.sparsify.equivalence import reproduce
 from geosparse.sparsify.receipt import Receipt
 
@@ -21,7 +21,7 @@ def parts_of(model):
     unlimited = Budgets(torch.full((len(layers), layers[0].heads), LENGTH, dtype=torch.int64))
     receipt = Receipt(unlimited, [layer.name for layer in layers])
     handlers = {
-        layer.module: SparseAttention(place, LayerRules(unlimited.of(place), "drop"), receipt)
+        layer.module: SparseAttention(place, HeadRules.of(unlimited.of(place), "drop"), receipt)
         for place, layer in enumerate(layers)
     }
     return {layer.module: layer.name for layer in layers}, handlers

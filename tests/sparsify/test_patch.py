@@ -223,16 +223,15 @@ def test_an_unreached_layer_is_noticed():
 def test_a_wrong_count_is_noticed(monkeypatch):
     from geosparse import ops
 
-    def lying(*args, **kwargs):
-        result = ops.chunked_attention(*args, **kwargs)
+    def lying(call, rules):
+        result = ops.attend(call, rules)
         return result._replace(kept=result.kept + 1)
 
     model = tiny_model("llama")
     plan = varied_plan(model)
     gs.sparsify_(model, plan)
     gs.restore_(model)
-    for path in ("torch", "cpu"):
-        monkeypatch.setitem(ops.PATHS, path, lying)
+    monkeypatch.setattr("geosparse.sparsify.attention.attend", lying)
     with pytest.raises(gs.GeosparseError, match=r"kept .* tokens where the plan says"), gs.sparsified(model, plan):
         logits(model, tokens(1, 10))
 

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 
 from geosparse.artifacts.plan import Plan
+from geosparse.hf.dense import attend_dense
 from geosparse.hf.identity import identify
 from geosparse.hf.interface import intercepted
-from geosparse.hf.layers import attention_layers, dense_attention, read_terms
+from geosparse.hf.layers import attention_layers
 from geosparse.measure.loss import token_nll
-from geosparse.ops import Visibility
+from geosparse.ops import AttentionCall
 from geosparse.sparsify.patch import sparsified
 
 STARVED_BUDGET = 2
@@ -58,16 +59,8 @@ class _Silencer:
     def __init__(self, heads: torch.Tensor) -> None:
         self.heads = heads
 
-    def __call__(
-        self,
-        module: torch.nn.Module,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attention_mask: Visibility | None,
-        **kwargs: Any,
-    ) -> torch.Tensor:
-        output = dense_attention(query, key, value, attention_mask, read_terms(module, query, kwargs))
+    def __call__(self, module: torch.nn.Module, call: AttentionCall) -> torch.Tensor:
+        output = attend_dense(call)
         return output.masked_fill(self.heads.to(output.device)[:, None, None], 0.0)
 
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
+from geosparse.hf.dense import attend_dense
 from geosparse.hf.interface import intercepted
-from geosparse.hf.layers import AttentionLayer, attention_layers, dense_attention, read_terms
-from geosparse.ops import Span, Visibility
+from geosparse.hf.layers import AttentionLayer, attention_layers
+from geosparse.ops import AttentionCall, Span
 from geosparse.ops.torch_chunked import attention_scores, attention_weights
-from geosparse.sparsify.attention import split_mask
 
 # Layer index, attention rows `[Hq, Q, L]`, values `[Hkv, L, Dv]`, seen `[Q, L]` bool.
 Visit = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], None]
@@ -41,17 +41,8 @@ class _Visitor:
         self.positions = positions
         self.visit = visit
 
-    def __call__(
-        self,
-        module: torch.nn.Module,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attention_mask: Visibility | None,
-        **kwargs: Any,
-    ) -> torch.Tensor:
-        terms = read_terms(module, query, kwargs)
-        mask, bias = split_mask(attention_mask, key.shape[2])
+    def __call__(self, module: torch.nn.Module, call: AttentionCall) -> torch.Tensor:
+        query, key, value, mask, bias, terms, *_ = call
         rows = self.positions.to(query.device)
         if isinstance(mask, torch.Tensor):
             seen = mask[0, 0].expand(query.shape[2], -1)[rows]
@@ -61,4 +52,4 @@ class _Visitor:
         scores = attention_scores(query[:, :, rows], key, terms.scaling, seen, bias, terms.softcap)
         alpha, _ = attention_weights(scores, seen, terms.sink)
         self.visit(self.index, alpha[0], value[0].float(), seen)
-        return dense_attention(query, key, value, attention_mask, terms)
+        return attend_dense(call)

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import torch
 
 from geosparse.errors import GeosparseError
+from geosparse.hf.dense import attend_dense
 from geosparse.hf.interface import Handler, intercepted
-from geosparse.hf.layers import AttentionLayer, attention_layers, dense_attention, read_terms
-from geosparse.ops import PATHS, Tail, Visibility, best_path
-from geosparse.sparsify.attention import split_mask
+from geosparse.hf.layers import AttentionLayer, attention_layers
+from geosparse.ops import PATHS, AttentionCall, Tail, best_path
 
 # Logits of one batch, elements.
 MAX_LOGITS = 1 << 28
@@ -35,18 +35,9 @@ class _OneHeadSparse:
         self.trials = trials
         self.tail = tail
 
-    def __call__(
-        self,
-        module: torch.nn.Module,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attention_mask: Visibility | None,
-        **kwargs: Any,
-    ) -> torch.Tensor:
-        terms = read_terms(module, query, kwargs)
-        output = dense_attention(query, key, value, attention_mask, terms)
-        mask, bias = split_mask(attention_mask, key.shape[2])
+    def __call__(self, module: torch.nn.Module, call: AttentionCall) -> torch.Tensor:
+        query, key, value, mask, bias, terms, *_ = call
+        output = attend_dense(call)
         groups = query.shape[1] // key.shape[1]
         for row, trial in enumerate(self.trials):
             own, served = slice(trial.head, trial.head + 1), slice(trial.head // groups, trial.head // groups + 1)
@@ -70,15 +61,8 @@ def _row(tensor: Any, row: int) -> Any:
     return tensor[row : row + 1] if isinstance(tensor, torch.Tensor) and len(tensor) > 1 else tensor
 
 
-def _dense(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: Visibility | None,
-    **kwargs: Any,
-) -> torch.Tensor:
-    return dense_attention(query, key, value, attention_mask, read_terms(module, query, kwargs))
+def _dense(module: torch.nn.Module, call: AttentionCall) -> torch.Tensor:
+    return attend_dense(call)
 
 
 def one_head_losses(

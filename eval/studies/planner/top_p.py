@@ -7,12 +7,11 @@ from typing import Any
 import torch
 
 from geosparse.hf.interface import Handler, intercepted
-from geosparse.hf.layers import attention_layers, read_terms
+from geosparse.hf.layers import attention_layers
 from geosparse.measure.loss import token_nll
-from geosparse.ops import Visibility, causal_mask
+from geosparse.ops import AttentionCall
 from geosparse.ops.torch_chunked import attention_scores, attention_weights
 from geosparse.ops.visibility import dense_mask
-from geosparse.sparsify.attention import split_mask
 
 BISECTION_STEPS = 8
 QUERY_CHUNK = 128
@@ -48,19 +47,12 @@ class _TopP:
         self.kept = 0
         self.queries = 0
 
-    def __call__(
-        self,
-        module: torch.nn.Module,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attention_mask: Visibility | None,
-        **kwargs: Any,
-    ) -> torch.Tensor:
-        terms = read_terms(module, query, kwargs)
+    def __call__(self, module: torch.nn.Module, call: AttentionCall) -> torch.Tensor:
+        query, key, value, *_ = call
+        terms = call.terms
         group = query.shape[1] // key.shape[1]
         values = value.float().repeat_interleave(group, dim=1)
-        seen, bias = visible(attention_mask, query, key)
+        seen, bias = visible(call)
         outputs = []
         for start in range(0, query.shape[2], QUERY_CHUNK):
             rows = slice(start, start + QUERY_CHUNK)
@@ -80,8 +72,7 @@ class _TopP:
         return torch.cat(outputs, dim=2).to(query.dtype)
 
 
-def visible(mask: Any, query: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+def visible(call: AttentionCall) -> tuple[torch.Tensor, torch.Tensor | None]:
     """What queries see, bool `[B or 1, 1, T, S]`, and a bias that is added to the logits."""
-    seen, bias = split_mask(mask, key.shape[2])
-    size = (query.shape[2], key.shape[2], query.device)
-    return (causal_mask(*size) if seen is None else dense_mask(seen, *size)), bias
+    query, key = call.query, call.key
+    return dense_mask(call.visibility, query.shape[2], key.shape[2], query.device), call.bias

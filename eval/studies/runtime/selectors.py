@@ -22,7 +22,7 @@ import geosparse as gs
 from geosparse.artifacts.plan import PlanTail
 from geosparse.hf.interface import intercepted
 from geosparse.hf.layers import attention_layers
-from geosparse.ops import SELECTORS
+from geosparse.ops import SELECTORS, AttentionCall
 from geosparse.sparsify.attention import SparseAttention
 from geosparse.sparsify.patch import rules_of
 from geosparse.sparsify.receipt import Receipt
@@ -75,12 +75,12 @@ def observed(model: Any, plans: dict[str, gs.Plan]) -> Iterator[dict[str, torch.
         dense = SparseAttention(place, rules_of(unlimited, place, window), Receipt(unlimited.budgets, names))
         dense.prefill = "dense"
 
-        def attend(module: Any, query: torch.Tensor, key: torch.Tensor, *rest: Any, **kwargs: Any) -> torch.Tensor:
-            true = dense(module, query, key, *rest, **kwargs)
-            asked = query[:, :, -ERROR_QUERIES:]
+        def attend(module: torch.nn.Module, call: AttentionCall) -> torch.Tensor:
+            true = dense(module, call)
+            last = call._replace(query=call.query[:, :, -ERROR_QUERIES:])
             target = true[:, :, -ERROR_QUERIES:].double()
             for name, attention in served.items():
-                error = attention(module, asked, key, *rest, **kwargs).double() - target
+                error = attention(module, last).double() - target
                 errors[name][place] = (error.square().sum((0, 2, 3)) / target.square().sum((0, 2, 3))).sqrt()
             return true
 

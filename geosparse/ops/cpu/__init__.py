@@ -10,19 +10,21 @@ import torch
 
 from .. import buffers
 from ..buffers import PLAIN
+from ..call import AttentionCall, HeadRules, as_function
 from ..key_index import index_of
 from ..selectors import SELECTORS, fits
-from ..spec import Attended, Keep, Selectors, Tails, keep_tensor, needs_gradient, per_head
+from ..spec import Attended, keep_tensor, per_head
 from ..tails import TAILS
-from ..torch_chunked import chunked_attention
-from ..visibility import Span, Visibility, page_starts
+from ..torch_chunked import attend_chunked
+from ..visibility import Span, page_starts
 from .decode import MAX_DIM, decode, remember_value_sum, value_sum_of
+from .handed import KernelRules
 from .library import DTYPES, ISAS, isa, library, load_error
 from .linear import product
 from .prefill import prefill
 from .rms_norm import rms_norm
 
-CAUSAL = Span()
+FIRST = (0,)  # key that is not padding
 
 
 def supports(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor | None) -> bool:
@@ -37,57 +39,45 @@ def supports(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: 
     )
 
 
-def cpu_attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    n_keep: Keep,
-    *,
-    tail: Tails,
-    scaling: float,
-    selector: Selectors = "topn",
-    share_kv: bool = False,
-    mask: Visibility | None = None,
-    bias: torch.Tensor | None = None,
-    softcap: float | None = None,
-    sink: torch.Tensor | None = None,
-) -> Attended:
-    """`reference_attention` (same arguments, same meaning) for CPU tensors; `bias` must be None.
+def attend_cpu(call: AttentionCall, rules: HeadRules) -> Attended:
+    """`reference_attention` for CPU tensors in C++ kernels; the torch path where they do not serve.
 
     One query per row runs in one fused kernel that reads every key (or its code) once and only the kept values;
     several queries get their scores and outputs from matrix products and everything between from a kernel. Selectors
-    without a kernel for that, shared selections and autograd stay with the torch path.
+    without a kernel for that, shared selections, biases and autograd stay with the torch path.
     """
-    batch, heads, queries, _ = query.shape
-    rules = _rules(heads, _hashable(tail), _hashable(selector))
-    visibility = CAUSAL if mask is None else mask
-    if share_kv or not (rules.decodes if queries == 1 else rules.prefills) or needs_gradient(query, key, value, sink):
-        return chunked_attention(
-            query,
-            key,
-            value,
-            n_keep,
-            tail=tail,
-            scaling=scaling,
-            selector=selector,
-            share_kv=share_kv,
-            mask=mask,
-            softcap=softcap,
-            sink=sink,
-        )
-    index = index_of(key, page_starts(visibility, batch)) if rules.indexed else None
-    if sink is not None:
-        sink = sink.detach().float().contiguous()
-    serve = decode if queries == 1 else prefill
-    if isinstance(n_keep, torch.Tensor):
-        budgets = keep_tensor(n_keep, "cpu")
+    batch, heads, queries, _ = call.query.shape
+    words = _kernel_rules(heads, _hashable(rules.tail), _hashable(rules.selector))
+    served = words.decodes if queries == 1 else words.prefills
+    if rules.share_kv or not served or call.bias is not None or (torch.is_grad_enabled() and call.needs_gradient):
+        return attend_chunked(call, rules)
+    if call.terms.sink is not None:
+        sink = call.terms.sink.detach().float().contiguous()
+        call = call._replace(terms=call.terms._replace(sink=sink))
+    mask = call.mask
+    first = FIRST * batch if mask is None else mask.starts(batch) if isinstance(mask, Span) else ()
+    index = index_of(call.key, first if mask is None else page_starts(mask, batch)) if words.indexed else None
+    budgets = rules.n_keep
+    if isinstance(budgets, torch.Tensor):
+        budgets = keep_tensor(budgets, "cpu")
         budgets = budgets[..., 0].contiguous() if queries == 1 else budgets
     else:
-        budgets = _budgets(tuple(n_keep), queries == 1)
-    return serve(query, key, value, budgets, rules.tails, rules.selectors, scaling, visibility, softcap, sink, index)
+        budgets = _budgets(tuple(budgets), queries == 1)
+    kernel_rules = KernelRules(budgets, words.tails, words.selectors, first)
+    if queries == 1:
+        return decode(call, kernel_rules, index)
+    return prefill(call, kernel_rules, None if index is None else index.decoded(call.key.shape[2], call.key.shape[3]))
 
 
-class _Rules(NamedTuple):
+def serve_cpu(call: AttentionCall, rules: HeadRules) -> Attended | None:
+    """`attend_cpu`; None where it does not take these tensors."""
+    return attend_cpu(call, rules) if supports(call.query, call.key, call.value, call.bias) else None
+
+
+cpu_attention = as_function(attend_cpu, "cpu_attention")
+
+
+class _Words(NamedTuple):
     """The words of a layer's heads as the kernels take them, and what they imply."""
 
     tails: torch.Tensor  # [Hq] int64 places in TAILS
@@ -102,13 +92,13 @@ def _hashable(words: str | Sequence[str]) -> str | tuple[str, ...]:
 
 
 @lru_cache(maxsize=4096)
-def _rules(heads: int, tail: str | tuple[str, ...], selector: str | tuple[str, ...]) -> _Rules:
+def _kernel_rules(heads: int, tail: str | tuple[str, ...], selector: str | tuple[str, ...]) -> _Words:
     """Worked out once; the same few words come back at every token."""
     tails, selectors = per_head(tail, heads), [SELECTORS[name] for name in per_head(selector, heads)]
     # A head without scores does not know the mass of what it left out.
     known = all(map(fits, per_head(selector, heads), tails))
     decodes = known and all(rule.kernel is not None for rule in selectors)
-    return _Rules(
+    return _Words(
         _remembered([TAILS.index(name) for name in tails]),
         _remembered([-1 if rule.kernel is None else rule.kernel for rule in selectors]),
         any(rule.indexed for rule in selectors),

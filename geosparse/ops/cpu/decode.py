@@ -6,10 +6,12 @@ import torch
 
 from ...errors import GeosparseError
 from .. import buffers
+from ..call import AttentionCall
 from ..key_index import PAGE, WIDTH, KeyIndex
 from ..spec import Attended
-from ..visibility import Span, Visibility
+from ..visibility import Span
 from .fast_call import direct
+from .handed import KernelRules, check_mask, check_rules, check_span, nothing_seen, unit_rows
 from .library import DECODE_CALL, DTYPES, run
 
 NO_INDEX: tuple[tuple[int, ...], tuple[int, ...]] = (0, 0, 0), (0, 0, 0, 0, 0, 0)
@@ -17,72 +19,48 @@ NO_CODES = None, None, None, 0
 MAX_DIM = 512  # of a key: common.inc
 
 
-def decode(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    budgets: torch.Tensor,
-    tails: torch.Tensor,
-    selectors: torch.Tensor,
-    scaling: float,
-    mask: Visibility,
-    softcap: float | None,
-    sink: torch.Tensor | None,
-    index: KeyIndex | None,
-) -> Attended:
-    """`cpu_attention` for T = 1: every key, or its code, is read once; values only where they are kept.
+def decode(call: AttentionCall, rules: KernelRules, index: KeyIndex | None) -> Attended:
+    """`attend_cpu` for T = 1: every key, or its code, is read once; values only where they are kept.
 
     Calls without a mask tensor are put together in C where that can be (fast_call.c); what is amiss is said here.
 
     Args:
-        query: `[B, Hq, 1, D]`; key, value: `[B, Hkv, S, D]`.
-        budgets: int64 `[B or 1, Hq]`, contiguous; tails, selectors: int64 `[Hq]`, the kernels' enums.
-        scaling: Factor on the logits.
-        mask: Which keys are visible.
-        softcap: Of the logits.
-        sink: fp32 `[Hq]`.
+        call: Of one query per row; its sink is fp32 `[Hq]`.
+        rules: Of its heads.
         index: Of the keys, where a selector reads it.
 
     Raises:
         GeosparseError: The tensors do not fit together, or are none that the kernel can read.
     """
-    call = direct()
-    if call is not None and isinstance(mask, Span):
+    query, key, value, mask, _, (scaling, softcap, sink), *_ = call
+    in_c = direct()
+    if in_c is not None and not isinstance(mask, torch.Tensor):
         first = None
         total: torch.Tensor | None = getattr(value, "_geosparse_value_sum", None)
-        if not mask.is_causal:
+        if mask is not None and not mask.is_causal:
             check_span(mask, query.shape[0])
             starts = starts_of(mask, query.shape[0], key.shape[2])
             first, total = buffers.numbers(starts, torch.int64), value_sum_of(value, starts)
         low, high, codes, bits = NO_CODES if index is None else (index.low, index.high, index.codes, index.bits)
         settings = bits, torch.get_num_threads(), scaling, softcap or 0.0
-        found = call.decode(
-            query, key, value, budgets, tails, selectors, first, total, sink, low, high, codes, *settings
-        )
-        if found is not None:
-            return found
+        result = in_c.decode(query, key, value, *rules[:3], first, total, sink, low, high, codes, *settings)
+        if result is not None:
+            return result
     if not key.shape[2] or not query.shape[0]:
         return nothing_seen(query, value)
-    packed, output, kept, _ = pack(query, key, value, budgets, tails, selectors, scaling, mask, softcap, sink, index)
+    packed, output, kept, _ = pack(call, rules, index)
     run("gs_decode", packed, query.dtype)
     return Attended(output, kept if kept.dim() == 1 else kept.sum(0))
 
 
 def pack(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    budgets: torch.Tensor,
-    tails: torch.Tensor,
-    selectors: torch.Tensor,
-    scaling: float,
-    mask: Visibility,
-    softcap: float | None,
-    sink: torch.Tensor | None,
-    index: KeyIndex | None,
+    call: AttentionCall, rules: KernelRules, index: KeyIndex | None
 ) -> tuple[bytes, torch.Tensor, torch.Tensor, tuple[torch.Tensor | None, ...]]:
     """The arguments of `decode` as `gs_decode` takes them, where it writes output `[B, Hq, 1, Dv]` and counts `[Hq]` or
     `[B, Hq]`, and the tensors that must live as long as the first."""
+    query, key, value, mask = call.query, call.key, call.value, call.visibility
+    scaling, softcap, sink = call.terms
+    budgets, tails, selectors, _ = rules
     batch, heads, _, dim = query.shape
     _, kv_heads, keys, value_dim = value.shape
     dtype = query.dtype
@@ -96,7 +74,7 @@ def pack(
     if dim > MAX_DIM:
         raise GeosparseError(f"The decode kernel takes heads of up to {MAX_DIM} channels, found {dim}.")
     buffers.check("the budgets", budgets, torch.int64, (1 if len(budgets) == 1 else batch, heads))
-    check_rules(tails, selectors, sink, heads)
+    check_rules(rules, sink, heads)
     output = buffers.empty((batch, heads, 1, value_dim), dtype)
     kept = buffers.empty((heads,) if batch == 1 else (batch, heads), torch.int64)
     first = seen = sums = None
@@ -150,45 +128,12 @@ def pack(
     return packed, output, kept, (query, key, value, first, seen, sums)
 
 
-def nothing_seen(query: torch.Tensor, value: torch.Tensor) -> Attended:
-    """What queries get that see nothing: zeros, of no tokens."""
-    shape = (*query.shape[:3], value.shape[-1])
-    return Attended(buffers.zeros(shape, query.dtype), buffers.zeros(query.shape[1:2], torch.int64))
-
-
 def check_states(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
     """Raise GeosparseError unless these are `[B, Hq, T, D]`, `[B, Hkv, S, D]` and `[B, Hkv, S, Dv]` on the CPU."""
     (batch, heads, queries, dim), (_, kv_heads, keys, value_dim) = query.shape, value.shape
     buffers.check("the queries", query, query.dtype, (batch, heads, queries, dim), strided=True)
     buffers.check("the keys", key, query.dtype, (batch, kv_heads, keys, dim), strided=True)
     buffers.check("the values", value, query.dtype, (batch, kv_heads, keys, value_dim), strided=True)
-
-
-def check_rules(tails: torch.Tensor, selectors: torch.Tensor, sink: torch.Tensor | None, heads: int) -> None:
-    """Raise GeosparseError unless these are int64, int64 and fp32 `[Hq]` on the CPU."""
-    buffers.check("the tails", tails, torch.int64, (heads,))
-    buffers.check("the selectors", selectors, torch.int64, (heads,))
-    if sink is not None:
-        buffers.check("the sinks", sink, torch.float32, (heads,))
-
-
-def check_mask(mask: torch.Tensor, batch: int, queries: int, keys: int) -> None:
-    """Raise GeosparseError unless `mask` is bool `[B or 1, 1, T, S]` on the CPU."""
-    fits = mask.dim() == 4 and mask.shape[0] in (1, batch) and mask.shape[1:] == (1, queries, keys)
-    if mask.dtype != torch.bool or not fits or mask.device != buffers.CPU or not buffers.has_memory(mask):
-        raise GeosparseError(
-            f"Expected a bool mask [1 or {batch}, 1, {queries}, {keys}] on the CPU, found {mask.dtype} "
-            f"{list(mask.shape)} on {mask.device}."
-        )
-
-
-def check_span(span: Span, batch: int) -> None:
-    """Raise GeosparseError unless `span` says what each of `batch` rows sees."""
-    if len(span.first) not in (1, batch) or min(span.first) < 0 or (span.window is not None and span.window < 1):
-        raise GeosparseError(
-            f"Expected a first visible key >= 0 for each of {batch} rows and a window of 1 or more keys, or none, "
-            f"found {span}."
-        )
 
 
 def _check_index(index: KeyIndex, batch: int, kv_heads: int, pages: int, dim: int) -> None:
@@ -218,16 +163,6 @@ def starts_of(span: Span, batch: int, keys: int) -> tuple[int, ...]:
         return span.first
     least = 0 if span.window is None else keys - span.window
     return tuple(min(max(first, least), keys) for first in span.starts(batch))
-
-
-def unit_rows(tensor: torch.Tensor) -> torch.Tensor:
-    """`tensor` with its last dimension contiguous in memory."""
-    return tensor if tensor.stride(-1) == 1 else tensor.clone(memory_format=torch.contiguous_format)
-
-
-def pointer(tensor: torch.Tensor | None) -> int | None:
-    """The address of the first element; None for None."""
-    return None if tensor is None else tensor.data_ptr()
 
 
 def remember_value_sum(value: torch.Tensor, total: torch.Tensor) -> None:

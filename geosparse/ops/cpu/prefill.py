@@ -8,69 +8,54 @@ import torch
 
 from ...errors import GeosparseError
 from .. import buffers
-from ..key_index import KeyIndex
+from ..call import CAUSAL, AttentionCall, Terms
 from ..selectors import EXACT, SELECTORS
 from ..spec import Attended
 from ..tails import MEAN_FRACTION, TAILS
 from ..torch_chunked import chunk_rows, visible_mean
-from ..visibility import Span, Visibility, chunk_of
-from .decode import check_mask, check_rules, check_span, nothing_seen, pointer, unit_rows
+from ..visibility import Span, chunk_of
+from .handed import KernelRules, nothing_seen, prepared
 from .library import WeighCall, run
 
 CODED = {SELECTORS[name].kernel for name in SELECTORS.built_in if SELECTORS[name].coded}
 SCORED = SELECTORS[EXACT].kernel
+FIRST = (0,)  # key, where nothing is padding
 PANEL = 32  # prefill.inc
 PACKED_DIMS = 5
 LEAST_QUERIES = 16  # that are worth packing the keys
 MEAN_ROWS = 1024  # that the mean is added to at once
 
 
-def prefill(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    budgets: torch.Tensor,
-    tails: torch.Tensor,
-    selectors: torch.Tensor,
-    scaling: float,
-    mask: Visibility,
-    softcap: float | None,
-    sink: torch.Tensor | None,
-    index: KeyIndex | None,
-) -> Attended:
-    """`cpu_attention` for several queries per row; the selectors have a kernel for that.
+def prefill(call: AttentionCall, rules: KernelRules, decoded: torch.Tensor | None) -> Attended:
+    """`attend_cpu` for several queries per row; the selectors have a kernel for that.
 
     Args:
-        query: `[B, Hq, T, D]`; key, value: `[B, Hkv, S, D]`.
-        budgets: int64 `[B or 1, Hq, T or 1]`; tails, selectors: int64 `[Hq]`, the kernels' enums.
-        scaling: Factor on the logits.
-        mask: Which keys are visible.
-        softcap: Of the logits.
-        sink: fp32 `[Hq]`.
-        index: Of the keys, where a selector reads it.
+        call: Of several queries per row; its sink is fp32 `[Hq]`.
+        rules: Of its heads.
+        decoded: `[B, Hkv, S, D]` fp32, the keys as their index has them, where a selector reads it.
 
     Raises:
         GeosparseError: The tensors do not fit together, or are none that the kernels can read.
     """
+    query, mask = call.query, CAUSAL if call.mask is None else call.mask
+    scaling, softcap, _ = call.terms
+    rules = rules._replace(budgets=rules.budgets.contiguous())
+    budgets, tails, selectors, starts = rules
     batch, heads, queries, dim = query.shape
-    keys, kv_heads = key.shape[2], key.shape[1]
-    budgets = budgets.contiguous()
+    keys, kv_heads = call.key.shape[2], call.key.shape[1]
     if not keys or not query.numel():
-        return nothing_seen(query, value)
-    key, value = unit_rows(key.float()), unit_rows(value.float())
-    _check(query, key, value, budgets, tails, selectors, mask, sink)
+        return nothing_seen(query, call.value)
+    rows, key, value = prepared(call, rules, mask)
     centred = any(MEAN_FRACTION.get(TAILS[place], 0.0) > 0 for place in tails.tolist())
-    means = _span_means(value, mask, queries) if centred and isinstance(mask, Span) else None
+    means = _span_means(value, starts, mask.window, queries) if centred and isinstance(mask, Span) else None
     coded = [head for head, number in enumerate(selectors.tolist()) if number in CODED]
     # Coded keys of all heads where all are coded, so that there is one product.
-    scored = index.decoded(keys, dim) if index is not None and len(coded) == heads else key
-    coarse = index.decoded(keys, dim) if index is not None and 0 < len(coded) < heads else None
+    scored = decoded if decoded is not None and len(coded) == heads else key
+    coarse = decoded if 0 < len(coded) < heads else None
     output = buffers.empty((batch, heads, queries, value.shape[-1]), torch.float32)
     exact = key if set(selectors.tolist()) != {SCORED} else None
     if coarse is None and isinstance(mask, Span) and queries >= LEAST_QUERIES:
-        asked = unit_rows(query.float())
-        what = (exact, value, output, budgets, tails, selectors, mask, None, sink, scaling, softcap)
-        missing, count = _weigh(_packed(scored), keys, asked, *what)
+        missing, count = _weigh(_packed(scored), keys, rows, exact, value, output, rules, mask.window, None, call.terms)
         if means is not None:
             for start in range(0, queries, MEAN_ROWS):
                 near = slice(start, start + MEAN_ROWS)
@@ -81,16 +66,16 @@ def prefill(
     # Adding up one kept row of values costs about four times what a matrix product spends on any row.
     most = budgets.amax(-1).clamp_max(keys).sum() // budgets.shape[0]
     gather = 4 * int(most) < heads * keys
-    rows = chunk_rows(batch, heads, keys, query.device)
-    buffer = buffers.empty((batch * heads * min(rows, queries) * keys,), torch.float32)
-    for start in range(0, queries, rows):
-        stop = min(start + rows, queries)
+    size = chunk_rows(batch, heads, keys, query.device)
+    buffer = buffers.empty((batch * heads * min(size, queries) * keys,), torch.float32)
+    for start in range(0, queries, size):
+        stop = min(start + size, queries)
         if isinstance(mask, Span):
             seen, (first, end) = None, mask.key_range(start, stop, queries, keys)
         else:
             part, first, end = chunk_of(mask, start, stop, queries, keys, query.device)
             seen = part[:, 0].expand(batch, -1, -1)
-        asked = query[:, :, start:stop].float()
+        asked = rows[:, :, start:stop]
         grouped = (asked * scaling).reshape(batch, kv_heads, -1, dim)
         scores = buffer[: batch * heads * (stop - start) * (end - first)].view(batch, kv_heads, -1, end - first)
         shaped = scores.view(batch, heads, stop - start, end - first)
@@ -102,22 +87,18 @@ def prefill(
             scores.div_(softcap).tanh_().mul_(softcap)
         result = output[:, :, start:stop]
         seen_value = value[:, :, first:end]
-        spans = mask if isinstance(mask, Span) else Span()
+        part = budgets if budgets.shape[-1] == 1 else budgets[..., start:stop]
         missing, count = _weigh(
             shaped,
             end - first,
-            unit_rows(asked),
+            asked,
             None if exact is None else exact[:, :, first:end],
             seen_value if gather else None,
             result,
-            budgets if budgets.shape[-1] == 1 else budgets[..., start:stop],
-            tails,
-            selectors,
-            Span(tuple(max(0, place - first) for place in spans.starts(batch)), spans.window),
+            KernelRules(part, tails, selectors, tuple(max(0, place - first) for place in starts or FIRST * batch)),
+            mask.window if isinstance(mask, Span) else None,
             seen,
-            sink,
-            scaling,
-            softcap,
+            call.terms,
         )
         if not gather:
             result.copy_((scores @ seen_value).view(batch, heads, stop - start, -1))
@@ -130,41 +111,6 @@ def prefill(
             result.addcmul_(missing.unsqueeze(-1), centroid.repeat_interleave(heads // kv_heads, dim=1))
         kept += count.sum((0, 2))
     return Attended(output.to(query.dtype), kept)
-
-
-def _check(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    budgets: torch.Tensor,
-    tails: torch.Tensor,
-    selectors: torch.Tensor,
-    mask: Visibility,
-    sink: torch.Tensor | None,
-) -> None:
-    """Raise GeosparseError unless the call can be made of these, key and value in fp32."""
-    (batch, heads, queries, dim), (_, kv_heads, keys, value_dim) = query.shape, value.shape
-    if type(query) not in buffers.PLAIN or query.device != buffers.CPU or not buffers.has_memory(query):
-        raise GeosparseError(
-            f"Expected queries in memory of the CPU, found a {type(query).__name__} on {query.device}."
-        )
-    buffers.check("the keys", key, torch.float32, (batch, kv_heads, keys, dim), strided=True)
-    buffers.check("the values", value, torch.float32, (batch, kv_heads, keys, value_dim), strided=True)
-    if heads % kv_heads:
-        raise GeosparseError(f"Expected a multiple of {kv_heads} query heads, as there are KV heads, found {heads}.")
-    check_rules(tails, selectors, sink, heads)
-    if budgets.shape not in {(rows, heads, columns) for rows in (1, batch) for columns in (1, queries)}:
-        raise GeosparseError(
-            f"Expected budgets [1 or {batch}, {heads}, 1 or {queries}] (batch, heads, queries), found "
-            f"{list(budgets.shape)}."
-        )
-    buffers.check("the budgets", budgets, torch.int64, tuple(budgets.shape))
-    if isinstance(mask, torch.Tensor):
-        check_mask(mask, batch, queries, keys)
-        return
-    check_span(mask, batch)
-    if queries > keys:
-        raise GeosparseError(f"The last of the queries sees the last key: expected at most {keys}, found {queries}.")
 
 
 def _packed(key: torch.Tensor) -> torch.Tensor:
@@ -181,14 +127,10 @@ def _weigh(
     exact: torch.Tensor | None,
     value: torch.Tensor | None,
     output: torch.Tensor,
-    budgets: torch.Tensor,
-    tails: torch.Tensor,
-    selectors: torch.Tensor,
-    span: Span,
+    rules: KernelRules,
+    window: int | None,
     seen: torch.Tensor | None,
-    sink: torch.Tensor | None,
-    scaling: float,
-    softcap: float | None,
+    terms: Terms,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Packed keys, or scores `[B, Hq, T, S]` -> `output` `[B, Hq, T, Dv]`, or without `value` weights in place.
 
@@ -199,7 +141,7 @@ def _weigh(
     packed = source.dim() == PACKED_DIMS
     missing = buffers.empty((batch, heads, queries), torch.float32)
     kept = buffers.empty((batch, heads, queries), torch.int64)
-    first = buffers.numbers(span.starts(batch), torch.int64)
+    budgets, first = rules.budgets, buffers.numbers(rules.first, torch.int64)
     if seen is not None and seen.stride(-1) != 1:
         seen = seen.contiguous()
     buffers.check("the budgets", budgets, torch.int64, tuple(budgets.shape), strided=True)
@@ -213,17 +155,17 @@ def _weigh(
         packed=source.data_ptr() if packed else None,
         scores=None if packed else source.data_ptr(),
         q=query.data_ptr(),
-        k=pointer(exact),
-        v=pointer(value),
+        k=None if exact is None else exact.data_ptr(),
+        v=None if value is None else value.data_ptr(),
         out=output.data_ptr(),
         missing=missing.data_ptr(),
         kept=kept.data_ptr(),
         n_keep=budgets.data_ptr(),
-        tails=tails.data_ptr(),
-        selectors=selectors.data_ptr(),
+        tails=rules.tails.data_ptr(),
+        selectors=rules.selectors.data_ptr(),
         first=first.data_ptr(),
-        mask=pointer(seen),
-        sink=pointer(sink),
+        mask=None if seen is None else seen.data_ptr(),
+        sink=None if terms.sink is None else terms.sink.data_ptr(),
         batch=batch,
         heads=heads,
         kv_heads=kv_heads,
@@ -247,10 +189,10 @@ def _weigh(
         n_batch=budgets.stride(0),
         n_head=budgets.stride(1),
         n_row=budgets.stride(2),
-        window=span.window or 0,
+        window=window or 0,
         threads=torch.get_num_threads(),
-        scaling=scaling,
-        softcap=softcap or 0.0,
+        scaling=terms.scaling,
+        softcap=terms.softcap or 0.0,
     )
     run("gs_prefill" if packed else "gs_weigh", ctypes.addressof(call), torch.float32)
     return missing, kept
@@ -285,14 +227,14 @@ def _check_call(
         buffers.check("the mask", seen, torch.bool, (batch, queries, keys), strided=True)
 
 
-def _span_means(value: torch.Tensor, span: Span, queries: int) -> torch.Tensor:
+def _span_means(value: torch.Tensor, first: tuple[int, ...], window: int | None, queries: int) -> torch.Tensor:
     """Mean of the values that each query sees, `[B, Hkv, T, Dv]`; summed in fp64, as the prefixes are long."""
-    batch, _, keys, _ = value.shape
+    keys = value.shape[2]
     total = torch.nn.functional.pad(value.double().cumsum(2), (0, 0, 1, 0))
     stop = torch.arange(keys - queries + 1, keys + 1, dtype=torch.int64, device=buffers.CPU)
-    count = span.visible(batch, queries, keys)
-    if len(set(span.first)) == 1 and span.window is None:
-        sums = total[:, :, keys - queries + 1 :] - total[:, :, span.first[0] : span.first[0] + 1]
+    count = (stop - buffers.numbers(first, torch.int64)[:, None]).clamp_(0, window)
+    if len(set(first)) == 1 and window is None:
+        sums = total[:, :, keys - queries + 1 :] - total[:, :, first[0] : first[0] + 1]
     else:
         start = (stop - count)[:, None, :, None].expand(-1, value.shape[1], -1, value.shape[-1])
         sums = total[:, :, keys - queries + 1 :] - total.gather(2, start)

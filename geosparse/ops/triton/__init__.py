@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
 
 import torch
 
+from ..call import AttentionCall, HeadRules, as_function
 from ..cpu.decode import value_sum_of
 from ..key_index import index_of
 from ..selectors import needs_index, rules_of
-from ..spec import Attended, Keep, Selectors, Tails, needs_gradient, per_head
+from ..spec import Attended, Keep, per_head
 from ..tails import MEAN_FRACTION
-from ..torch_chunked import chunked_attention
-from ..visibility import Span, Visibility, page_starts
+from ..torch_chunked import attend_chunked
+from ..visibility import Span, page_starts
 from .decode import Keys, decode, passes_of
 from .exact import exact_prefill
 from .library import runs_on
@@ -39,62 +39,43 @@ def supports(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: 
     )
 
 
-def triton_attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    n_keep: Keep,
-    *,
-    tail: Tails,
-    scaling: float,
-    selector: Selectors = "topn",
-    share_kv: bool = False,
-    mask: Visibility | None = None,
-    bias: torch.Tensor | None = None,
-    softcap: float | None = None,
-    sink: torch.Tensor | None = None,
-) -> Attended:
-    """`reference_attention` (same arguments, same meaning); `bias` must be None.
+def attend_triton(call: AttentionCall, rules: HeadRules) -> Attended:
+    """`reference_attention` for a GPU in Triton kernels; the torch path where they do not serve.
 
     Several queries whose heads do not all keep the N highest of the same scores, or in a sliding window, masks with
-    holes, selectors without kernels, shared selections and autograd stay with the torch path.
+    holes, selectors without kernels, biases, shared selections and autograd stay with the torch path.
     """
+    query, key, value, span = call.query, call.key, call.value, call.visibility
     batch, heads, queries, _ = query.shape
-    visibility = Span() if mask is None else mask
-    graph = needs_gradient(query, key, value, sink)
-    if queries > 1 and not graph and not share_kv and isinstance(visibility, Span) and visibility.window is None:
-        rules = rules_of(selector)
-        terms: dict[str, Any] = {"tail": tail, "scaling": scaling, "softcap": softcap, "sink": sink}
-        exact = len(rules) == 1 and rules[0].kernel is not None and rules[0].ranks is not None
-        if exact and rules[0].coded:
-            index = index_of(key, page_starts(visibility, batch))
-            terms["coded"] = index.decoded(key.shape[2], key.shape[3]).to(key.dtype)
-        if exact:
-            return exact_prefill(query, key, value, n_keep, visibility.starts(batch), **terms)
-    known = all(rule.kernel is not None for rule in rules_of(selector))
-    if queries > 1 or graph or share_kv or not known or isinstance(visibility, torch.Tensor):
-        return chunked_attention(
-            query,
-            key,
-            value,
-            n_keep,
-            tail=tail,
-            scaling=scaling,
-            selector=selector,
-            share_kv=share_kv,
-            mask=mask,
-            softcap=softcap,
-            sink=sink,
-        )
-    passes = passes_of(heads, _hashable(tail), _hashable(selector), query.device)
-    first, length = _rows(visibility, batch, key.shape[2], query.device)
+    known = rules_of(rules.selector)
+    plain = isinstance(span, Span) and call.bias is None and not rules.share_kv and not call.needs_gradient
+    if not plain or not all(rule.kernel is not None for rule in known):
+        return attend_chunked(call, rules)
+    assert isinstance(span, Span)
+    if queries > 1:
+        if span.window is not None or len(known) > 1 or known[0].ranks is None:
+            return attend_chunked(call, rules)
+        coded = None
+        if known[0].coded:
+            coded = index_of(key, span.starts(batch)).decoded(key.shape[2], key.shape[3]).to(key.dtype)
+        return exact_prefill(call, rules, coded)
+    passes = passes_of(heads, _hashable(rules.tail), _hashable(rules.selector), query.device)
+    first, length = _rows(span, batch, key.shape[2], query.device)
     keys = Keys(key, value, first, length)
-    if needs_index(selector):
-        keys = _indexed(keys, page_starts(visibility, batch))
-    if any(MEAN_FRACTION.get(word, 0.0) > 0 for word in per_head(tail, heads)):
-        keys = keys._replace(value_sum=_value_sum(value, visibility))
-    output, kept = decode(query[:, :, 0], keys, _budgets(n_keep, query.device), passes, scaling, softcap, sink)
+    if needs_index(rules.selector):
+        keys = _indexed(keys, page_starts(span, batch))
+    if any(MEAN_FRACTION.get(word, 0.0) > 0 for word in per_head(rules.tail, heads)):
+        keys = keys._replace(value_sum=_value_sum(value, span))
+    output, kept = decode(query[:, :, 0], keys, _budgets(rules.n_keep, query.device), passes, *call.terms)
     return Attended(output[:, :, None], kept.sum(0, dtype=torch.int64))
+
+
+def serve_triton(call: AttentionCall, rules: HeadRules) -> Attended | None:
+    """`attend_triton`; None where it does not take these tensors."""
+    return attend_triton(call, rules) if supports(call.query, call.key, call.value, call.bias) else None
+
+
+triton_attention = as_function(attend_triton, "triton_attention")
 
 
 def _hashable(words: str | Sequence[str]) -> str | tuple[str, ...]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
-from ..spec import Attended, Keep, Tails, per_head
+from ..call import AttentionCall, HeadRules
+from ..spec import Attended, per_head
 from ..tails import MEAN_FRACTION, TAIL_RULES, TAILS
 from .library import precision
 from .stages import launch, width_of
@@ -18,16 +17,8 @@ SCRATCH_BYTES = 64 << 20
 
 
 def exact_prefill(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    n_keep: Keep,
-    first: Sequence[int],
-    *,
-    tail: Tails,
-    scaling: float,
-    softcap: float | None = None,
-    sink: torch.Tensor | None = None,
+    call: AttentionCall,
+    rules: HeadRules,
     coded: torch.Tensor | None = None,
     room: int = ROOM,
     rows: int | None = None,
@@ -35,14 +26,9 @@ def exact_prefill(
     """`reference_attention` with the N highest exact or coded scores, under plain causality with left padding.
 
     Args:
-        query: `[B, Hq, T, D]`.
-        key: `[B, Hkv, S, D]`.
-        value: `[B, Hkv, S, Dv]`.
-        n_keep: Hq budgets, or int64 `[B or 1, Hq, T or 1]`.
-        first: Of each row the first key that is not padding.
-        tail: One for all heads, or one per head.
-        scaling, softcap, sink: Of the logits.
-        coded: `[B, Hkv, S, D]` in the dtype of `key`, the keys as the index has them; None: exact scores.
+        call: Its mask is a Span without a window, or None.
+        rules: Of the heads; what ranks the tokens is `coded`.
+        coded: `[B, Hkv, S, D]` in the dtype of the keys, the keys as the index has them; None: exact scores.
         room: Scores that a program writes down for a query, a power of two; memory is `SCRATCH_BYTES` at most.
         rows: Queries of a program, a power of two from 16 on; None for ROWS or WIDE_ROWS.
 
@@ -51,12 +37,15 @@ def exact_prefill(
     """
     from .kernels.exact import attend_exactly
 
+    query, key, value, n_keep = call.query, call.key, call.value, rules.n_keep
+    scaling, softcap, sink = call.terms
+    first = call.span.starts(query.shape[0])
     (batch, heads, queries, dim), (_, kv_heads, keys, value_dim) = query.shape, value.shape
     device = query.device
     rows = rows or (ROWS if max(dim, value_dim) <= 128 else WIDE_ROWS)
     query, key, value = (part if part.stride(-1) == 1 else part.contiguous() for part in (query, key, value))
     starts = torch.tensor(list(first), dtype=torch.int32, device="cpu").to(device)
-    words = per_head(tail, heads)
+    words = per_head(rules.tail, heads)
     tails = torch.tensor([TAILS.index(word) for word in words], dtype=torch.int32, device="cpu").to(device)
     budgets = (
         n_keep
@@ -87,7 +76,7 @@ def exact_prefill(
     return Attended(output, kept.sum((0, 2), dtype=torch.int64))
 
 
-def _value_prefix(value: torch.Tensor, first: Sequence[int]) -> torch.Tensor:
+def _value_prefix(value: torch.Tensor, first: tuple[int, ...]) -> torch.Tensor:
     """Sums of the values before each whole tile, tiles counted from `first` on, fp32 `[B, Hkv, tiles + 1, Dv]`."""
     batch, kv_heads, keys, dim = value.shape
     sums = value.new_zeros(batch, kv_heads, (keys - min(first)) // TILE + 1, dim, dtype=torch.float32)

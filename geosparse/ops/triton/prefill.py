@@ -1,4 +1,4 @@
-"""Several queries at once in blocks (see `runtime.block`): bounds and choices per KV group, then one kernel."""
+"""Several queries at once in blocks (`sparsify.block_prefill`): bounds and choices per KV group, then one kernel."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from ..call import AttentionCall
 from ..spec import Attended
 from .library import precision
 from .stages import launch, width_of
@@ -13,35 +14,23 @@ from .stages import launch, width_of
 TILE = 64  # key blocks whose bounds a program scores
 
 
-def block_prefill(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    first: Sequence[int],
-    wanted: Sequence[int],
-    block: int,
-    *,
-    scaling: float,
-    softcap: float | None = None,
-    sink: torch.Tensor | None = None,
-) -> Attended:
+def block_prefill(call: AttentionCall, wanted: Sequence[int], block: int) -> Attended:
     """Attention of several queries within chosen key blocks, renormalised over them.
 
     Args:
-        query: `[B, Hq, T, D]`.
-        key: `[B, Hkv, S, D]`.
-        value: `[B, Hkv, S, Dv]`.
-        first: Of each row the first key that is not padding.
+        call: Its mask is a Span without a window, or None.
         wanted: Per KV head, how many blocks a block of queries chooses besides the first and the last ones.
         block: Tokens of a block, a power of two from 16 on.
-        scaling, softcap, sink: Of the logits.
 
     Returns:
         Output `[B, Hq, T, Dv]` in the dtype of `query`, and the tokens attended to per query head, summed.
     """
     from .kernels.blocks import attend_blocks
 
+    query, key, value = call.query, call.key, call.value
+    scaling, softcap, sink = call.terms
     (batch, heads, queries, dim), (_, kv_heads, keys, value_dim) = query.shape, value.shape
+    first = call.span.starts(batch)
     starts = torch.tensor(list(first), dtype=torch.int32, device="cpu").to(query.device)
     low, high = _bounds(key, first, block)
     query, key, value = (part if part.stride(-1) == 1 else part.contiguous() for part in (query, key, value))

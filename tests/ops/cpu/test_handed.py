@@ -8,9 +8,11 @@ import torch
 
 from geosparse.errors import GeosparseError
 from geosparse.ops import (
+    AttentionCall,
     IndexSlot,
     KeyIndex,
     Span,
+    Terms,
     cpu,
     cpu_attention,
     reference_attention,
@@ -20,6 +22,7 @@ from geosparse.ops import (
 from geosparse.ops.cpu import product, rms_norm
 from geosparse.ops.cpu.bandwidth import WIDTH, read_rows
 from geosparse.ops.cpu.decode import decode
+from geosparse.ops.cpu.handed import KernelRules
 from geosparse.ops.cpu.linear import _by_python, _serves
 from geosparse.ops.cpu.prefill import prefill
 from geosparse.ops.cpu.separation import separate
@@ -135,6 +138,22 @@ DECODING = {
 }
 
 
+def parts(query, key, value, budgets, tails, selectors, scaling, mask, softcap, sink, index):
+    """What `decode` and `prefill` take of these words."""
+    call = AttentionCall(query, key, value, mask, None, Terms(scaling, softcap, sink))
+    first = mask.starts(len(query)) if isinstance(mask, Span) else ()
+    return call, KernelRules(budgets, tails, selectors, first), index
+
+
+def step(**words):
+    return decode(*parts(**words))
+
+
+def prompt(**words):
+    call, rules, index = parts(**words)
+    return prefill(call, rules, None if index is None else index.decoded(*call.key.shape[2:]))
+
+
 @pytest.fixture(params=[True, False], ids=["fast_call.c", "ctypes"])
 def _ways(request, monkeypatch):
     if not request.param:
@@ -145,18 +164,18 @@ def _ways(request, monkeypatch):
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("what", [*BAD, *DECODING])
 def test_a_wrong_step_is_refused_by_name(what, batch):
-    decode(**given(batch, 1))
+    step(**given(batch, 1))
     with pytest.raises(GeosparseError) as refused:
-        decode(**(BAD | DECODING)[what](given(batch, 1)))
+        step(**(BAD | DECODING)[what](given(batch, 1)))
     assert re.fullmatch(r"[^\n]+\.", str(refused.value))
 
 
 @pytest.mark.parametrize("queries", [5, 20])
 @pytest.mark.parametrize("what", BAD)
 def test_a_wrong_prefill_is_refused_by_name(what, queries):
-    prefill(**given(2, queries))
+    prompt(**given(2, queries))
     with pytest.raises(GeosparseError) as refused:
-        prefill(**BAD[what](given(2, queries)))
+        prompt(**BAD[what](given(2, queries)))
     assert re.fullmatch(r"[^\n]+\.", str(refused.value))
 
 

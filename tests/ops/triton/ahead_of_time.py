@@ -10,9 +10,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from geosparse.ops import SELECTORS
+from geosparse.ops import SELECTORS, AttentionCall, HeadRules, Terms
 from geosparse.ops.triton import buffers, exact, prefill, stages
-from geosparse.ops.triton.buffers import LayerBuffers, Rows
+from geosparse.ops.triton.buffers import LayerBuffers, VisibleRows
 from geosparse.ops.triton.decode import decode, dense, passes_of
 
 TARGET = GPUTarget("cuda", 90, 32)
@@ -75,7 +75,7 @@ def main():
         module.launch = compile_only
     for group, dim, dtype, selectors, terms in SHAPES:
         heads = 2 * group
-        layer = LayerBuffers(Rows.of([0, 0], [50, 60], "cpu"), 4096, 2, dim, dim, dtype)
+        layer = LayerBuffers(VisibleRows.of([0, 0], [50, 60], "cpu"), 4096, 2, dim, dim, dtype)
         layer.append(torch.zeros(2, 2, 1, dim, dtype=dtype), torch.zeros(2, 2, 1, dim, dtype=dtype))
         buffers.encode_index(layer.key, layer.low, layer.high, layer.codes, *layer.rows)
         query, budgets = torch.zeros(2, heads, dim, dtype=dtype), torch.ones(1, heads, dtype=torch.int32)
@@ -85,11 +85,11 @@ def main():
         dense(query, layer.keys, 0.1, softcap, sink)
         prompt = torch.zeros(1, heads, 200, dim, dtype=dtype)
         cache = (layer.key[:1, :, :200], layer.value[:1, :, :200])
-        prefill.block_prefill(prompt, *cache, [0], [1, 1], 64, scaling=0.1, softcap=softcap, sink=sink)
+        call = AttentionCall(prompt, *cache, None, None, Terms(0.1, softcap, sink))
+        prefill.block_prefill(call, [1, 1], 64)
         for tail in TAILS:
-            terms_of = {"tail": tail, "scaling": 0.1, "softcap": softcap, "sink": sink}
             for coded in (None, cache[0].contiguous()):
-                exact.exact_prefill(prompt, *cache, [9] * heads, [0], coded=coded, **terms_of)
+                exact.exact_prefill(call, HeadRules([9] * heads, tail), coded)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from geosparse.ops import TAILS, Span, reference_attention
+from geosparse.ops.call import as_function
 from geosparse.ops.key_index import index_of
 from geosparse.ops.triton.exact import exact_prefill
 
@@ -24,7 +25,9 @@ def check(q, k, v, n_keep, first=(0, 0), selector="topn", **arguments):
     terms = {name: term for name, term in arguments.items() if name not in ("room", "rows")}
     if selector == "lowbit":
         arguments["coded"] = index_of(k, first).decoded(k.shape[2], k.shape[3])
-    fast = exact_prefill(q, k, v, n_keep, first, **{"room": 16, "rows": 16} | arguments)
+    fast = as_function(exact_prefill, "exact")(
+        q, k, v, n_keep, mask=Span(first), **{"room": 16, "rows": 16} | arguments
+    )
     true = reference_attention(q, k, v, n_keep, mask=Span(first), selector=selector, **terms)
     assert torch.equal(fast.kept, true.kept)
     allowed = tolerance(q, k, v, arguments["scaling"], arguments.get("softcap") is not None)

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from geosparse.hf.layers import Terms
-from geosparse.ops import Span, triton
+from geosparse.ops import AttentionCall, HeadRules, Span, Terms, triton
 from geosparse.sparsify import block_prefill
 
 from .material import DEVICE, needs_kernels
@@ -28,10 +27,10 @@ def test_equals_the_torch_path(monkeypatch, groups, dim, queries, keys, first, s
     k, v = (torch.randn(2, 2, keys, dim, generator=generator).to(DEVICE) for _ in range(2))
     n_keep = [3 + 7 * head for head in range(2 * groups)]
     sink = torch.linspace(-1, 1, 2 * groups, device=DEVICE) if sunk else None
-    terms = Terms(dim**-0.5, softcap, sink)
-    slow = block_prefill.block_attention(q, k, v, n_keep, Span(first), terms)
+    call = AttentionCall(q, k, v, Span(first), None, Terms(dim**-0.5, softcap, sink))
+    slow = block_prefill.attend_blocks(call, HeadRules(n_keep, "drop"))
     wanted = [-(-block_prefill.OVERSAMPLE * max(n_keep[h : h + groups]) // 16) for h in range(0, 2 * groups, groups)]
-    fast = triton.block_prefill(q, k, v, first, wanted, 16, **vars(terms))
+    fast = triton.block_prefill(call, wanted, 16)
     assert torch.equal(fast.kept, slow.kept)
     # Both are fp32: twice the rounding of a logit of this size, and of a sum of at most 120 values.
     allowed = 2 * torch.finfo(torch.float32).eps * (64 + 4 * dim**0.5) * float(v.abs().max())
