@@ -148,6 +148,26 @@ def test_json_is_one_object_on_standard_output(run, tmp_path, line, keys):
     assert keys <= result.keys()
 
 
+def test_kinds_of_text_from_profile_to_plan(run, tmp_path):
+    p, q = tmp_path / "p.safetensors", tmp_path / "q.json"
+    line = "profile model --text book.txt --text verify.txt --length 64 --windows 1 --queries 4 --one-pass --out"
+    code, out, err = run(line, p)
+    assert (code, err) == (0, "")
+    assert "built-in kinds of text: prose, code" in out
+    given = ["book.txt", "verify.txt"]
+    kinds = gs.Profile.load(p).kinds
+    assert list(kinds[:2]) == given
+    assert kinds[2] == "builtin:prose"
+    code, out, _ = run(f"plan {p} --mean-keep 8 --robust --json --out {q}")
+    assert code == 0
+    assert json.loads(out)["kinds"].keys() == set(kinds)
+    robust = gs.Plan.load(q).n_keep
+    code, out, _ = run(f"plan {p} --mean-keep 8 --specialised --out {q}")
+    assert code == 0
+    assert "kinds of text: mean" in out
+    assert not torch.equal(robust, gs.Plan.load(q).n_keep)
+
+
 def test_demo(run, tmp_path):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed, and demo draws")
     (tmp_path / "other.txt").write_text(TEXT[::-1])
@@ -158,6 +178,8 @@ def test_demo(run, tmp_path):
     files = ["frontier.png", "plan.json", "profile.safetensors", "report.html", "result.json"]
     assert sorted(path.name for path in (tmp_path / "demo").iterdir()) == files
     assert json.loads(out) == json.loads((tmp_path / "demo" / "result.json").read_text())
+    assert json.loads(out)["kinds"].keys() >= {"text", "builtin:code", "builtin:readings"}
+    assert "Kinds of text" in (tmp_path / "demo" / "report.html").read_text()
     stamp = (tmp_path / "demo" / "profile.safetensors").stat().st_mtime_ns
     code, out, _ = run(f"{line} --out {tmp_path / 'demo'}")
     assert code == 0
@@ -315,6 +337,9 @@ BAD = [
     ("plan p.safetensors --out {}/q", "found none: give one of them"),
     ("plan p.safetensors --out {}/q --mean-keep 4 --density 0.5", "found mean_keep and density: give one of them"),
     ("plan p.safetensors --mean-keep 4", "geosparse plan needs --out"),
+    ("plan p.safetensors --mean-keep 4 --robust --specialised --out {}/q", "--specialised exclude each other"),
+    ("profile model --text book.txt --text book.txt --out {}/p", "--text names the same text twice: book.txt"),
+    ("score model --text builtin:cod", "Unknown text 'builtin:cod'; did you mean 'code'?"),
     ("plan --mean-keep 4 --out {}/q", "geosparse plan needs PROFILE"),
     ("plan --diff plan.json", "argument --diff: expected 2 arguments"),
     ("plan --diff plan.json none.json", "Cannot read none.json: No such file or directory"),

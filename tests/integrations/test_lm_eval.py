@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install geo
 import lm_eval.tasks
 
 from geosparse.artifacts.plan import Plan
+from geosparse.artifacts.seen import Seen
 from geosparse.errors import GeosparseError
 from geosparse.hf.interface import installed
 from geosparse.integrations.lm_eval import compare, lm_class, parse_arguments, register, run, table
@@ -304,6 +306,40 @@ def test_density_and_warning_stand_beside_the_scores_of_a_model_object(
     result = simple_evaluate(lm, tasks=["tiny_choice", "tiny_rolling"], task_manager=manager)
     assert result["config"]["density_by_task"] == {"tiny_choice": 1.0, "tiny_rolling": 1.0}
     assert capsys.readouterr().err.count("shows nothing") == 2
+
+
+def unlike_anything(plan: Plan) -> Plan:
+    """The plan, as if every head had kept twice its mass on the text of its profile."""
+    shape = plan.n_keep.shape
+    return replace(plan, seen=Seen(16, torch.full(shape, 2.0).double(), torch.full(shape, 2.0).double()))
+
+
+def test_requests_unlike_the_profiles_text_are_said_once(
+    model: Any, tokenizer: Any, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = unlike_anything(Plan.uniform(model, 8))
+    flags = arguments(folder, "tiny_choice", "tiny_rolling")
+    found = compare(model, tokenizer, plan, flags)
+    assert capsys.readouterr().err.count("the text is unlike those") == 1
+    assert not installed(model)
+    plain = compare(model, tokenizer, Plan.uniform(model, 8), flags)
+    assert "unlike" not in capsys.readouterr().err
+    assert found["tasks"] == plain["tasks"]
+
+
+def test_a_model_object_is_compared_with_the_first_requests(
+    tokenizer: Any, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from lm_eval import simple_evaluate
+
+    short = tiny_model("llama", max_position_embeddings=1024)
+    unlike_anything(Plan.uniform(short, 8)).save(folder / "plan.json")
+    lm = lm_class()(pretrained=short, tokenizer=tokenizer, plan=folder / "plan.json")
+    manager = lm_eval.tasks.TaskManager(include_path=str(folder))
+    result = simple_evaluate(lm, tasks=["tiny_choice", "tiny_rolling"], task_manager=manager)
+    assert capsys.readouterr().err.count("the text is unlike those") == 1
+    assert installed(short)
+    assert all(0 < density < 1 for density in result["config"]["density_by_task"].values())
 
 
 @pytest.mark.slow

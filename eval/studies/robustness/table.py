@@ -20,7 +20,9 @@ def summarised(rows: Rows) -> dict[str, dict[str, Any]]:
     found = {}
     for name, row in rows.items():
         means = {text: sum(windows) / len(windows) for text, windows in row.items()}
-        interval = bootstrap_interval(torch.tensor(list(means.values()), dtype=torch.float64, device="cpu"))
+        interval = bootstrap_interval(
+            torch.tensor([[mean] for mean in means.values()], dtype=torch.float64, device="cpu")
+        )
         uniform = rows.get(f"uniform {name.rsplit(' ', 1)[1]}", {})
         broken = [
             text

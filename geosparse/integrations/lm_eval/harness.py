@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, redirect_stdout
+from contextlib import ExitStack, redirect_stdout
 from typing import Any
 
 import numpy
@@ -122,15 +122,17 @@ def _evaluate(model: Any, tokenizer: Any, plan: Plan | None, config: Any, tasks:
         "batch_size": config.batch_size,
         "max_batch_size": 64 if config.max_batch_size is None else config.max_batch_size,
     }
-    patched: AbstractContextManager[Any] = nullcontext() if plan is None else sparsified(model, plan)
-    with as_sentence("lm-eval stopped", (ValueError, AssertionError)):
+    with ExitStack() as stack, as_sentence("lm-eval stopped", (ValueError, AssertionError)):
         lm = lm_class()(pretrained=model, tokenizer=tokenizer, **batches, **config.model_args)
         share_out(lm)
         start = time.perf_counter()
-        with patched as lm.receipt:
-            results = _simple_evaluate(lm, plan, config, tasks)
+        if plan is not None:
+            plan.check(model)
+            # The first requests find the model dense: they are compared with what the plan's profile saw.
+            lm.plan, lm.begin = plan, lambda: stack.enter_context(sparsified(model, plan))
+        results = _simple_evaluate(lm, plan, config, tasks)
     seconds = time.perf_counter() - start - tasks.seconds
-    return HarnessRun(results, lm.work, {} if lm.receipt is None else overall(lm.work), seconds)
+    return HarnessRun(results, lm.work, {} if plan is None else overall(lm.work), seconds)
 
 
 def _simple_evaluate(lm: Any, plan: Plan | None, config: Any, tasks: _LoadOnce) -> dict[str, Any]:

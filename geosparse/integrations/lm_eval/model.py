@@ -51,7 +51,8 @@ def lm_class() -> Any:
         Attributes:
             receipt: Where a sparse model counts; None while it is dense.
             plan: What makes it sparse; None while it is dense.
-            compared: Whether the requests have been compared with what the plan's profile saw.
+            begin: Makes the model sparse, once the first requests have been compared with what the plan's profile saw;
+                None from then on.
             work: Task name -> tokens kept, tokens visible, and queries, of all processes together.
         """
 
@@ -75,9 +76,13 @@ def lm_class() -> Any:
             if loaded_here:
                 share_out(self)
             self.work: dict[str, Work] = {}
-            self.plan = None if plan is None else Plan.load(plan)
-            self.receipt: Receipt | None = None if self.plan is None else sparsify_(self.model, self.plan)
-            self.compared = self.plan is None
+            self.plan: Plan | None = None
+            self.receipt: Receipt | None = None
+            self.begin: Callable[[], Receipt] | None = None
+            if plan is not None:
+                self.plan = Plan.load(plan)
+                self.receipt = sparsify_(self.model, self.plan)
+                self.begin = functools.partial(sparsify_, self.model, self.plan)
 
         def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[Any]:
             return _by_task(self, super().loglikelihood, requests, disable_tqdm)
@@ -96,7 +101,7 @@ def lm_class() -> Any:
         def get_model_info(self) -> dict[str, Any]:
             """lm-eval's record of the model, with the density so far."""
             info: dict[str, Any] = super().get_model_info()
-            if self.receipt is None:
+            if self.plan is None:
                 return info
             for task in self.work:
                 if (warning := too_short(task, share(self.work[task]))) is not None:
@@ -178,24 +183,32 @@ def _by_task(lm: Any, answer: Callable[..., list[Any]], requests: list[Any], dis
 
 
 def _compare(lm: Any, requests: list[Any]) -> None:
-    """Say, once, where the first requests are unlike the texts that the plan's profile saw."""
-    if lm.compared:
+    """Say, once, where the first requests are unlike the texts of the plan's profile, and make the model sparse."""
+    if lm.begin is None:
         return
-    lm.compared = True
-    if lm.plan.seen is None or lm.rank:
-        return
-    contexts = dict.fromkeys(
-        "".join(part for part in request.arguments if isinstance(part, str)) for request in requests
-    )
-    tokens = lm.tok_encode("\n\n".join(contexts), add_special_tokens=False)[: lm.plan.seen.length]
-    # Nothing has been counted yet, so that another receipt loses nothing.
-    restore_(lm.model)
+    begin, lm.begin = lm.begin, None
+    if lm.receipt is not None:
+        # Nothing has been counted yet, so that another receipt loses nothing.
+        restore_(lm.model)
     try:
-        warning = unfamiliar(lm.model, lm.plan, torch.tensor(tokens, dtype=torch.int64, device="cpu"))
+        warning = None if lm.plan.seen is None or lm.rank else unfamiliar(lm.model, lm.plan, _start_of(lm, requests))
     finally:
-        lm.receipt = sparsify_(lm.model, lm.plan)
+        lm.receipt = begin()
     if warning is not None:
         print(f"geosparse: warning: {warning}", file=sys.stderr)
+
+
+def _start_of(lm: Any, requests: list[Any]) -> torch.Tensor:
+    """As many tokens of the requests, joined, as a window of the plan's profile has."""
+    parts = (part for request in requests for part in request.arguments if isinstance(part, str))
+    text, length = "", lm.plan.seen.length
+    for part in dict.fromkeys(parts):
+        text += part
+        # A token has four characters or so; more text costs little, too little would say nothing.
+        if len(text) > 16 * length:
+            break
+    tokens = lm.tok_encode(text, add_special_tokens=False)[:length]
+    return torch.tensor(tokens, dtype=torch.int64, device="cpu")
 
 
 def _of_all_processes(lm: Any, mine: dict[str, Work]) -> list[dict[str, Work]]:
