@@ -112,7 +112,7 @@ def make_plan(
     elif selector is None:
         per_head = request.amount * near.length / length
         selector = _usual_selector(near, tail, share_kv, measure, per_head)
-    task = _Task(profile, Choices.of(near, tail, selector, share_kv), rule, measure, seed, length)
+    task = _Request(profile, Choices.of(near, tail, selector, share_kv), rule, measure, seed, length)
     found = _by_bytes(task, request.amount) if request.kind == "bytes" else _by_tokens(task, request.amount)
     chosen = _choose(task, found)
     budgets_at = _budgets_at(task, found)
@@ -150,7 +150,7 @@ def _usual_selector(profile: Profile, tail: PlanTail, share_kv: bool, measure: s
     return ECONOMICAL if coded <= (1 + MORE) * exact else EXACT
 
 
-class _Task(NamedTuple):
+class _Request(NamedTuple):
     """What a plan is made from: `choices` are those at the profiled length that is nearest to `length`, `measure` the
     error that heads and selectors are compared in."""
 
@@ -186,7 +186,7 @@ class _Found(NamedTuple):
     selectors: torch.Tensor | None = None
 
 
-def _by_tokens(task: _Task, mean: float) -> _Found:
+def _by_tokens(task: _Request, mean: float) -> _Found:
     """Budgets of the given mean."""
     model, choices = task.profile.model, task.choices
     heads = model.layers * model.heads
@@ -213,7 +213,7 @@ def _by_tokens(task: _Task, mean: float) -> _Found:
     return _Found(scaled.repeat_interleave(members, dim=-1), growth)
 
 
-def _check_budgets(task: _Task, budgets: torch.Tensor, total: int) -> None:
+def _check_budgets(task: _Request, budgets: torch.Tensor, total: int) -> None:
     """Raise GeosparseError unless a policy, which may be another package's, did what a policy has to do."""
     model, members = task.profile.model, task.choices.members
     shape, spent = (model.layers, model.heads), total // members * members
@@ -225,7 +225,7 @@ def _check_budgets(task: _Task, budgets: torch.Tensor, total: int) -> None:
         )
 
 
-def _by_bytes(task: _Task, most: float) -> _Found:
+def _by_bytes(task: _Request, most: float) -> _Found:
     """Budgets and selectors that read `most` bytes or less."""
     model, choices = task.profile.model, task.choices
     growth = _law(task, min(TYPICAL_KEEP, task.near) * model.layers * model.heads)
@@ -250,7 +250,7 @@ def _by_bytes(task: _Task, most: float) -> _Found:
     return _Found(budgets, growth, places)
 
 
-def _law(task: _Task, tokens: float) -> Growth | None:
+def _law(task: _Request, tokens: float) -> Growth | None:
     """The law of the policy: its own exponents where it has any, else the typical one for every head that grows."""
     growth = law_of(task.profile, task.choices, task.measure, tokens)
     if growth is None or task.policy.measure is not None:
@@ -262,7 +262,7 @@ def _law(task: _Task, tokens: float) -> Growth | None:
     return growth._replace(exponents=typical)
 
 
-def _choose(task: _Task, found: _Found) -> Chosen:
+def _choose(task: _Request, found: _Found) -> Chosen:
     """Selector and tail of each head: those that are predicted to cost least at its budget.
 
     The permuted control deals whole heads: each N takes along what it had in the plan before.
@@ -274,7 +274,7 @@ def _choose(task: _Task, found: _Found) -> Chosen:
     return Chosen(deal(before.selectors, task.seed), deal(before.tails, task.seed))
 
 
-def _predicted(task: _Task, found: _Found, chosen: Chosen) -> dict[str, float]:
+def _predicted(task: _Request, found: _Found, chosen: Chosen) -> dict[str, float]:
     """Half the summed (g . e)^2 of the plan, bytes of a decode step, and how far the law may be trusted."""
     at_near = (found.budgets / task.stretch(found.growth)).round().long()
     model = task.profile.model
@@ -291,7 +291,7 @@ def _predicted(task: _Task, found: _Found, chosen: Chosen) -> dict[str, float]:
     return facts
 
 
-def _budgets_at(task: _Task, found: _Found) -> Callable[[int], torch.Tensor]:
+def _budgets_at(task: _Request, found: _Found) -> Callable[[int], torch.Tensor]:
     """From a length in tokens to the N `[layers, Hq]` of a query that sees all of it."""
     law = Budgets(found.budgets, None if found.growth is None else found.growth.exponents, task.length)
     return lambda length: law.at(torch.tensor(length, dtype=torch.int64, device="cpu")).clamp_max(length)

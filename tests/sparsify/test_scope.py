@@ -10,7 +10,7 @@ import geosparse as gs
 from geosparse.hf.interface import ATTRIBUTE
 from geosparse.ops import PAGE, SELECTORS
 from geosparse.sparsify import patch
-from geosparse.sparsify.cache.sparse_cache import GrowingLayer
+from geosparse.sparsify.cache.growing import GrowingLayer
 
 from ..tiny import tiny_model, tokens
 

@@ -18,7 +18,7 @@ import torch
 
 import geosparse as gs
 from geosparse.ops import KeyIndex
-from geosparse.sparsify.cache.sparse_cache import GrowingLayer
+from geosparse.sparsify.cache.growing import GrowingLayer
 
 from ...benchmarks.process_memory import resident_bytes
 from ...benchmarks.prompt import windows
