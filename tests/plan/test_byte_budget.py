@@ -11,7 +11,7 @@ from geosparse.plan.policies import POLICIES
 
 from ..synthetic import synthetic
 
-ALL = ("topn", "lowbit", "paged", "paged+lowbit", "sink_recent")
+ALL = SELECTORS.built_in
 
 
 def profile(**changes):

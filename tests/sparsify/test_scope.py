@@ -19,7 +19,7 @@ MODES = {"inference": torch.inference_mode, "no_grad": torch.no_grad, "grad": to
 
 
 def plan_of(model, selector="topn", tail="blend50"):
-    return gs.Plan.uniform(model, 4, "renormalize" if selector == "sink_recent" else tail, selector=selector)
+    return gs.Plan.uniform(model, 4, tail if SELECTORS[selector].knows_rest else "renormalize", selector=selector)
 
 
 def logits(model, ids, **kwargs):

@@ -133,7 +133,7 @@ def layer_bytes(model: Any, plan: gs.Plan | None, length: int) -> int:
         visible = min(length, layer.window or length)
         heads = [1] if plan is None else plan.n_keep[place].tolist()
         selector = None if plan is None else plan.selector
-        if layer.window is not None and selector is not None and selector != "sink_recent":
+        if layer.window is not None and selector is not None and SELECTORS[selector].scans:
             selector = "topn"
         total += step_bytes(
             selector, heads, visible, layer.kv_heads, layer.key_dim, layer.value_dim, model.dtype.itemsize
