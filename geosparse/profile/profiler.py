@@ -29,7 +29,7 @@ from ..utils.parallel import mapped
 from ..utils.progress import steps, track
 from ..utils.provenance import versions
 from .arrays import KvHead, joined, kv_heads, measure
-from .calibration import CalibrationWindow, Texts, calibration_json, calibration_windows, check_kinds, texts_by_kind
+from .calibration import CalibrationWindow, calibration_json, calibration_windows, check_kinds, texts_by_kind
 from .capture import forward_backward
 from .checkpoints import Parts, Window, process_group, process_rank, wait_for_all
 from .sampling import evenly, sample_positions, window_generator
@@ -183,7 +183,7 @@ def profile_to_file(
 def _profile(
     model: Any,
     tokenizer: Any,
-    texts: Texts,
+    texts: str | Sequence[str] | Mapping[str, str | Sequence[str]],
     config: ProfileConfig,
     folder: Path | None,
     show_progress: bool,
