@@ -73,14 +73,14 @@ def layer_bytes(
         visible: Tokens that the query sees.
         rows: What a token weighs.
     """
-    words = per_head(selectors, len(n_keep))
-    group = len(words) // kv_heads
+    names = per_head(selectors, len(n_keep))
+    group = len(names) // kv_heads
     total = 0.0
-    for start in range(0, len(words), group):
-        names = words[start : start + group]
+    for start in range(0, len(names), group):
+        group_names = names[start : start + group]
         kept = [min(n, visible) for n in n_keep[start : start + group].tolist()]
-        total += visible * sum(rows.scanned(word) for word in set(names))
-        parts = [n * rows.kept(word) for n, word in zip(kept, names, strict=True)]
+        total += visible * sum(rows.scanned(name) for name in set(group_names))
+        parts = [n * rows.kept(name) for n, name in zip(kept, group_names, strict=True)]
         total += max(sum(parts) * shared_rows(group), max(parts))
     return total
 
@@ -97,7 +97,7 @@ def split_bytes(
 
     Args:
         budgets: `[layers, Hq]`, tokens kept.
-        selectors: `[layers, Hq]`, places in `ops.SELECTORS`.
+        selectors: `[layers, Hq]`, indices in `ops.SELECTORS`.
         kv_heads: KV heads of a layer.
         limits: Per layer, the tokens that the query sees.
         rows: What a token weighs.
@@ -105,8 +105,8 @@ def split_bytes(
     """
     step = budgets.shape[-1] // kv_heads if share_kv else 1
     return sum(
-        layer_bytes(n_keep, [SELECTORS.names[place] for place in places.tolist()], kv_heads, seen, rows)
-        for n_keep, places, seen in zip(budgets[:, ::step], selectors[:, ::step], limits, strict=True)
+        layer_bytes(n_keep, [SELECTORS.names[index] for index in indices.tolist()], kv_heads, seen, rows)
+        for n_keep, indices, seen in zip(budgets[:, ::step], selectors[:, ::step], limits, strict=True)
     )
 
 

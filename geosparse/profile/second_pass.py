@@ -118,7 +118,7 @@ class _Group(NamedTuple):
     """The query heads of one KV head: gradients of divergence and loss, and present errors, `[members, Q, Dv]`."""
 
     call: Call
-    place: int
+    kv_head: int
     toward: torch.Tensor
     slope: torch.Tensor
     present: torch.Tensor
@@ -129,14 +129,14 @@ def _heads(
 ) -> Iterator[_Group]:
     call, present = recorder.calls[layer.module], recorder.errors[layer.module]
     members = layer.heads // layer.kv_heads
-    for place in range(layer.kv_heads):
-        heads = slice(place * members, (place + 1) * members)
-        yield _Group(call, place, toward[heads], slope[heads], present[heads])
+    for kv_head in range(layer.kv_heads):
+        heads = slice(kv_head * members, (kv_head + 1) * members)
+        yield _Group(call, kv_head, toward[heads], slope[heads], present[heads])
 
 
 def _prices(group: _Group, budgets: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
     """Alone and among, `[tails, members, budgets]` fp64 each."""
-    rows = rows_of(group.call, slice(group.place, group.place + 1))
+    rows = rows_of(group.call, slice(group.kv_head, group.kv_head + 1))
     scored = Scored(rows.query, rows.key, rows.scores, rows.seen, group.call.terms)
     errors = kept_errors(rows.alpha, rows.value, selections(EXACT, scored, budgets), rows.seen, rows.scores)
     now = (group.present * group.slope).sum(-1, keepdim=True)
