@@ -49,9 +49,7 @@ class Market:
         self.losses = {selector: -gain for selector, gain in gains.items()}
         # The error at N tokens, on the hull.
         self.errors = {
-            selector: torch.cat(
-                [known[selector][..., -1:] + gain.flip(-1).cumsum(-1).flip(-1), known[selector][..., -1:]], -1
-            )
+            name: torch.cat([known[name][..., -1:] + gain.flip(-1).cumsum(-1).flip(-1), known[name][..., -1:]], -1)
             for name, gain in gains.items()
         }
 

@@ -151,8 +151,8 @@ def _usual_selector(profile: Profile, tail: PlanTail, share_kv: bool, measure: s
 
 
 class _Problem(NamedTuple):
-    """What a plan is made from: `candidates` are those at the profiled length that is nearest to `length`, `measure` the
-    error that heads and selectors are compared in."""
+    """What a plan is made from: `candidates` are those at the profiled length that is nearest to `length`, `measure` is
+    the error that heads and selectors are compared in."""
 
     profile: Profile
     candidates: Candidates
