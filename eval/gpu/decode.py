@@ -43,12 +43,12 @@ def measure(
     rows: dict[str, Any] = {}
 
     def add(variant: str, calls: Sequence[Callable[[], Any]], read: float) -> None:
-        found = timing.microseconds(calls)
+        times = timing.microseconds(calls)
         rows[variant] = {
-            "us": found,
+            "us": times,
             "bytes": read,
-            "gb_per_second": read / found["p50"] / 1e3,
-            "share_of_floor": read / peak * 1e6 / found["p50"],
+            "gb_per_second": read / times["p50"] / 1e3,
+            "share_of_floor": read / peak * 1e6 / times["p50"],
         }
 
     failed = {}

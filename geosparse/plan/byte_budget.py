@@ -12,7 +12,7 @@ import torch
 
 from ..errors import GeosparseError
 from ..ops import SELECTORS, Selector
-from .cost_model import Rows, shared_rows
+from .cost_model import TokenBytes, shared_rows
 from .error_curves import budgets_at_price, marginal_gains
 
 PRICE_STEPS = 50
@@ -28,7 +28,9 @@ class Market:
     the decisions together are the least summed error for the bytes that they read (on convex curves).
     """
 
-    def __init__(self, curves: Options, members: int, rows: Rows, visible: torch.Tensor, stretch: torch.Tensor) -> None:
+    def __init__(
+        self, curves: Options, members: int, rows: TokenBytes, visible: torch.Tensor, stretch: torch.Tensor
+    ) -> None:
         """Prepare the curves.
 
         Args:

@@ -25,7 +25,7 @@ ITEMSIZE = 2
 """Bytes of one number in the cache, where nothing else is known: 16-bit."""
 
 
-class Rows(NamedTuple):
+class TokenBytes(NamedTuple):
     """What one token of one KV head weighs.
 
     Attributes:
@@ -62,7 +62,7 @@ def shared_rows(heads: int) -> float:
 
 
 def layer_bytes(
-    n_keep: torch.Tensor, selectors: Selector | Sequence[Selector], kv_heads: int, visible: int, rows: Rows
+    n_keep: torch.Tensor, selectors: Selector | Sequence[Selector], kv_heads: int, visible: int, rows: TokenBytes
 ) -> float:
     """Bytes that one layer reads of the cache in a decode step.
 
@@ -90,7 +90,7 @@ def split_bytes(
     selectors: torch.Tensor,
     kv_heads: int,
     limits: Sequence[int],
-    rows: Rows,
+    rows: TokenBytes,
     share_kv: bool = False,
 ) -> float:
     """Bytes that one sequence's decode step reads of the cache, all layers.
@@ -113,7 +113,7 @@ def split_bytes(
 def plan_bytes(plan: Plan, limits: Sequence[int], itemsize: int = ITEMSIZE) -> float:
     """`split_bytes` of a plan whose queries see `limits` tokens, one number per layer; keys are as wide as values."""
     model = plan.model
-    rows = Rows(model.head_dim, model.head_dim, itemsize)
+    rows = TokenBytes(model.head_dim, model.head_dim, itemsize)
     budgets = torch.stack(
         [
             plan.budgets.of(layer).at(torch.tensor(seen, dtype=torch.int64, device="cpu"))
@@ -123,6 +123,6 @@ def plan_bytes(plan: Plan, limits: Sequence[int], itemsize: int = ITEMSIZE) -> f
     return split_bytes(budgets, plan.selector_places, model.kv_heads, limits, rows, plan.share_kv)
 
 
-def dense_bytes(kv_heads: int, limits: Sequence[int], rows: Rows) -> float:
+def dense_bytes(kv_heads: int, limits: Sequence[int], rows: TokenBytes) -> float:
     """The same for dense attention, `[limits]` tokens per layer."""
     return float(sum(limits) * kv_heads * (rows.key_dim + rows.value_dim) * rows.itemsize)

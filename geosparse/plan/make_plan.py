@@ -19,7 +19,7 @@ from ..utils.files import MAX_COUNT, is_count
 from ..utils.provenance import versions
 from .byte_budget import Market, Split, spend_bytes
 from .candidates import Candidates, Chosen
-from .cost_model import Rows, split_bytes
+from .cost_model import TokenBytes, split_bytes
 from .error_curves import complete_at
 from .growth import Growth, law_of
 from .policies import DEFAULT_POLICY, POLICIES, Policy
@@ -229,7 +229,7 @@ def _by_bytes(problem: _Problem, most: float) -> _Allocation:
     """Budgets and selectors that read `most` bytes or less."""
     model, candidates = problem.profile.model, problem.candidates
     growth = _law(problem, min(TYPICAL_KEEP, problem.near) * model.layers * model.heads)
-    stretch, limits, rows = problem.stretch(growth), problem.limits(), Rows(model.head_dim, model.head_dim)
+    stretch, limits, rows = problem.stretch(growth), problem.limits(), TokenBytes(model.head_dim, model.head_dim)
     market = Market(
         {name: candidates.pooled(candidates.curve(problem.measure, name)) for name in candidates.allowed},
         1 if candidates.share_kv else model.heads // model.kv_heads,
@@ -278,7 +278,7 @@ def _predicted(problem: _Problem, allocation: _Allocation, chosen: Chosen) -> di
     """Half the summed (g . e)^2 of the plan, bytes of a decode step, and how far the law may be trusted."""
     at_near = (allocation.budgets / problem.stretch(allocation.growth)).round().long()
     model = problem.profile.model
-    rows = Rows(model.head_dim, model.head_dim)
+    rows = TokenBytes(model.head_dim, model.head_dim)
     share_kv = problem.candidates.share_kv
     facts = {
         "damage": 0.5 * problem.candidates.total("fisher", at_near, chosen),

@@ -109,7 +109,12 @@ class Recorder:
     """Serves dense attention, or what a subclass says, and keeps every module's `Call`; one instance per window."""
 
     def __init__(self, positions: torch.Tensor, slopes: torch.Tensor | None = None) -> None:
-        """Args: `[Q]` positions of the queries to keep; where to keep the gradient at the output, if at all."""
+        """Record one window.
+
+        Args:
+            positions: `[Q]` positions of the queries to keep.
+            slopes: `[P]` positions at which the gradient at the output is kept; None for no gradient.
+        """
         self.positions = positions
         self.slopes = slopes
         self.calls: dict[torch.nn.Module, Call] = {}

@@ -46,7 +46,12 @@ class Parts:
     """A folder with one file per finished window of one run; files of any other run in it do not count."""
 
     def __init__(self, folder: Path, run: dict[str, Any]) -> None:
-        """Args: the folder, made when the first window is saved; everything that decides the numbers, as JSON."""
+        """Name the run.
+
+        Args:
+            folder: Where the files are; made when the first window is saved.
+            run: Everything that decides the numbers, as JSON.
+        """
         self.folder = folder
         self.key = hashlib.sha256(dump_json(run).encode()).hexdigest()
 

@@ -28,7 +28,12 @@ class PlannedRecorder(Recorder):
     """Serves the plan's attention, whose gradient is that of dense attention, and keeps each call's error."""
 
     def __init__(self, positions: torch.Tensor, served: Mapping[torch.nn.Module, SparseAttention]) -> None:
-        """Args: `[Q]` positions to keep calls, gradients and errors at; what serves each attention module."""
+        """Record while a plan is served.
+
+        Args:
+            positions: `[Q]` query positions to keep calls, gradients and errors at.
+            served: What serves each attention module.
+        """
         super().__init__(positions, positions)
         self.served = served
         self.errors: dict[torch.nn.Module, torch.Tensor] = {}

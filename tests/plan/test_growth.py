@@ -7,7 +7,7 @@ import torch
 import geosparse as gs
 from geosparse.ops import SELECTORS, TAILS
 from geosparse.plan.candidates import Candidates
-from geosparse.plan.cost_model import Rows, split_bytes
+from geosparse.plan.cost_model import TokenBytes, split_bytes
 from geosparse.plan.error_curves import marginal_gains
 from geosparse.plan.growth import MAX_GROWTH_EXPONENT, fit_growth, law_of
 from geosparse.plan.policies import POLICIES
@@ -142,7 +142,7 @@ def test_what_a_plan_of_another_length_predicts(length):
     assert torch.equal(plan.head_tails, chosen.tails)
     assert plan.predicted["damage"] == pytest.approx(0.5 * candidates.total("fisher", there, chosen))
     exact = torch.full((2, 4), SELECTORS.names.index("topn"))
-    assert plan.predicted["bytes"] == split_bytes(plan.n_keep, exact, 4, [16, length], Rows(8, 8))
+    assert plan.predicted["bytes"] == split_bytes(plan.n_keep, exact, 4, [16, length], TokenBytes(8, 8))
 
 
 @pytest.mark.parametrize("policy", ["fisher", "output_error"])
