@@ -90,12 +90,12 @@ def observed(model: Any, plans: dict[str, gs.Plan]) -> Iterator[dict[str, torch.
         yield errors
 
 
-def compare(model: Any, plans: dict[str, gs.Plan], all_windows: torch.Tensor, scored: int) -> dict[str, dict[str, Any]]:
-    """All `plans` and dense attention on the last `scored` tokens of the windows `all_windows` `[W, L]`."""
+def compare(model: Any, plans: dict[str, gs.Plan], texts: torch.Tensor, scored: int) -> dict[str, dict[str, Any]]:
+    """All `plans` and dense attention on the last `scored` tokens of the windows `texts` `[W, L]`."""
     losses: dict[str, list[torch.Tensor]] = {name: [] for name in ("dense", *plans)}
     errors: dict[str, list[torch.Tensor]] = {name: [] for name in plans}
     counted: dict[str, float] = {}
-    for window in all_windows:
+    for window in texts:
         cache = dense_prefix(model, window[None, : -scored - 1])
         tail = window[None, -scored - 1 :]
         losses["dense"].append(token_losses(model, tail, cache))
@@ -107,7 +107,7 @@ def compare(model: Any, plans: dict[str, gs.Plan], all_windows: torch.Tensor, sc
                 losses[name].append(token_losses(model, tail, cache))
             counted[name] = receipt.mean_kept
             print(
-                f"{all_windows.shape[1]} {name}: {float((losses[name][-1] - losses['dense'][-1]).mean()):+.5f}",
+                f"{texts.shape[1]} {name}: {float((losses[name][-1] - losses['dense'][-1]).mean()):+.5f}",
                 flush=True,
             )
     table: dict[str, dict[str, Any]] = {}
@@ -119,13 +119,13 @@ def compare(model: Any, plans: dict[str, gs.Plan], all_windows: torch.Tensor, sc
             "excess_nll_interval": interval and list(interval),
             "mean_kept": counted[name],
             "output_error": float(torch.stack(errors[name]).mean()),
-            "bytes_per_step": layer_bytes(model, plan, all_windows.shape[1]),
+            "bytes_per_step": layer_bytes(model, plan, texts.shape[1]),
         }
     for name, row in table.items():
         exact = table.get(f"topn/{name.split('/')[1]}", {}).get("excess_nll")
         row["excess_over_topn"] = row["excess_nll"] / exact - 1 if exact else None
     dense = torch.cat(losses["dense"])
-    table["dense"] = {"nll": float(dense.mean()), "bytes_per_step": layer_bytes(model, None, all_windows.shape[1])}
+    table["dense"] = {"nll": float(dense.mean()), "bytes_per_step": layer_bytes(model, None, texts.shape[1])}
     return table
 
 
