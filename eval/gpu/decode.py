@@ -14,7 +14,7 @@ from geosparse.ops.spec import Selector
 from geosparse.ops.triton import stages
 from geosparse.ops.triton.buffers import LayerBuffers
 from geosparse.ops.triton.decode import decode, dense, passes_of
-from geosparse.plan.cost_model import Rows
+from geosparse.plan.cost_model import TokenBytes
 
 from . import timing
 from .baselines import baselines
@@ -43,12 +43,12 @@ def measure(
     rows: dict[str, Any] = {}
 
     def add(variant: str, calls: Sequence[Callable[[], Any]], read: float) -> None:
-        found = timing.microseconds(calls)
+        times = timing.microseconds(calls)
         rows[variant] = {
-            "us": found,
+            "us": times,
             "bytes": read,
-            "gb_per_second": read / found["p50"] / 1e3,
-            "share_of_floor": read / peak * 1e6 / found["p50"],
+            "gb_per_second": read / times["p50"] / 1e3,
+            "share_of_floor": read / peak * 1e6 / times["p50"],
         }
 
     failed = {}
@@ -88,7 +88,7 @@ def _union(
 def _bytes(shape: ModelShape, batch: int, context: int, selector: Selector, union: dict[str, float]) -> float:
     """Bytes that a step has to read: the index, or keys, of every token; keys and values of the union."""
     row = shape.dim * DTYPE.itemsize
-    every = Rows(shape.dim, shape.dim, DTYPE.itemsize).scanned(selector)
+    every = TokenBytes(shape.dim, shape.dim, DTYPE.itemsize).scanned(selector)
     kept = union["tokens"] * row * (1 if SELECTORS[selector].reads_every_key else 2)
     return batch * shape.kv_heads * (context * every + kept)
 
