@@ -163,7 +163,7 @@ def measure(
             first, *others = (seconds(partial(variant.run, next(turns))) for _ in range(CALLS_IN_A_ROW))
             firsts[name].append(first)
             times[name] += others
-    sdpa, own = (median(times[name]) for name in ("sdpa", "own dense"))
+    sdpa, own_dense = (median(times[name]) for name in ("sdpa", "own dense"))
     rows = []
     for name, variant in variants.items():
         p20, p50, p80 = (
@@ -182,7 +182,7 @@ def measure(
                 "share_of_floor": speed.floor(variant) / p50,
                 "share_of_floor_by_rows": speed.floor(variant, shape[2] * dtype.itemsize) / p50,
                 "over_sdpa": sdpa / p50,
-                "over_own_dense": own / p50,
+                "over_own_dense": own_dense / p50,
                 "first_us": first * 1e6,
                 "first_over_sdpa": median(firsts["sdpa"]) / first,
                 "error": errors[name],
@@ -219,7 +219,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         "schema": SCHEMA,
         "device": f"{device_name('cpu')}, {torch.get_num_threads()} threads, {cpu.isa()}",
         "read_gb_per_second": speed.stream / 1e9,
-        "random_gb_per_second": {str(size): found / 1e9 for size, found in speed.rows.items()},
+        "random_gb_per_second": {str(size): rate / 1e9 for size, rate in speed.rows.items()},
         "provenance": versions(),
         "cases": [
             measure(*case, options.keep, speed, options.repeats) for case in track(cases, "speed", not options.json)
@@ -238,12 +238,12 @@ def _run(arguments: Sequence[str] | None) -> int:
     if options.json:
         print(json_text(result), end="")
         return 0
-    rows = ", ".join(f"{size} bytes {found:.1f}" for size, found in result["random_gb_per_second"].items())
+    rows = ", ".join(f"{size} bytes {rate:.1f}" for size, rate in result["random_gb_per_second"].items())
     print(f"{result['device']}; a sum reads {result['read_gb_per_second']:.1f} GB/s, random rows of {rows}")
-    calls = ((word, us, result["outside_kernel_us"][word]) for word, us in result["overhead_us"].items())
+    calls = ((kind, us, result["outside_kernel_us"][kind]) for kind, us in result["overhead_us"].items())
     print(
         "a call on one token: "
-        + ", ".join(f"{word} {us:.1f} us ({less:.1f} outside the kernel)" for word, us, less in calls)
+        + ", ".join(f"{kind} {us:.1f} us ({less:.1f} outside the kernel)" for kind, us, less in calls)
     )
     for case in result["cases"]:
         print(f"{case['shape']} {case['heads']}, context {case['context']}, {case['dtype']}")

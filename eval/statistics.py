@@ -39,8 +39,8 @@ def cohen_kappa(first: torch.Tensor, second: torch.Tensor) -> float:
     from sklearn.metrics import cohen_kappa_score
 
     if first.shape != second.shape or not first.numel():
-        found = f"{list(first.shape)} and {list(second.shape)}"
-        raise GeosparseError(f"Kappa compares two labelings of the same items, found the shapes {found}.")
+        shapes = f"{list(first.shape)} and {list(second.shape)}"
+        raise GeosparseError(f"Kappa compares two labelings of the same items, found the shapes {shapes}.")
     if torch.equal(first, second):
         # scikit-learn divides 0 by 0 where all labels are the same one.
         return 1.0
@@ -63,8 +63,8 @@ def bootstrap(
     """
     if clusters < 3:
         return None
-    found = [statistic(row) for row in _resamples(clusters, RESAMPLES, seed)]
-    values = torch.tensor(found, dtype=torch.float64, device="cpu")
+    values_of_resamples = [statistic(row) for row in _resamples(clusters, RESAMPLES, seed)]
+    values = torch.tensor(values_of_resamples, dtype=torch.float64, device="cpu")
     if torch.isnan(values).double().mean() > 0.1:
         return None
     low, high = torch.nanquantile(values, _edges(level))

@@ -9,7 +9,7 @@ from geosparse.geometry.fits import fit
 from geosparse.geometry.moments import window_moments
 from geosparse.geometry.regimes import REGIMES, classify, signatures
 from geosparse.measure.loss import score
-from geosparse.ops import PATHS, TAILS, reference_attention
+from geosparse.ops import PATHS, SELECTORS, TAILS, reference_attention
 from geosparse.ops.cpu import library
 from geosparse.reports.bands import bands
 from geosparse.reports.heads import head_facts
@@ -18,7 +18,6 @@ from geosparse.reports.profile import write_profile_page
 from .artifacts.test_profile import CONFIG, LENGTH, TEXT, model_of, profile_of
 from .tiny import tiny_tokenizer
 
-SELECTORS = ("topn", "lowbit", "paged", "sink_recent")
 HEADS, KV_HEADS, DIM = 6, 2, 8
 
 

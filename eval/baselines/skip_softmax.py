@@ -64,12 +64,13 @@ class SkipSoftmax(Method):
         start = max(tokens - THRESHOLD_TOKENS, 1)
         cache.crop(start - tokens)
         with torch.no_grad(), _skipping(model, DISTANCES, watching=True) as calls:
-            for place in range(start, tokens):
-                token = prompt.ids[:, place : place + 1].to(input_device(model))
+            for position in range(start, tokens):
+                token = prompt.ids[:, position : position + 1].to(input_device(model))
                 model(token, past_key_values=cache, use_cache=True)
         visible = sum(call.visible for call in calls)
         kept = [
-            sum(call.visible * (1 - call.skipped[place]) for call in calls) / visible for place in range(len(DISTANCES))
+            sum(call.visible * (1 - call.skipped[position]) for call in calls) / visible
+            for position in range(len(DISTANCES))
         ]
         # The least distance that keeps as much as was asked for: what is compared has no fewer tokens than ours.
         self.distance = DISTANCES[min(bisect_left(kept, self.density), len(DISTANCES) - 1)]
@@ -124,8 +125,8 @@ def _inside(layer: Any, method: Any, seen: Any, calls: list[_SkipCall]) -> Any:
     def run(*args: Any, **kwargs: Any) -> Any:
         with method.get_sparse_context(seen):
             output = forward(*args, **kwargs)
-        found = seen._last_stats
-        calls.append(_SkipCall(layer.heads * found["sample_length"], found["sparsity"]))
+        stats = seen._last_stats
+        calls.append(_SkipCall(layer.heads * stats["sample_length"], stats["sparsity"]))
         return output
 
     return run

@@ -37,10 +37,10 @@ def uneven_budgets(shape_name: str, context: int, dtype_name: str, plan: Plan, s
     ratios, totals = [], []
     for repeat in range(UNEVEN_REPEATS):
         spent = {"ragged": 0.0, "even": 0.0}
-        for place, pair in enumerate(zip(ragged, even, strict=True)):
+        for index, pair in enumerate(zip(ragged, even, strict=True)):
             for kind, budgets in zip(spent, pair, strict=True):
                 # Each kind on a layer that was not read just before.
-                layer = layers[(repeat + place + len(layers) // 2 * (kind == "even")) % len(layers)]
+                layer = layers[(repeat + index + len(layers) // 2 * (kind == "even")) % len(layers)]
                 run = ours_with(budgets, selector, "centroid", shape[2] ** -0.5)
                 spent[kind] += seconds(partial(run, layer))
         ratios.append(spent["ragged"] / spent["even"])

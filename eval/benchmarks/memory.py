@@ -46,9 +46,9 @@ def measure(model: Any, plan: gs.Plan, prompt: torch.Tensor, new_tokens: int, pr
 def study(options: Options, model: Any, tokenizer: Any) -> Iterator[Finding]:
     """One prompt, one plan."""
     prompt = windows(tokenizer, options.text, options.context, 1)[0]
-    found = measure(model, uniform(model, options), prompt, options.new_tokens, options.prefill)
+    measured = measure(model, uniform(model, options), prompt, options.new_tokens, options.prefill)
     given = facts(options, "context", "new_tokens", "mean_keep", "selector", "tail", "prefill")
-    yield Finding(f"memory-{options.context}.json", given | found)
+    yield Finding(f"memory-{options.context}.json", given | measured)
 
 
 def flags(add: Add) -> None:

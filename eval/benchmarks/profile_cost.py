@@ -71,10 +71,10 @@ def measure(kind: str, options: argparse.Namespace) -> dict[str, float]:
 def in_process(kind: str, arguments: list[str]) -> dict[str, float]:
     """`measure` in a fresh process."""
     command = [sys.executable, "-m", "eval.benchmarks.profile_cost", *arguments, "--only", kind]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    if found.returncode:
-        raise GeosparseError(f"The {kind} failed: {(found.stderr.strip().splitlines() or ['no reason given'])[-1]}")
-    result: dict[str, float] = json.loads(found.stdout.splitlines()[-1])
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    if process.returncode:
+        raise GeosparseError(f"The {kind} failed: {(process.stderr.strip().splitlines() or ['no reason given'])[-1]}")
+    result: dict[str, float] = json.loads(process.stdout.splitlines()[-1])
     return result
 
 
@@ -137,8 +137,8 @@ def main(arguments: list[str] | None = None) -> int:
             return
         runs: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
         for _ in range(options.repeats):
-            for kind, found in runs.items():
-                found.append(in_process(kind, given))
+            for kind, measured in runs.items():
+                measured.append(in_process(kind, given))
         result = compare(runs) | about(options)
         if options.out is not None:
             name = "cost.json" if options.length == 4096 else f"cost-{options.length}.json"

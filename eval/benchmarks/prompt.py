@@ -18,12 +18,12 @@ def windows(tokenizer: Any, text: str, length: int, count: int) -> torch.Tensor:
     Raises:
         GeosparseError: The text is too short.
     """
-    found = gs.token_windows(tokenizer, gs.load_texts(text), length, count)
-    if len(found) < count:
+    taken = gs.token_windows(tokenizer, gs.load_texts(text), length, count)
+    if len(taken) < count:
         raise gs.GeosparseError(
-            f"{text} holds {len(found)} windows of {length} tokens, not {count}: give a longer text or fewer windows."
+            f"{text} holds {len(taken)} windows of {length} tokens, not {count}: give a longer text or fewer windows."
         )
-    return found
+    return taken
 
 
 def dense_prefix(model: Any, ids: torch.Tensor) -> SparseCache:

@@ -87,7 +87,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                 result["not_reached"].append(f"{stage}: {name}")
                 continue
             try:
-                found = measure()
+                row = measure()
             except GeosparseError:
                 raise
             except (RuntimeError, ValueError, TypeError, AttributeError) as error:
@@ -96,7 +96,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                 )
                 print(f"{stage}: {name} failed: {error}", file=sys.stderr, flush=True)
             else:
-                result[stage].append(found)
+                result[stage].append(row)
                 print(f"{stage}: {name} {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
             timing.free_bytes()
             if options.out is not None:

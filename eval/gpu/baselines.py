@@ -23,10 +23,10 @@ def baselines(shape: ModelShape, context: int) -> dict[str, Baseline]:
         with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
             return torch.nn.functional.scaled_dot_product_attention(query[:, :, None], key, value, enable_gqa=grouped)
 
-    found: dict[str, Baseline] = {"sdpa flash": sdpa, "flex attention": _flex(grouped)}
+    known: dict[str, Baseline] = {"sdpa flash": sdpa, "flex attention": _flex(grouped)}
     if find_spec("flash_attn") is not None:
-        found["flash-attn"] = _flash_attn()
-    return found
+        known["flash-attn"] = _flash_attn()
+    return known
 
 
 def _flex(grouped: bool) -> Baseline:

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
-from geosparse.ops.key_index import PAGE
+from geosparse.ops.selectors import SELECTORS
 from geosparse.ops.spec import Selector
 from geosparse.ops.triton import stages
 from geosparse.ops.triton.buffers import LayerBuffers
 from geosparse.ops.triton.decode import decode, dense, passes_of
+from geosparse.plan.cost_model import TokenBytes
 
 from . import timing
 from .baselines import baselines
@@ -22,11 +23,10 @@ from .shapes import DTYPE, SHAPES, ModelShape, budgets_of, layer_bytes, layer_of
 # Enough layers in turn that the GPU's cache does not hold their data.
 BYTES_IN_TURN = 1 << 30
 MAX_LAYERS = 16
-SELECTORS: tuple[Selector, ...] = ("paged", "paged+lowbit", "lowbit", "topn", "sink_recent")
 
 
 def measure(
-    name: str, context: int, batch: int, density: float, peak: float, selectors: Sequence[Selector] = SELECTORS
+    name: str, context: int, batch: int, density: float, peak: float, selectors: Sequence[Selector] = SELECTORS.built_in
 ) -> dict[str, Any]:
     """Times of one shape; `peak` in bytes per second turns bytes into a floor of the time."""
     shape, device = SHAPES[name], timing.gpu()
@@ -43,12 +43,12 @@ def measure(
     rows: dict[str, Any] = {}
 
     def add(variant: str, calls: Sequence[Callable[[], Any]], read: float) -> None:
-        found = timing.microseconds(calls)
+        times = timing.microseconds(calls)
         rows[variant] = {
-            "us": found,
+            "us": times,
             "bytes": read,
-            "gb_per_second": read / found["p50"] / 1e3,
-            "share_of_floor": read / peak * 1e6 / found["p50"],
+            "gb_per_second": read / times["p50"] / 1e3,
+            "share_of_floor": read / peak * 1e6 / times["p50"],
         }
 
     failed = {}
@@ -79,7 +79,7 @@ def _union(
     scores = stages.score_tokens(query, layer.key, *layer.rows, shape.dim**-0.5, None)
     chosen = stages.select(scores, budgets, *layer.rows, shape.kv_heads)
     served = torch.ones(shape.heads, dtype=torch.int32, device=query.device)
-    kept = None if selector == "sink_recent" else chosen
+    kept = chosen if SELECTORS[selector].scans else None
     count = stages.list_tokens(scores, kept, *layer.rows, budgets, served, shape.kv_heads, layer.key.shape[2], False)[2]
     tokens = float(count.sum(-1).float().mean())
     return {"tokens": tokens, "over_mean_budget": tokens / float(budgets.float().mean())}
@@ -88,10 +88,9 @@ def _union(
 def _bytes(shape: ModelShape, batch: int, context: int, selector: Selector, union: dict[str, float]) -> float:
     """Bytes that a step has to read: the index, or keys, of every token; keys and values of the union."""
     row = shape.dim * DTYPE.itemsize
-    bounds, codes = 2 * 2 * shape.dim / PAGE, shape.dim / 2
-    every = {"topn": row, "lowbit": bounds + codes, "paged": bounds, "paged+lowbit": bounds, "sink_recent": 0.0}
-    kept = union["tokens"] * row * (1 if selector == "topn" else 2)
-    return batch * shape.kv_heads * (context * every[selector] + kept)
+    every = TokenBytes(shape.dim, shape.dim, DTYPE.itemsize).scanned(selector)
+    kept = union["tokens"] * row * (1 if SELECTORS[selector].reads_every_key else 2)
+    return batch * shape.kv_heads * (context * every + kept)
 
 
 def stage_times(

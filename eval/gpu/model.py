@@ -98,8 +98,8 @@ def measure(name: str, context: int, batch: int, density: float) -> dict[str, An
     rows: dict[str, Any] = {}
     for variant, attend in attends.items():
         graph = timing.captured(partial(decoder.step, attend))
-        found = timing.microseconds([graph.replay], graphed=False)
-        rows[variant] = {"ms": {name: value / 1e3 for name, value in found.items()}}
+        times = timing.microseconds([graph.replay], graphed=False)
+        rows[variant] = {"ms": {name: value / 1e3 for name, value in times.items()}}
         rows[variant]["over_dense"] = rows["dense"]["ms"]["p50"] / rows[variant]["ms"]["p50"]
         del graph
     return case | {"rows": rows}

@@ -42,13 +42,13 @@ def measure(name: str, context: int, density: float) -> dict[str, Any]:
     for mode, run in runs.items():
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        found = run()
+        attended = run()
         extra = torch.cuda.max_memory_allocated() - before - query.numel() * query.element_size()
         rows[mode] = {"extra_bytes": max(0, extra)}
         if mode == "block":
             seen = shape.heads * context * (context + 1) / 2
-            rows[mode]["read"] = float(found.kept.sum()) / seen
-        del found
+            rows[mode]["read"] = float(attended.kept.sum()) / seen
+        del attended
         rows[mode]["us"] = timing.microseconds([run], graphed=False)
         rows[mode]["over_dense"] = rows["dense"]["us"]["p50"] / rows[mode]["us"]["p50"]
     return {"shape": name, "context": context, "density": density, "rows": rows}

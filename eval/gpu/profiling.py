@@ -54,7 +54,7 @@ def measure(name: str = "llama-2-7b", length: int = 1024, layers: int | None = N
             model, tokenizer, text, gs.ProfileConfig(length=length, windows=1, second_pass=False, kinds=())
         ),
     }
-    found: dict[str, Any] = {"shape": name, "layers": layers or shape.layers, "length": length}
+    facts: dict[str, Any] = {"shape": name, "layers": layers or shape.layers, "length": length}
     pass_once(model, window)
     for what, run in runs.items():
         torch.cuda.reset_peak_memory_stats()
@@ -63,6 +63,6 @@ def measure(name: str = "llama-2-7b", length: int = 1024, layers: int | None = N
         run()
         torch.cuda.synchronize()
         seconds = time.perf_counter() - start
-        found[what] = {"seconds": seconds, "peak_bytes": torch.cuda.max_memory_allocated()}
-    found["profile_over_pass"] = found["profile"]["seconds"] / found["pass"]["seconds"]
-    return found
+        facts[what] = {"seconds": seconds, "peak_bytes": torch.cuda.max_memory_allocated()}
+    facts["profile_over_pass"] = facts["profile"]["seconds"] / facts["pass"]["seconds"]
+    return facts

@@ -46,8 +46,10 @@ def queries_of(shape: ModelShape, batch: int, device: torch.device, seed: int = 
     generator = torch.Generator(device).manual_seed(seed)
     groups = shape.heads // shape.kv_heads
     common = torch.randn(batch, shape.kv_heads, 1, shape.dim, generator=generator, device=device, dtype=torch.float32)
-    own = torch.randn(batch, shape.kv_heads, groups, shape.dim, generator=generator, device=device, dtype=torch.float32)
-    mixed: torch.Tensor = SHARED_QUERY_VARIANCE**0.5 * common + (1 - SHARED_QUERY_VARIANCE) ** 0.5 * own
+    individual = torch.randn(
+        batch, shape.kv_heads, groups, shape.dim, generator=generator, device=device, dtype=torch.float32
+    )
+    mixed: torch.Tensor = SHARED_QUERY_VARIANCE**0.5 * common + (1 - SHARED_QUERY_VARIANCE) ** 0.5 * individual
     return (2 * mixed).flatten(1, 2).to(DTYPE)
 
 

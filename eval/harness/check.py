@@ -90,17 +90,17 @@ def compare(folder: Path, runners: Sequence[TaskRunner], versions: Mapping[str, 
     rows, speed = [], {}
     then = {(row["task"], row["variant"]): row for row in read_timing(folder)["rows"]}
     for runner in runners:
-        found: dict[str, list[tuple[float, str]]] = {}
+        differences: dict[str, list[tuple[float, str]]] = {}
         for method in runner.methods:
             for metric, column in runner.column(method).items():
                 old = committed.get((runner.task.id, metric, method.id), [])
                 pairs = zip(old[: len(column.values)], column.values, strict=False)
-                found.setdefault(metric, []).extend(
-                    (abs(new - before), f"{method.id}, sample {place}") for place, (before, new) in enumerate(pairs)
+                differences.setdefault(metric, []).extend(
+                    (abs(new - before), f"{method.id}, sample {index}") for index, (before, new) in enumerate(pairs)
                 )
         rows += [
             Row(runner.task.id, metric, len(each), sum(not size for size, _ in each), *max(each))
-            for metric, each in found.items()
+            for metric, each in differences.items()
             if each
         ]
         for row in runner.timing():
@@ -120,7 +120,7 @@ def _samples(path: Path) -> dict[tuple[str, str, str], list[float]]:
     with os_errors_as("read", path):
         lines = path.read_text(encoding="utf-8").splitlines()
     try:
-        found = [json.loads(line) for line in lines]
-        return {(row["task"], row["metric"], row["variant"]): row["values"] for row in found}
+        rows = [json.loads(line) for line in lines]
+        return {(row["task"], row["metric"], row["variant"]): row["values"] for row in rows}
     except (ValueError, KeyError, TypeError) as error:
         raise damaged(path, "samples file", "a line is not one of samples") from error

@@ -45,12 +45,12 @@ def paired(dense: Sequence[float], variant: Sequence[float], kind: str) -> Paire
     changed = sum(difference != 0 for difference in differences)
     won, lost = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
     # Where all differ by the same there is no spread to take an interval from, which is not certainty.
-    found = interval(differences) if len(set(differences)) > 1 else None
-    if found and kind == "accuracy":
-        found = max(-1.0, found[0]), min(1.0, found[1])
+    bounds = interval(differences) if len(set(differences)) > 1 else None
+    if bounds and kind == "accuracy":
+        bounds = max(-1.0, bounds[0]), min(1.0, bounds[1])
     return Paired(
         fmean(differences),
-        found,
+        bounds,
         changed,
         mcnemar(won, lost) if kind == "accuracy" else None,
     )

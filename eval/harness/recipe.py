@@ -124,19 +124,21 @@ def load_recipe(path: Path | str, kinds: Mapping[str, type[Task]]) -> Recipe:
     path = Path(path)
     if not path.exists() and path.suffix != ".yaml" and (RECIPES / f"{path}.yaml").exists():
         path = RECIPES / f"{path}.yaml"
-    base, own = _read(BASE), _read(path)
-    unknown = own.keys() - (base.keys() - {"variant"}) - {"variants", "tasks"}
+    base, given = _read(BASE), _read(path)
+    unknown = given.keys() - (base.keys() - {"variant"}) - {"variants", "tasks"}
     if unknown:
         key = min(unknown)
         raise GeosparseError(
             f"{path}: unknown key {key!r}; {did_you_mean(key, {*base, 'variants', 'tasks'} - {'variant'})}"
         )
-    profile = _build(ProfileSettings, base["profile"] | _mapping(own.get("profile", {}), "profile"), f"{path}: profile")
-    entries = [entry for item in own.get("variants", []) for entry in _product(_mapping(item, "a variant"))]
+    profile = _build(
+        ProfileSettings, base["profile"] | _mapping(given.get("profile", {}), "profile"), f"{path}: profile"
+    )
+    entries = [entry for item in given.get("variants", []) for entry in _product(_mapping(item, "a variant"))]
     variants = tuple(_build(Variant, base["variant"] | entry, f"{path}: variant") for entry in entries)
     tasks = tuple(
         task
-        for item in own.get("tasks", [])
+        for item in given.get("tasks", [])
         for entry in _product(_mapping(item, "a task"))
         for task in [_task(kinds, base, entry, path)]
     )
@@ -144,7 +146,7 @@ def load_recipe(path: Path | str, kinds: Mapping[str, type[Task]]) -> Recipe:
         raise GeosparseError(f"{path} names no task: give at least one, of {', '.join(sorted(kinds))}.")
     _refuse_repeats([variant.id for variant in variants], "variant", path)
     _refuse_repeats([task.id for task in tasks], "task", path)
-    plain = {key: own.get(key, base[key]) for key in ("title", "model", "dtype", "environment", "not_run_here")}
+    plain = {key: given.get(key, base[key]) for key in ("title", "model", "dtype", "environment", "not_run_here")}
     return Recipe(_name(path), profile=profile, variants=variants, tasks=tasks, **plain)
 
 

@@ -204,7 +204,7 @@ def at_floor(metric: Metric, dense: Measurement) -> bool:
 
 def summarize(scores: Sequence[TaskScores], rows: Sequence[Measurement]) -> tuple[list[Summary], list[str]]:
     """Recovery over tasks per variant, and warnings: tasks at their floor, contexts shorter than the budgets."""
-    found: dict[str, dict[str, float]] = {}
+    recoveries: dict[str, dict[str, float]] = {}
     warnings = []
     for each_task in scores:
         task = each_task.task
@@ -223,10 +223,10 @@ def summarize(scores: Sequence[TaskScores], rows: Sequence[Measurement]) -> tupl
                     "budgets, so this run shows nothing of the plan."
                 )
             if row.recovery is not None and not floor:
-                found.setdefault(row.variant, {})[task.id] = row.recovery
+                recoveries.setdefault(row.variant, {})[task.id] = row.recovery
     return [
         Summary(variant, len(each), fmean(each.values()), min(each.values()), min(each, key=lambda task: each[task]))
-        for variant, each in found.items()
+        for variant, each in recoveries.items()
     ], warnings
 
 

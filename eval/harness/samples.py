@@ -47,12 +47,12 @@ class Part:
         except FileNotFoundError:
             return 0
         end = 0
-        for place, line in enumerate(lines):
+        for number, line in enumerate(lines):
             try:
                 record = json.loads(line)
             except ValueError:
                 break
-            if place == 0 and record.get("key") != self.key:
+            if number == 0 and record.get("key") != self.key:
                 return 0
             if "key" in record:
                 self.notes.append(record["note"])

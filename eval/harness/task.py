@@ -136,7 +136,7 @@ class Task:
         """Of `about`."""
         return hashlib.sha256(dump_json(self.about()).encode()).hexdigest()
 
-    def score(self, place: int, method: Method) -> Outcome:
+    def score(self, sample: int, method: Method) -> Outcome:
         """Score one sample with the model as it is."""
         raise NotImplementedError
 

@@ -41,7 +41,7 @@ class TaskRunner:
 
     def missing(self) -> int:
         """Samples still to be scored, all methods together."""
-        return sum(place not in self.parts[m.id].records for m in self.methods for place in range(self.samples))
+        return sum(sample not in self.parts[m.id].records for m in self.methods for sample in range(self.samples))
 
     def run(self, tell: Tell, only: Sequence[str] = ()) -> None:
         """Score what is missing, a block of samples under one method after the other; `only` these, if any."""
@@ -50,31 +50,31 @@ class TaskRunner:
             for method in self.methods:
                 if only and method.id not in only:
                     continue
-                todo = [place for place in block if place not in self.parts[method.id].records]
+                todo = [sample for sample in block if sample not in self.parts[method.id].records]
                 if todo:
                     self._score(method, todo)
                     tell(f"{self.task.id}: {method.id}, {block.stop} of {self.samples}")
 
-    def _score(self, method: Method, places: list[int]) -> None:
+    def _score(self, method: Method, samples: list[int]) -> None:
         model = self.task.setting.model
         if not self.task.applies or method.plan is None:
-            for place in places:
+            for sample in samples:
                 method.forget()
-                self._one(method, place, None)
+                self._one(method, sample, None)
             return
         from geosparse.sparsify.patch import sparsified
 
         with sparsified(model, method.plan) as receipt:
-            for place in places:
+            for sample in samples:
                 receipt.reset()
-                self._one(method, place, receipt)
+                self._one(method, sample, receipt)
                 receipt.verify()
 
-    def _one(self, method: Method, place: int, receipt: Any) -> None:
+    def _one(self, method: Method, sample: int, receipt: Any) -> None:
         start = time.perf_counter()
-        outcome = self.task.score(place, method)
+        outcome = self.task.score(sample, method)
         kept, visible = method.counted if receipt is None else (int(receipt.kept.sum()), int(receipt.visible.sum()))
-        record = {"sample": place, "values": outcome.values, "kept": kept, "visible": visible}
+        record = {"sample": sample, "values": outcome.values, "kept": kept, "visible": visible}
         record["timing"] = outcome.timing | {"seconds": round(time.perf_counter() - start, 4)}
         if outcome.answers is not None:
             record["answers"] = outcome.answers
@@ -82,12 +82,12 @@ class TaskRunner:
             self.parts[method.id].append(record)
         except ValueError as error:
             raise GeosparseError(
-                f"{self.task.id}, {method.id}, sample {place}: a score is no finite number: in half precision the "
+                f"{self.task.id}, {method.id}, sample {sample}: a score is no finite number: in half precision the "
                 "model may overflow (try dtype: float32), else its weights may be damaged."
             ) from error
 
     def _records(self, method: Method) -> list[dict[str, Any]]:
-        return [self.parts[method.id].records[place] for place in range(self.samples)]
+        return [self.parts[method.id].records[sample] for sample in range(self.samples)]
 
     def column(self, method: Method) -> dict[str, Column]:
         """Every metric of one method."""
@@ -103,12 +103,12 @@ class TaskRunner:
 
     def densities(self) -> dict[str, float | None]:
         """Kept over visible tokens, by method."""
-        found: dict[str, float | None] = {}
+        densities: dict[str, float | None] = {}
         for method in self.methods:
             records = self._records(method)
             kept, visible = (sum(record[key] for record in records) for key in ("kept", "visible"))
-            found[method.id] = kept / visible if visible else None
-        return found
+            densities[method.id] = kept / visible if visible else None
+        return densities
 
     def timing(self) -> list[dict[str, Any]]:
         """One row per method: seconds in all, medians of everything else."""

@@ -25,7 +25,7 @@ from .points import Loaded
 ROOT = Path(__file__).parents[2]
 # Where tables of results stand between other words.
 DOCUMENTS = (ROOT / "docs" / "benchmarks" / "quality.md", ROOT / "docs" / "benchmarks" / "baselines.md")
-BLOCK = re.compile(r"(<!-- eval: (\S+) -->\n).*?(\n?<!-- end -->)", flags=re.DOTALL)
+GENERATED_TABLE = re.compile(r"(<!-- eval: (\S+) -->\n).*?(\n?<!-- end -->)", flags=re.DOTALL)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -62,10 +62,10 @@ def results_in(results: Path) -> list[Loaded]:
     Raises:
         GeosparseError: No result there, or a damaged one.
     """
-    found = find(results)
-    if not found:
+    results_found = find(results)
+    if not results_found:
         raise GeosparseError(f"{results} holds no result of a recipe: run one first, e.g. python -m eval.run smoke.")
-    return found
+    return results_found
 
 
 def make(results: Path, documents: Sequence[Path] = ()) -> list[Path]:
@@ -77,16 +77,16 @@ def make(results: Path, documents: Sequence[Path] = ()) -> list[Path]:
     """
     if missing := [str(document) for document in documents if not document.is_file()]:
         raise GeosparseError(f"{missing[0]} is not there, so its tables cannot be renewed: name files that are.")
-    found, written, recipes = results_in(results), [], []
-    for loaded in found:
+    results_found, written, recipes = results_in(results), [], []
+    for loaded in results_found:
         recipes.append(recipe_part(loaded))
         written.append(write_page(loaded.folder / "report.html", render(recipes[-1:])))
         png = save_pareto(loaded.folder / "pareto.png", loaded)
         written += [png] if png else []
     written.append(write_page(results / "report.html", render(recipes)))
-    _write(results / "README.md", results_page(found, results))
+    _write(results / "README.md", results_page(results_found, results))
     written.append(results / "README.md")
-    by_name = {loaded.result.run.recipe: loaded for loaded in found}
+    by_name = {loaded.result.run.recipe: loaded for loaded in results_found}
     for document in documents:
         old = document.read_text(encoding="utf-8")
         new = renew(old, by_name)
@@ -96,16 +96,16 @@ def make(results: Path, documents: Sequence[Path] = ()) -> list[Path]:
     return written
 
 
-def renew(text: str, found: dict[str, Loaded]) -> str:
+def renew(text: str, by_name: dict[str, Loaded]) -> str:
     """`text` with the table of each marked block made anew."""
 
     def table(match: re.Match[str]) -> str:
         name = match.group(2)
-        if name not in found:
+        if name not in by_name:
             raise GeosparseError(f"A document shows a table of {name}, of which there is no result: run the recipe.")
-        return f"{match.group(1)}{score_table(found[name])}\n<!-- end -->"
+        return f"{match.group(1)}{score_table(by_name[name])}\n<!-- end -->"
 
-    return BLOCK.sub(table, text)
+    return GENERATED_TABLE.sub(table, text)
 
 
 def _write(path: Path, text: str) -> None:

@@ -68,22 +68,22 @@ class Chart:
     marks: list[Mark]
 
 
-def panel_chart(panel: Panel, found: dict[str, int]) -> Chart:
-    """A panel; `found`: the place of each series' colour, from `figure.colours`."""
+def panel_chart(panel: Panel, colour_of: dict[str, int]) -> Chart:
+    """A panel; `colour_of`: the place of each series' colour, from `figure.colours`."""
     with _figure(HEIGHT) as (figure, axes):
         figure.subplots_adjust(left=0.1, right=0.985, bottom=0.145, top=0.97)
-        draw_panel(axes, panel, found, ON_PAGE)
-        places = [(x_of(panel, p), p.y) for p in panel.points]
-        return _chart(panel.title, figure, axes, list(panel.points), places, found)
+        draw_panel(axes, panel, colour_of, ON_PAGE)
+        positions = [(x_of(panel, p), p.y) for p in panel.points]
+        return _chart(panel.title, figure, axes, list(panel.points), positions, colour_of)
 
 
-def strips_chart(rows: Sequence[tuple[str, list[Point]]], found: dict[str, int]) -> Chart:
+def strips_chart(rows: Sequence[tuple[str, list[Point]]], colour_of: dict[str, int]) -> Chart:
     """Recovery per task: one line per task, one mark per variant."""
     with _figure(PER_TASK * len(rows) + 0.55, layout="constrained") as (figure, axes):
         draw_strips(axes, rows, ON_PAGE)
         points = [p for _, points in rows for p in points]
-        places = [(p.x, float(row)) for row, (_, points) in enumerate(rows) for p in points]
-        return _chart("recovery per task", figure, axes, points, places, found)
+        positions = [(p.x, float(row)) for row, (_, points) in enumerate(rows) for p in points]
+        return _chart("recovery per task", figure, axes, points, positions, colour_of)
 
 
 @contextmanager
@@ -106,21 +106,21 @@ def _chart(
     figure: Any,
     axes: Any,
     points: Sequence[Point],
-    places: Sequence[tuple[float, float]],
-    found: dict[str, int],
+    positions: Sequence[tuple[float, float]],
+    colour_of: dict[str, int],
 ) -> Chart:
     plot = themed_plot(figure)
     # Drawing has laid the plot out: from data to parts of the figure, and from them to units of the picture.
     width, height = (72 * inches for inches in figure.get_size_inches())
-    on_figure = figure.transFigure.inverted().transform(axes.transData.transform(places))
+    on_figure = figure.transFigure.inverted().transform(axes.transData.transform(positions))
     shown = {p.series for p in points}
     return Chart(
         label=label,
-        legend=[(name, place) for name, place in found.items() if name in shown],
+        legend=[(name, colour) for name, colour in colour_of.items() if name in shown],
         box=plot.box,
         body=plot.body,
         marks=[
-            _mark(point, float(x) * width, (1 - float(y)) * height, found[point.series], (width, height))
+            _mark(point, float(x) * width, (1 - float(y)) * height, colour_of[point.series], (width, height))
             for point, (x, y) in zip(points, on_figure, strict=True)
         ],
     )
@@ -132,6 +132,6 @@ def _mark(point: Point, x: float, y: float, colour: int, size: tuple[float, floa
     height = ROOM + LINE * len(point.words)
     left = x + 8 if x + 8 + width < size[0] else max(x - 8 - width, 2)
     top = max(min(y - height / 2, size[1] - height - 2), 2)
-    lines = [TipLine(f"{top + ROOM / 2 + LINE * (row + 0.75):.1f}", word) for row, word in enumerate(point.words)]
+    lines = [TipLine(f"{top + ROOM / 2 + LINE * (row + 0.75):.1f}", line) for row, line in enumerate(point.words)]
     tip = Tip(f"{left:.1f}", f"{top:.1f}", f"{width:.1f}", f"{height:.1f}", f"{left + ROOM:.1f}", lines)
     return Mark(f"{x:.1f}", f"{y:.1f}", colour, tip)

@@ -43,7 +43,7 @@ class Look:
     @property
     def hues(self) -> list[str]:
         """Colours by the places that `colours` gives: four of the page, the others, and grey for dense."""
-        return [*(self.names[f"s{place}"] for place in range(len(SERIES))), *MORE_HUES, self.names["muted"]]
+        return [*(self.names[f"s{number}"] for number in range(len(SERIES))), *MORE_HUES, self.names["muted"]]
 
 
 FILE = Look(PAPER, marker=4, line=1.3, fade=1.0, baseline=False)
@@ -53,7 +53,7 @@ def colours(series: Sequence[str]) -> dict[str, int]:
     """A colour per series: ours first, dense grey, the rest in order of appearance."""
     names = list(dict.fromkeys(series))
     order = sorted((name for name in names if name != "dense"), key=lambda name: not name.startswith("fisher"))
-    return {name: place % COLOURS for place, name in enumerate(order)} | {"dense": COLOURS}
+    return {name: number % COLOURS for number, name in enumerate(order)} | {"dense": COLOURS}
 
 
 def save_pareto(path: Path, loaded: Loaded) -> Path | None:
@@ -69,14 +69,14 @@ def save_pareto(path: Path, loaded: Loaded) -> Path | None:
     panels = density_panels(loaded) + speed_panels(loaded)
     if not panels:
         return None
-    found = colours([series_of(loaded.result, info.id) for info in loaded.result.variants])
+    colour_of = colours([series_of(loaded.result, info.id) for info in loaded.result.variants])
     columns, rows = min(COLUMNS, len(panels)), -(-len(panels) // COLUMNS)
     with matplotlib.style.context(SHEET):
         figure = Figure(figsize=(4.1 * columns, 3.1 * rows + 0.5), layout="constrained")
-        for place, panel in enumerate(panels):
-            axes = figure.add_subplot(rows, columns, place + 1)
+        for number, panel in enumerate(panels):
+            axes = figure.add_subplot(rows, columns, number + 1)
             axes.set_title(panel.title, fontsize=8.5, color=PAPER["ink"])
-            draw_panel(axes, panel, found, FILE)
+            draw_panel(axes, panel, colour_of, FILE)
         handles = dict(zip(*reversed(_legend(figure)), strict=True))
         figure.legend(
             handles.values(), handles.keys(), loc="outside upper left", ncols=min(5, len(handles)), frameon=False
@@ -89,17 +89,17 @@ def _legend(figure: Any) -> tuple[list[Any], list[str]]:
     return [handle for handle, _ in pairs], [label for _, label in pairs]
 
 
-def draw_panel(axes: Any, panel: Panel, found: dict[str, int], look: Look) -> None:
+def draw_panel(axes: Any, panel: Panel, colour_of: dict[str, int], look: Look) -> None:
     """Quality over density or time: a line per series, a bar per interval."""
     for name in dict.fromkeys(p.series for p in panel.points):
-        mine = sorted((p for p in panel.points if p.series == name), key=lambda p: p.x)
-        colour = look.hues[found[name]]
-        xs, ys = [x_of(panel, p) for p in mine], [p.y for p in mine]
+        points = sorted((p for p in panel.points if p.series == name), key=lambda p: p.x)
+        colour = look.hues[colour_of[name]]
+        xs, ys = [x_of(panel, p) for p in points], [p.y for p in points]
         if look.fade == 1.0:
             axes.plot(xs, ys, "o-", color=colour, markersize=look.marker, linewidth=look.line, label=name)
         else:
             axes.plot(xs, ys, "-", color=colour, linewidth=look.line, alpha=look.fade)
-        for x, p in zip(xs, mine, strict=True):
+        for x, p in zip(xs, points, strict=True):
             if p.low is not None:
                 axes.plot([x, x], [p.low, p.high], color=colour, linewidth=1)
     if panel.log_x:

@@ -68,18 +68,18 @@ def _cell(row: Measurement | None) -> str:
     return f"{row.value:.4g} ({row.difference:+.2g}{'*' if sure else ''})"
 
 
-def results_page(found: Sequence[Loaded], results: Path) -> str:
+def results_page(results_found: Sequence[Loaded], results: Path) -> str:
     """`results/README.md`."""
     parts = [HEAD]
-    for loaded in found:
+    for loaded in results_found:
         result = loaded.result
         name, facts = result.run.recipe, facts_of(result)
-        place = loaded.folder.relative_to(results).as_posix()
+        folder = loaded.folder.relative_to(results).as_posix()
         parts.append(f"## {name}\n\n{result.run.title}\n\n`python -m eval.run {name}`: {', '.join(facts)}.\n")
         parts.append(score_table(loaded) + "\n")
         parts.append(_densities(result))
         if (loaded.folder / "pareto.png").exists():
-            parts.append(f"![Quality against density: {name}]({place}/pareto.png)\n")
+            parts.append(f"![Quality against density: {name}]({folder}/pareto.png)\n")
     return "\n".join(parts)
 
 
@@ -87,9 +87,9 @@ def _densities(result: Result) -> str:
     lines = []
     for info in result.variants:
         rows = (row for row in result.measurements if row.variant == info.id)
-        found = {row.task: row.density for row in rows if row.density is not None}
-        if info.id != DENSE and found:
-            low, high = min(found.values()), max(found.values())
+        densities = {row.task: row.density for row in rows if row.density is not None}
+        if info.id != DENSE and densities:
+            low, high = min(densities.values()), max(densities.values())
             lines.append(f"- `{info.id}` kept {percent(low)} to {percent(high)} of the tokens that queries saw")
     nothing = sorted({text.split(",")[0] for text in result.warnings if "shows nothing" in text})
     if nothing:
@@ -99,14 +99,14 @@ def _densities(result: Result) -> str:
 
 def _times(loaded: Loaded, task: str, variants: Sequence[str]) -> list[list[str]]:
     """Rows of the table, for a task that was timed: what its tokens took, and what the cache held."""
-    found = {what: loaded.timed(task, what) for what in TIMES}
+    cells_of = {what: loaded.timed(task, what) for what in TIMES}
     for what in ("ms_per_token", "times_dense"):
-        if torch_products := found[f"{what}_torch_products"]:
+        if torch_products := cells_of[f"{what}_torch_products"]:
             # Dense attention and the peers leave the weights to torch anyway.
-            found[f"{what}_torch_products"] = found[what] | torch_products
-    found["cache_bytes"] = {variant: size / 2**20 for variant, size in found["cache_bytes"].items()}
+            cells_of[f"{what}_torch_products"] = cells_of[what] | torch_products
+    cells_of["cache_bytes"] = {variant: size / 2**20 for variant, size in cells_of["cache_bytes"].items()}
     return [
         [TIMES[what], *(format(cells[v], ".2f" if "times" in what else ".0f") if v in cells else "" for v in variants)]
-        for what, cells in found.items()
+        for what, cells in cells_of.items()
         if cells
     ]

@@ -19,7 +19,7 @@ PACKAGE = "eval.report"
 Recipe = dict[str, Any]
 COLUMNS = ("variant", "score", "± stderr", "samples", "density", "difference", "95 % interval", "changed")
 # By the places that `figure.colours` gives.
-HUES = (*(f"var(--s{place})" for place in range(len(SERIES))), *MORE_HUES, "var(--muted)")
+HUES = (*(f"var(--s{number})" for number in range(len(SERIES))), *MORE_HUES, "var(--muted)")
 
 
 def write_page(path: Path, folders: Sequence[Path]) -> None:
@@ -67,11 +67,11 @@ def recipe_part(loaded: Loaded) -> Recipe:
 
 def _charts(loaded: Loaded) -> list[tuple[str, Chart]]:
     """Headings and plots."""
-    found = colours([series_of(loaded.result, info.id) for info in loaded.result.variants])
+    colour_of = colours([series_of(loaded.result, info.id) for info in loaded.result.variants])
     rows = recovery_panel(loaded)
-    charts = [("What is left of the dense score, per task", strips_chart(rows, found))] if rows else []
+    charts = [("What is left of the dense score, per task", strips_chart(rows, colour_of))] if rows else []
     for what, panels in (("density", density_panels(loaded)), ("ms per token", speed_panels(loaded))):
-        charts += [(f"Quality against {what}: {panel.title}", panel_chart(panel, found)) for panel in panels]
+        charts += [(f"Quality against {what}: {panel.title}", panel_chart(panel, colour_of)) for panel in panels]
     return charts
 
 

@@ -129,10 +129,10 @@ def recovery_panel(loaded: Loaded) -> list[tuple[str, list[Point]]]:
     rows = []
     for info in loaded.result.tasks:
         metric = loaded.result.main_metric(info.id)
-        found = loaded.result.of(info.id, metric)
-        dense = found[DENSE]
+        by_variant = loaded.result.of(info.id, metric)
+        dense = by_variant[DENSE]
         points = []
-        for variant, row in found.items():
+        for variant, row in by_variant.items():
             if row.recovery is None:
                 continue
             words = (variant, f"{metric} {row.value:.4f}, dense {dense.value:.4f}", f"recovery {row.recovery:.3f}")

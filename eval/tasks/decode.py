@@ -75,46 +75,52 @@ class Decode(Task):
         """With the number of documents, which decides where each is cut."""
         return super().about() | {"windows": self.settings.samples}
 
-    def prompt(self, place: int) -> Prompt:
+    def prompt(self, sample: int) -> Prompt:
         """The first part of a document, read densely, once for all methods."""
-        if self._read is None or self._read[0] != place:
+        if self._read is None or self._read[0] != sample:
             self._read = None
             model = self.setting.model
-            ids = self.windows[place][None, : -self.settings.scored - 1].to(input_device(model))
+            ids = self.windows[sample][None, : -self.settings.scored - 1].to(input_device(model))
             with torch.no_grad(), _calls(model, self.setting.shrinking) as calls:
                 cache = model(ids, use_cache=True, logits_to_keep=1).past_key_values
-            self._read = place, Prompt(cache, calls, ids)
+            self._read = sample, Prompt(cache, calls, ids)
         return self._read[1]
 
-    def _cache(self, place: int, method: Method) -> Any:
+    def _cache(self, sample: int, method: Method) -> Any:
         """A cache of the prompt, for this method alone."""
-        prompt = self.prompt(place)
+        prompt = self.prompt(sample)
         return method.shrunken_cache(self.setting.model, prompt) if method.shrinks else copy.deepcopy(prompt.cache)
 
-    def score(self, place: int, method: Method) -> Outcome:
+    def score(self, sample: int, method: Method) -> Outcome:
         model, settings = self.setting.model, self.settings
-        rest = self.windows[place][None, -settings.scored - 1 :]
+        rest = self.windows[sample][None, -settings.scored - 1 :]
         start = settings.length - settings.scored - 1
-        cache = self._cache(place, method)
+        cache = self._cache(sample, method)
         shrunk = copy.deepcopy(cache) if method.shrinks and settings.timed else None
         with method.decoding(model):
             losses, _ = token_losses(model, rest, cache, method.most_per_call or settings.chunk, start)
         timing = {"cache_bytes": float(cache_bytes(cache))}
         if settings.timed:
             del cache
-            again = self._cache(place, method) if shrunk is None else shrunk
-            timing |= self._speed(place, rest, again, start, method.decoding(model, counted=False), "")
+            again = self._cache(sample, method) if shrunk is None else shrunk
+            timing |= self._speed(sample, rest, again, start, method.decoding(model, counted=False), "")
         if settings.timed and method.plan is not None:
             ours = method.decoding(model, counted=False, own_products=False)
-            timing |= self._speed(place, rest, self._cache(place, method), start, ours, "_torch_products")
+            timing |= self._speed(sample, rest, self._cache(sample, method), start, ours, "_torch_products")
         return Outcome({"nll": float(losses.double().mean())}, timing)
 
     def _speed(
-        self, place: int, rest: torch.Tensor, cache: Any, start: int, decoding: AbstractContextManager[None], which: str
+        self,
+        sample: int,
+        rest: torch.Tensor,
+        cache: Any,
+        start: int,
+        decoding: AbstractContextManager[None],
+        which: str,
     ) -> dict[str, float]:
         """Median milliseconds of a decode step inside `decoding`, after two that are not counted, and of how many times
         as long dense attention takes for the same token right after: a machine that others use has slow minutes."""
-        caches = cache, copy.deepcopy(self.prompt(place).cache)
+        caches = cache, copy.deepcopy(self.prompt(sample).cache)
         device = input_device(self.setting.model)
         times: list[tuple[float, float]] = []
         with decoding, torch.no_grad():

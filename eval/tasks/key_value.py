@@ -24,8 +24,8 @@ class KeyValue(Retrieval):
     version = "1"
     settings_class = KeyValueSettings
 
-    def question(self, place: int) -> Question:
-        source = self.source(place)
+    def question(self, sample: int) -> Question:
+        source = self.source(sample)
         seen: set[int] = set()
 
         def pairs() -> Iterator[str]:
@@ -37,5 +37,5 @@ class KeyValue(Retrieval):
 
         fixed = len(self.tokens(f"{INSTRUCTION}\n\n\n\nThe value of key 1000 is: 1000 key 1000: 1000")) + SPARE_TOKENS
         lines = lines_that_fit(pairs(), self.settings.length - fixed, self.setting.tokenizer, "\n")
-        key, value = lines[round(self.depth(place) * (len(lines) - 1))].removeprefix("key ").split(": ")
+        key, value = lines[round(self.depth(sample) * (len(lines) - 1))].removeprefix("key ").split(": ")
         return Question("\n".join([INSTRUCTION, "", *lines, "", f"key {key}:"]), f" {value}")

@@ -73,7 +73,7 @@ class LmEval(Task):
         for instance in self.task.instances:
             self.documents.setdefault(instance.doc_id, []).append(instance)
         self.original, self.effective = len(self.task.eval_docs), len(self.documents)
-        self.data_sha256 = _digest([[request.args for request in found] for found in self.documents.values()])
+        self.data_sha256 = _digest([[request.args for request in requests] for requests in self.documents.values()])
         self._lm: Any = None
 
     def _load(self) -> tuple[dict[str, Any], Any]:
@@ -112,14 +112,14 @@ class LmEval(Task):
                 )
         return self._lm
 
-    def score(self, place: int, method: Method) -> Outcome:
-        requests = list(self.documents.values())[place]
+    def score(self, sample: int, method: Method) -> Outcome:
+        requests = list(self.documents.values())[sample]
         lm, answers = self.lm(), []
         with _quietly(self.setting):
             for kind in dict.fromkeys(request.request_type for request in requests):
-                mine = [request for request in requests if request.request_type == kind]
-                found = getattr(lm, kind)(mine, disable_tqdm=True)
-                answers += [[kind, request.idx, answer] for request, answer in zip(mine, found, strict=True)]
+                of_kind = [request for request in requests if request.request_type == kind]
+                replies = getattr(lm, kind)(of_kind, disable_tqdm=True)
+                answers += [[kind, request.idx, answer] for request, answer in zip(of_kind, replies, strict=True)]
         return Outcome({}, answers=answers)
 
     def finish(self, records: Sequence[dict[str, Any]]) -> Scores:
@@ -156,7 +156,7 @@ class LmEval(Task):
     def _chance(self, metric: str) -> float | None:
         """Guessing among the choices of a multiple-choice task; 0 for generated answers."""
         if self.task.OUTPUT_TYPE == "multiple_choice" and metric in ("acc", "acc_norm"):
-            counts = [len({request.args for request in found}) for found in self.documents.values()]
+            counts = [len({request.args for request in requests}) for requests in self.documents.values()]
             return sum(1 / count for count in counts) / len(counts)
         return 0.0 if self.task.OUTPUT_TYPE != "loglikelihood_rolling" and metric not in PERPLEXITY_METRICS else None
 
@@ -195,9 +195,9 @@ def _numbers(samples: Sequence[Any]) -> list[float]:
 
 def _filled(metadata: dict[str, Any], length: int) -> dict[str, Any]:
     """Metadata with "LENGTH" replaced by the number, and "LENGTH_K" by words such as "4k"."""
-    words = {"LENGTH": length, "LENGTH_K": f"{length // 1024}k"}
+    values = {"LENGTH": length, "LENGTH_K": f"{length // 1024}k"}
     return {
-        key: [words.get(item, item) for item in value] if isinstance(value, list) else words.get(value, value)
+        key: [values.get(item, item) for item in value] if isinstance(value, list) else values.get(value, value)
         for key, value in metadata.items()
     }
 
@@ -217,8 +217,8 @@ def _replay_class() -> Any:
             self.kept = kept
 
         def _answers(self, kind: str, requests: Sequence[Any]) -> list[Any]:
-            found = [self.kept[request.doc_id, kind, request.idx] for request in requests]
-            return [tuple(answer) if isinstance(answer, list) else answer for answer in found]
+            replies = [self.kept[request.doc_id, kind, request.idx] for request in requests]
+            return [tuple(answer) if isinstance(answer, list) else answer for answer in replies]
 
         def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> list[Any]:
             return self._answers("loglikelihood", requests)

@@ -24,18 +24,18 @@ def data_below(folder: Path | None) -> Iterator[None]:
         return
     import datasets
 
-    asked = datasets.load_dataset
+    load_public = datasets.load_dataset
 
-    @wraps(asked)
-    def load_dataset(path: str, *arguments: Any, **words: Any) -> Any:
+    @wraps(load_public)
+    def load_dataset(path: str, *arguments: Any, **options: Any) -> Any:
         below = _FOLDER.get()
         local = None if below is None else below / path
-        return asked(str(local) if local is not None and local.is_dir() else path, *arguments, **words)
+        return load_public(str(local) if local is not None and local.is_dir() else path, *arguments, **options)
 
     token = _FOLDER.set(folder.resolve())
     datasets.load_dataset = load_dataset
     try:
         yield
     finally:
-        datasets.load_dataset = asked
+        datasets.load_dataset = load_public
         _FOLDER.reset(token)

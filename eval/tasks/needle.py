@@ -22,13 +22,13 @@ class Needle(Retrieval):
     version = "1"
     settings_class = NeedleSettings
 
-    def question(self, place: int) -> Question:
-        source = self.source(place)
+    def question(self, sample: int) -> Question:
+        source = self.source(sample)
         name, number = source.choice(PLACES), f"{source.randrange(10_000, 100_000)}"
         needle = f"The secret number of {name} is {number}."
         request = f"\n\nWhat is the secret number of {name}? The secret number of {name} is"
         answer = f" {number}"
         fixed = len(self.tokens(f"{INSTRUCTION}\n\n {needle}{request}{answer}")) + SPARE_TOKENS
         hay = lines_that_fit(sentences(source), self.settings.length - fixed, self.setting.tokenizer, " ")
-        hay.insert(round(self.depth(place) * len(hay)), needle)
+        hay.insert(round(self.depth(sample) * len(hay)), needle)
         return Question(f"{INSTRUCTION}\n\n{' '.join(hay)}{request}", answer)

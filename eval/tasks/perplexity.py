@@ -68,8 +68,8 @@ class Perplexity(Task):
         pairs = [(low, min(high, self.settings.length)) for low, high in pairwise(edges)]
         return {f"nll {low}-{high - 1}": slice(low - 1, high - 1) for low, high in pairs if high > low}
 
-    def score(self, place: int, method: Method) -> Outcome:
-        losses, _ = token_losses(self.setting.model, self.windows[place][None], None, self.settings.chunk)
+    def score(self, sample: int, method: Method) -> Outcome:
+        losses, _ = token_losses(self.setting.model, self.windows[sample][None], None, self.settings.chunk)
         losses = losses.double()
         values = {"nll": float(losses.mean())}
         return Outcome(values | {name: float(losses[rows].mean()) for name, rows in self._octaves().items()})

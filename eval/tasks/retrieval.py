@@ -51,27 +51,27 @@ class Retrieval(Task):
     def __init__(self, settings: RetrievalSettings, setting: Setting) -> None:
         super().__init__(settings, setting)
         check_context(setting.model, settings.length, "give the task a smaller length")
-        self.questions = [self.question(place) for place in range(settings.samples)]
+        self.questions = [self.question(sample) for sample in range(settings.samples)]
         self.original = self.effective = settings.samples
         self.data_sha256 = hashlib.sha256(repr(self.questions).encode()).hexdigest()
         self.metrics = {"exact": Metric("accuracy", True, chance=0.0, main=True), "answer_nll": Metric("nll", False)}
 
-    def question(self, place: int) -> Question:
-        """Question number `place`."""
+    def question(self, sample: int) -> Question:
+        """Question number `sample`."""
         raise NotImplementedError
 
-    def source(self, place: int) -> random.Random:
+    def source(self, sample: int) -> random.Random:
         """The random numbers of one question: they depend on nothing but task, length, seed and place."""
-        return random.Random(f"{self.kind} {self.version} {self.settings.length} {self.settings.seed} {place}")
+        return random.Random(f"{self.kind} {self.version} {self.settings.length} {self.settings.seed} {sample}")
 
     def tokens(self, text: str) -> list[int]:
         """Token ids of a text without special ones."""
-        found: list[int] = self.setting.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return found
+        tokens: list[int] = self.setting.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return tokens
 
-    def depth(self, place: int) -> float:
+    def depth(self, sample: int) -> float:
         """Where in the context the answer stands, 0 to 1: evenly spread over the samples."""
-        depth: float = (place + 0.5) / self.settings.samples
+        depth: float = (sample + 0.5) / self.settings.samples
         return depth
 
     def encoded(self, question: Question) -> tuple[torch.Tensor, int]:
@@ -86,8 +86,8 @@ class Retrieval(Task):
         """With the number of samples, which decides the depths."""
         return super().about() | {"depths": self.settings.samples}
 
-    def score(self, place: int, method: Method) -> Outcome:
-        ids, count = self.encoded(self.questions[place])
+    def score(self, sample: int, method: Method) -> Outcome:
+        ids, count = self.encoded(self.questions[sample])
         model = self.setting.model
         with torch.no_grad():
             logits = model(ids.to(input_device(model)), use_cache=False, logits_to_keep=count + 1).logits[0, :-1]

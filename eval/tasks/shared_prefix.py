@@ -39,9 +39,9 @@ def shared_prefix_class() -> Any:
             answers = []
             for rest, (_, _, continuation) in zip(rests, requests, strict=True):
                 goal = torch.tensor(continuation, device=read[rest].device, dtype=torch.int64)
-                found = read[rest][-len(goal) :]
-                likelihood = found.gather(-1, goal[:, None]).sum()
-                answers.append((float(likelihood), bool((found.argmax(-1) == goal).all())))
+                logits = read[rest][-len(goal) :]
+                likelihood = logits.gather(-1, goal[:, None]).sum()
+                answers.append((float(likelihood), bool((logits.argmax(-1) == goal).all())))
             return answers
 
     return SharedPrefixLM

@@ -46,11 +46,11 @@ def _positions(start: int, part: torch.Tensor) -> torch.Tensor:
 
 def cache_bytes(cache: Any) -> int:
     """Bytes of the keys and values that a cache holds, buffers beside them left out."""
-    found = 0
+    total = 0
     for layer in cache.layers:
         for tensor in (layer.keys, layer.values):
             if isinstance(tensor, torch.Tensor):
-                found += tensor.numel() * tensor.element_size()
+                total += tensor.numel() * tensor.element_size()
         index = getattr(getattr(layer, "slot", None), "index", None)
-        found += index.bytes() if index is not None else 0
-    return found
+        total += index.bytes() if index is not None else 0
+    return total

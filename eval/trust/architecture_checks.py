@@ -14,8 +14,8 @@ from geosparse.errors import GeosparseError
 from .tiny_configs import PARTS, SPECIAL, TEXT, tiny_config
 
 TOLERANCE = 1e-4
-EVERY = 10**6
-STEPS = 6
+FULL_BUDGET = 10**6
+NEW_TOKENS = 6
 CHUNKS = (TEXT // 2, TEXT // 2 + 3, TEXT)
 FAULTS = ("raw", "different")
 """Outcomes that must not be; the others are "equal", "refused" and "not run" (by dense transformers)."""
@@ -81,8 +81,8 @@ def _generated(model: Any, **options: Any) -> torch.Tensor:
     output = model.generate(
         ids,
         attention_mask=mask,
-        max_new_tokens=STEPS,
-        min_new_tokens=STEPS,
+        max_new_tokens=NEW_TOKENS,
+        min_new_tokens=NEW_TOKENS,
         do_sample=False,
         output_logits=True,
         return_dict_in_generate=True,
@@ -135,7 +135,7 @@ def examine(kind: str) -> dict[str, Any]:
     if left_out:
         result["left_out"] = left_out
     try:
-        plan = gs.Plan.uniform(model, EVERY)
+        plan = gs.Plan.uniform(model, FULL_BUDGET)
         with gs.sparsified(model, plan):
             pass
     except GeosparseError as error:
@@ -159,10 +159,10 @@ def examine(kind: str) -> dict[str, Any]:
     again = _forward(model)
     measure("restored", lambda: _relative(again, dense["forward"]))
     different = {name: error for name, error in result["errors"].items() if not error <= TOLERANCE}
-    for outcome, found in (("raw", raw), ("different", different), ("refused", refused)):
-        if found:
-            words = (f"{name}: {what}" for name, what in found.items())
-            return result | {"outcome": outcome, "sentence": "; ".join(words)}
+    for outcome, problems in (("raw", raw), ("different", different), ("refused", refused)):
+        if problems:
+            sentences = (f"{name}: {what}" for name, what in problems.items())
+            return result | {"outcome": outcome, "sentence": "; ".join(sentences)}
     return result | {"outcome": "equal"}
 
 
@@ -178,7 +178,7 @@ def warm_up() -> None:
     with torch.no_grad():
         for check in CHECKS.values():
             check(model)
-        with gs.sparsified(model, gs.Plan.uniform(model, EVERY)):
+        with gs.sparsified(model, gs.Plan.uniform(model, FULL_BUDGET)):
             _generated(model)
 
 
@@ -187,14 +187,14 @@ def _difference(model: Any, plan: gs.Plan, check: Callable[[Any], torch.Tensor],
         return _relative(check(model), dense)
 
 
-def _relative(found: torch.Tensor, expected: torch.Tensor) -> float:
+def _relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
     """The largest difference over the largest number; infinite where shapes or infinities differ."""
-    if found.shape != expected.shape:
+    if actual.shape != expected.shape:
         return math.inf
     usual = torch.isfinite(expected)
-    if not bool((torch.isfinite(found) == usual).all()):
+    if not bool((torch.isfinite(actual) == usual).all()):
         return math.inf
-    return float((found - expected)[usual].abs().max() / expected[usual].abs().max())
+    return float((actual - expected)[usual].abs().max() / expected[usual].abs().max())
 
 
 def _score(model: Any, plan: gs.Plan) -> float:

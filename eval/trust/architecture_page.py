@@ -36,23 +36,23 @@ def page(result: dict[str, Any]) -> str:
     summary = ", ".join(f"{counts.get(outcome, 0)} {outcome}" for outcome in TITLES if outcome != "raw")
     parts = [head + f"Of {len(types)} types: {summary}, {counts.get('raw', 0)} raw errors.\n"]
     for outcome, title in TITLES.items():
-        found = {kind: each for kind, each in types.items() if each["outcome"] == outcome}
-        if found:
-            parts.append(f"## {title}\n\n" + (_equal(found) if outcome == "equal" else _said(found)) + "\n")
+        listed = {kind: each for kind, each in types.items() if each["outcome"] == outcome}
+        if listed:
+            parts.append(f"## {title}\n\n" + (_equal(listed) if outcome == "equal" else _said(listed)) + "\n")
     return "\n".join(parts)
 
 
-def _equal(found: dict[str, dict[str, Any]]) -> str:
+def _equal(listed: dict[str, dict[str, Any]]) -> str:
     rows = ["| model type | class | largest relative difference | left out |", "|---|---|---|---|"]
-    for kind, each in found.items():
+    for kind, each in listed.items():
         left_out = "; ".join(f"{name}: {_cell(why)}" for name, why in each.get("left_out", {}).items())
         rows.append(f"| {kind} | {each['class']} | {max(each['errors'].values()):.0e} | {left_out} |")
     return "\n".join(rows)
 
 
-def _said(found: dict[str, dict[str, Any]]) -> str:
+def _said(listed: dict[str, dict[str, Any]]) -> str:
     rows = ["| model type | reason |", "|---|---|"]
-    return "\n".join([*rows, *(f"| {kind} | {_cell(each['sentence'])} |" for kind, each in found.items())])
+    return "\n".join([*rows, *(f"| {kind} | {_cell(each['sentence'])} |" for kind, each in listed.items())])
 
 
 def _cell(text: str) -> str:

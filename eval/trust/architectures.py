@@ -55,8 +55,8 @@ def isolated(kind: str) -> dict[str, Any]:
     try:
         if not here.poll(SECONDS):
             return {"outcome": "raw", "sentence": f"It took longer than {SECONDS} s."}
-        found: dict[str, Any] = here.recv()
-        return found
+        answer: dict[str, Any] = here.recv()
+        return answer
     except EOFError:
         process.join()
         return {"outcome": "raw", "sentence": f"The process died with code {process.exitcode}."}
@@ -77,17 +77,17 @@ def run(kinds: Sequence[str], known: dict[str, Any], out: Path | None) -> Iterab
 
 def result_of(known: dict[str, Any]) -> dict[str, Any]:
     """The JSON object of a run."""
-    counts = Counter(found["outcome"] for found in known.values())
+    counts = Counter(result["outcome"] for result in known.values())
     types = dict(sorted(known.items()))
     return {"schema": SCHEMA, "counts": dict(sorted(counts.items())), "types": types, "provenance": versions()}
 
 
-def line(kind: str, found: dict[str, Any]) -> str:
+def line(kind: str, result: dict[str, Any]) -> str:
     """One type on the terminal."""
-    figures = [f"{name} {error:.0e}" for name, error in found.get("errors", {}).items()]
-    notes = [f"{name}: {why}" for name, why in found.get("left_out", {}).items()]
-    said = [found["sentence"]] if "sentence" in found else []
-    return f"{kind:26} {found['outcome']:10} {'; '.join([*said, ', '.join(figures), *notes])}"
+    figures = [f"{name} {error:.0e}" for name, error in result.get("errors", {}).items()]
+    notes = [f"{name}: {why}" for name, why in result.get("left_out", {}).items()]
+    said = [result["sentence"]] if "sentence" in result else []
+    return f"{kind:26} {result['outcome']:10} {'; '.join([*said, ', '.join(figures), *notes])}"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -121,14 +121,14 @@ def _run(options: argparse.Namespace) -> int:
             known = dict(before["types"])
     _ready()
     kinds = [kind for kind in (options.only or every) if kind not in known]
-    for kind, found in run(kinds, known, out):
+    for kind, examined in run(kinds, known, out):
         if not options.json:
-            print(line(kind, found), flush=True)
+            print(line(kind, examined), flush=True)
     result = result_of(known)
     print(json_text(result) if options.json else ", ".join(f"{n} {what}" for what, n in result["counts"].items()))
     if out == OUT:
         PAGE.write_text(page(result), encoding="utf-8")
-    return int(any(found["outcome"] in FAULTS for found in known.values()))
+    return int(any(examined["outcome"] in FAULTS for examined in known.values()))
 
 
 def _ready() -> None:

@@ -120,7 +120,7 @@ def hear_interrupts() -> None:
 
 def orphans() -> list[int]:
     """Processes of a run that are still there, besides this one."""
-    mark, found = f"{MARK}={os.getpid()}".encode(), []
+    mark, pids = f"{MARK}={os.getpid()}".encode(), []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             marked = mark in (folder / "environ").read_bytes().split(b"\0")
@@ -128,8 +128,8 @@ def orphans() -> list[int]:
         except OSError:
             continue
         if marked and running and int(folder.name) != os.getpid():
-            found.append(int(folder.name))
-    return found
+            pids.append(int(folder.name))
+    return pids
 
 
 def end(process: subprocess.Popen[str], number: int = signal.SIGKILL) -> tuple[int, str]:

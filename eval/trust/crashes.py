@@ -64,27 +64,27 @@ class CrashBench:
 
     def problems(self, folder: Path) -> list[str]:
         """Outputs that are there and not whole, and processes that are left."""
-        found = []
+        problems = []
         for name, read in self.command.outputs.items():
             if (folder / name).exists():
                 try:
                     read(folder / name)
                 except (ValueError, AssertionError, OSError) as error:
-                    found.append(f"{name} is not whole: {error}")
-        return found + [f"the process {pid} is left" for pid in orphans()]
+                    problems.append(f"{name} is not whole: {error}")
+        return problems + [f"the process {pid} is left" for pid in orphans()]
 
     def completes(self, folder: Path) -> list[str]:
         """What is wrong after the same command was run once more to its end."""
         done = self.run(folder)
         if done.returncode:
             return [f"the restart ended with {done.returncode}: {done.stderr[-300:]}"]
-        found = self.problems(folder)
+        problems = self.problems(folder)
         if self.listing(folder) != self.files:
-            found.append(f"left beside the outputs: {sorted(self.listing(folder) ^ self.files)}")
+            problems.append(f"left beside the outputs: {sorted(self.listing(folder) ^ self.files)}")
         for name in self.command.same:
             if (folder / name).read_bytes() != (self.reference / name).read_bytes():
-                found.append(f"{name} differs from that of an undisturbed run")
-        return found
+                problems.append(f"{name} differs from that of an undisturbed run")
+        return problems
 
 
 Fault = Callable[[CrashBench, random.Random, int], list[str]]
@@ -106,21 +106,21 @@ def asked_to_end(bench: CrashBench, rng: random.Random, rounds: int) -> list[str
 
 
 def _stopped(bench: CrashBench, rng: random.Random, rounds: int, number: int, name: str, codes: set[int]) -> list[str]:
-    found = []
+    problems = []
     for turn in range(rounds):
         folder = bench.fresh(f"{name}{turn}")
         process = start(bench.command, folder)
         _wait(bench, rng, folder, process, turn)
         code, err = end(process, number)
-        mine = bench.problems(folder)
+        of_turn = bench.problems(folder)
         if code not in {0, *codes} or (code and "Traceback" in err):
-            mine.append(f"it ended with {code}: {err[-300:]}")
+            of_turn.append(f"it ended with {code}: {err[-300:]}")
         gentle = number != signal.SIGKILL and code != 0
         if gentle and (left := {path for path in bench.listing(folder) if "/." in f"/{path}"}):
-            mine.append(f"temporary files are left: {sorted(left)}")
-        found += [f"{name} {turn}: {problem}" for problem in [*mine, *bench.completes(folder)]]
+            of_turn.append(f"temporary files are left: {sorted(left)}")
+        problems += [f"{name} {turn}: {problem}" for problem in [*of_turn, *bench.completes(folder)]]
         shutil.rmtree(folder)
-    return found
+    return problems
 
 
 def _wait(bench: CrashBench, rng: random.Random, folder: Path, process: subprocess.Popen[str], turn: int) -> None:
@@ -144,13 +144,13 @@ def full_disk(bench: CrashBench, _: random.Random, __: int) -> list[str]:
             while file.write(bytes(4096)):
                 pass
         done = bench.run(folder)
-        found = bench.problems(folder)
+        problems = bench.problems(folder)
         if done.returncode not in (1, 2) or "No space left" not in done.stderr or "Traceback" in done.stderr:
-            found.append(f"on a full disk it ended with {done.returncode}: {done.stderr[-300:]}")
+            problems.append(f"on a full disk it ended with {done.returncode}: {done.stderr[-300:]}")
         filler.unlink()
         if subprocess.run(["mount", "-o", "remount,size=64m", str(folder)], check=False).returncode == 0:
-            found += bench.completes(folder)
-        return found
+            problems += bench.completes(folder)
+        return problems
 
 
 def read_only(bench: CrashBench, _: random.Random, __: int) -> list[str]:
@@ -168,7 +168,7 @@ def read_only(bench: CrashBench, _: random.Random, __: int) -> list[str]:
 
 def two_at_once(bench: CrashBench, _: random.Random, rounds: int) -> list[str]:
     """Two processes with one output: both complete, or the second says why not; the output is that of one."""
-    found = []
+    problems = []
     for turn in range(max(1, rounds // 10)):
         folder = bench.fresh(f"twice{turn}")
         refuses = bench.command.refuses
@@ -176,10 +176,10 @@ def two_at_once(bench: CrashBench, _: random.Random, rounds: int) -> list[str]:
             err = process.communicate(timeout=600)[1]
             refused = process.returncode == 2 and refuses is not None and refuses in err
             if process.returncode and not refused:
-                found.append(f"one of two ended with {process.returncode}: {err[-300:]}")
-        found += bench.completes(folder)
+                problems.append(f"one of two ended with {process.returncode}: {err[-300:]}")
+        problems += bench.completes(folder)
         shutil.rmtree(folder)
-    return found
+    return problems
 
 
 FAULTS: dict[str, Fault] = {
@@ -215,14 +215,14 @@ def make_inputs(folder: Path) -> None:
     from geosparse.hf.loading import load_model
     from geosparse.profile.profiler import ProfileConfig, profile_model
 
-    words = ["<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    tokenizer = Tokenizer(models.BPE(vocab={word: place for place, word in enumerate(words)}, merges=[]))
+    vocabulary = ["<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = Tokenizer(models.BPE(vocab={word: index for index, word in enumerate(vocabulary)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     sizes = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "max_position_embeddings": 512}
     heads = {"num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 8}
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(words), bos_token_id=0, eos_token_id=1, **sizes, **heads))
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(vocabulary), bos_token_id=0, eos_token_id=1, **sizes, **heads))
     model.save_pretrained(folder / "model")
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>").save_pretrained(
         folder / "model"
@@ -248,9 +248,9 @@ def run(commands: dict[str, Command], faults: Sequence[str], rounds: int, seed: 
             bench = CrashBench(inputs, Path(work) / what, command)
             result[what] = {"seconds": round(bench.seconds, 2)}
             for fault in faults:
-                found = FAULTS[fault](bench, random.Random(f"{seed} {what} {fault}"), rounds)
-                skipped = [problem for problem in found if problem.startswith("skipped")]
-                result[what][fault] = {"problems": [p for p in found if p not in skipped], "skipped": skipped}
+                problems = FAULTS[fault](bench, random.Random(f"{seed} {what} {fault}"), rounds)
+                skipped = [problem for problem in problems if problem.startswith("skipped")]
+                result[what][fault] = {"problems": [p for p in problems if p not in skipped], "skipped": skipped}
     return result
 
 
@@ -274,13 +274,13 @@ def _run(arguments: list[str] | None) -> int:
     commands = {name: COMMANDS[name] for name in options.commands.split(",") if name}
     if options.own is not None:
         commands["own"] = own_command(options.own.split(), [name for name in options.own_outputs.split(",") if name])
-    found = run(commands, options.faults.split(","), options.rounds, options.seed)
+    results = run(commands, options.faults.split(","), options.rounds, options.seed)
     facts = {"schema": SCHEMA, "rounds": options.rounds, "seed": options.seed, "device": device_name("cpu")}
-    result = facts | {"commands": found, "provenance": versions()}
+    result = facts | {"commands": results, "provenance": versions()}
     if options.out is not None:
         write_json(options.out, result)
     print(json_text(result), end="")
-    return 1 if any(part[fault]["problems"] for part in found.values() for fault in FAULTS if fault in part) else 0
+    return 1 if any(part[fault]["problems"] for part in results.values() for fault in FAULTS if fault in part) else 0
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ CHECKPOINTING: dict[str, dict[str, bool] | None] = {
     "reentrant": {"use_reentrant": True},
 }
 LENGTH = 40  # two complete pages of an index and a part
-STEPS = 50
+TRAINING_STEPS = 50
 
 
 class GradientCase(NamedTuple):
@@ -127,9 +127,9 @@ def _checkpoint(model: Any, settings: dict[str, bool]) -> None:
         model.gradient_checkpointing_enable(settings)
 
 
-def relative_error(found: Sequence[torch.Tensor], true: Sequence[torch.Tensor]) -> float:
+def relative_error(actual: Sequence[torch.Tensor], true: Sequence[torch.Tensor]) -> float:
     """The largest, over tensors, of the difference's norm over the true norm."""
-    pairs = zip(found, true, strict=True)
+    pairs = zip(actual, true, strict=True)
     return max(float((one.double() - other).norm() / other.norm()) for one, other in pairs)
 
 
@@ -149,8 +149,8 @@ def cases(tails: Sequence[Tail] = TAILS, selectors: Sequence[Selector] = SELECTO
                 if settings is not None:
                     _checkpoint(served, settings)
                 with gs.sparsified(served, plan):
-                    found = gradients(served, ids)
-                yield GradientCase(tail, selector, name, relative_error(found, true))
+                    actual = gradients(served, ids)
+                yield GradientCase(tail, selector, name, relative_error(actual, true))
 
 
 def train(model: Any, steps: int, rate: float = 0.05) -> list[float]:
@@ -165,7 +165,7 @@ def train(model: Any, steps: int, rate: float = 0.05) -> list[float]:
     return losses
 
 
-def trained(steps: int = STEPS, tail: Tail = "blend50", selector: Selector = "topn") -> dict[str, float | int]:
+def trained(steps: int = TRAINING_STEPS, tail: Tail = "blend50", selector: Selector = "topn") -> dict[str, float | int]:
     """The losses of a model that is trained sparsely and of one trained through the reference path."""
     losses = []
     for scope in (gs.sparsified, by_reference):

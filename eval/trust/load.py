@@ -97,11 +97,11 @@ def patch_rounds(model: Any, plan: gs.Plan, rounds: int, prompt: torch.Tensor) -
 
 def _residue(model: Any) -> set[str]:
     """Everything that hangs on the model and its modules beside what a fresh one has."""
-    found = {f"config {model.config._attn_implementation}"}
+    marks = {f"config {model.config._attn_implementation}"}
     for name, module in model.named_modules():
-        found |= {f"{name}.{key}" for key in vars(module)}
-        found |= {f"{name} {kind} {len(hooks)}" for kind, hooks in vars(module).items() if kind.endswith("_hooks")}
-    return found
+        marks |= {f"{name}.{key}" for key in vars(module)}
+        marks |= {f"{name} {kind} {len(hooks)}" for kind, hooks in vars(module).items() if kind.endswith("_hooks")}
+    return marks
 
 
 def _tensors() -> int:

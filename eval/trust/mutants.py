@@ -72,24 +72,24 @@ def mutants(source: str) -> list[Mutant]:
     """
     tree = ast.parse(source)
     quiet = _quiet(tree)
-    found = []
-    for place, node in enumerate(ast.walk(tree)):
+    changed = []
+    for number, node in enumerate(ast.walk(tree)):
         if node in quiet:
             continue
         for change in _changes(node):
             wrong = copy.deepcopy(tree)
-            old = _at(wrong, place)
+            old = _at(wrong, number)
             before = ast.unparse(old)
             new = ast.fix_missing_locations(ast.copy_location(change(old), old))
             text = ast.unparse(_Replace(old, new).visit(wrong))
-            found.append(Mutant(getattr(node, "lineno", 0), f"{before} -> {ast.unparse(new)}", text))
-    unique = {mutant.source: mutant for mutant in found}
+            changed.append(Mutant(getattr(node, "lineno", 0), f"{before} -> {ast.unparse(new)}", text))
+    unique = {mutant.source: mutant for mutant in changed}
     unique.pop(ast.unparse(tree), None)
     return sorted(unique.values(), key=lambda mutant: (mutant.line, mutant.what))
 
 
-def _at(tree: ast.AST, place: int) -> ast.AST:
-    return next(node for number, node in enumerate(ast.walk(tree)) if number == place)
+def _at(tree: ast.AST, index: int) -> ast.AST:
+    return next(node for number, node in enumerate(ast.walk(tree)) if number == index)
 
 
 class _Replace(ast.NodeTransformer):

@@ -116,15 +116,15 @@ def all_cases() -> Iterator[OptionCase]:
 
 def parsers() -> dict[str, argparse.ArgumentParser]:
     """The parser of every command, by its name."""
-    found: dict[str, argparse.ArgumentParser] = {}
+    known: dict[str, argparse.ArgumentParser] = {}
     for action in build_parser()._actions:
         if isinstance(action, argparse._SubParsersAction):
-            found |= {f"geosparse {name}": parser for name, parser in action.choices.items()}
+            known |= {f"geosparse {name}": parser for name, parser in action.choices.items()}
     for command, parser in lm_eval_parsers().items():
         for action in parser._actions:
             if action.option_strings and action.dest not in {"help", "model", "device"}:
-                found[command]._add_action(_long_first(action))
-    return found | {module: captured(module, entry) for module, entry in ENTRIES.items()}
+                known[command]._add_action(_long_first(action))
+    return known | {module: captured(module, entry) for module, entry in ENTRIES.items()}
 
 
 def _long_first(action: argparse.Action) -> argparse.Action:
@@ -155,8 +155,8 @@ def captured(module: str, entry: str) -> argparse.ArgumentParser:
     with _parse_args_replaced():
         try:
             getattr(import_module(_home(module)), entry)([])
-        except _Captured as found:
-            return found.parser
+        except _Captured as caught:
+            return caught.parser
     raise AssertionError(f"{module} parses its arguments with another class than console.Parser")
 
 
@@ -270,8 +270,8 @@ def run_in_folder(case: OptionCase) -> tuple[int, str, str]:
 
 
 def _own(case: OptionCase, words: Sequence[str]) -> int:
-    found = getattr(import_module(_home(case.command)), ENTRIES[case.command])(list(words))
-    return found if isinstance(found, int) else 0
+    code = getattr(import_module(_home(case.command)), ENTRIES[case.command])(list(words))
+    return code if isinstance(code, int) else 0
 
 
 @contextmanager

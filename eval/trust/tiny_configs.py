@@ -252,9 +252,9 @@ def tiny_config(kind: str) -> Any:
     from transformers import CONFIG_MAPPING
 
     maker = CONFIG_MAPPING[kind]
-    own = OVERRIDES.get(kind, {})
-    default = maker(**own.get("default", {}))
-    changes = _joined(_shrunk(default), {name: value for name, value in own.items() if name != "default"})
+    overrides = OVERRIDES.get(kind, {})
+    default = maker(**overrides.get("default", {}))
+    changes = _joined(_shrunk(default), {name: value for name, value in overrides.items() if name != "default"})
     return maker(**changes)
 
 
@@ -298,11 +298,11 @@ def _fewer_layers(fields: Mapping[str, Any]) -> dict[str, Any]:
     if not any(name in lists for name in KINDS):
         return {}
     marks = list(zip(*(lists[name] for name in KINDS if name in lists), strict=True))
-    places = sorted({mark: place for place, mark in reversed(list(enumerate(marks)))}.values())
-    if len(places) == 1:
-        places = [0, 1]
+    layers = sorted({mark: layer for layer, mark in reversed(list(enumerate(marks)))}.values())
+    if len(layers) == 1:
+        layers = [0, 1]
     shared = fields.get("num_kv_shared_layers") or 0
-    changes: dict[str, Any] = {"num_kv_shared_layers": len(places)} if shared else {}
-    places = places * 2 if shared else places
-    changes |= {name: [value[place] for place in places] for name, value in lists.items()}
-    return changes | {name: len(places) for name in LAYERS if name in fields}
+    changes: dict[str, Any] = {"num_kv_shared_layers": len(layers)} if shared else {}
+    layers = layers * 2 if shared else layers
+    changes |= {name: [value[layer] for layer in layers] for name, value in lists.items()}
+    return changes | {name: len(layers) for name in LAYERS if name in fields}

@@ -1,4 +1,4 @@
-"""What the errors of heads do to each other, measured by a second pass with a plan active.
+"""Cross-head interaction: what the errors of heads do to each other, measured by a second pass with a plan active.
 
 The first pass prices every head alone: half the mean (g . e)^2, as if all others were dense. Under a plan all heads err
 at once. With the loss as the divergence of the sparse from the dense predictions, expanded to second order,
@@ -10,7 +10,7 @@ a head with the error e_h(N), beside the present errors e' of the others, costs
     1/2 e_h F_hh e_h  +  e_h . (dKL/dz_h - F_hh e'_h).
 
 The first term is the price alone, the second what it costs among the others; it may be negative, where errors cancel.
-All heads will move at once, each as if the others stayed, so that only a share of the second term is believed, and the
+All heads are planned again simultaneously, each as if the others stayed. The second term is therefore damped, and the
 price of a head moves by a bounded factor.
 """
 
@@ -20,12 +20,12 @@ from dataclasses import dataclass
 
 import torch
 
-SHARE = 0.5
-"""How much of the second term is believed."""
-MOST = 3.0
+DAMPING = 0.5
+"""The fraction of the second term that counts."""
+MAX_PRICE_FACTOR = 3.0
 """A price is moved by at most this factor, up or down."""
-FLOOR = 0.02
-"""A head's price alone counts for at least this share of the mean over heads."""
+MIN_ALONE_FRACTION = 0.02
+"""A head's price alone counts for at least this fraction of the mean over heads."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +42,9 @@ class Interplay:
 
     @property
     def factors(self) -> torch.Tensor:
-        """By what to multiply the mean (g . e)^2, `[tails, layers, Hq, budgets]` from 1 / MOST to MOST."""
-        floor = FLOOR * self.alone.mean((1, 2), keepdim=True)
+        """By what to multiply the mean (g . e)^2, `[tails, layers, Hq, budgets]`, MAX_PRICE_FACTOR at most."""
+        floor = MIN_ALONE_FRACTION * self.alone.mean((1, 2), keepdim=True)
         tiny = torch.finfo(torch.float64).tiny
-        return (1 + SHARE * self.among / self.alone.clamp_min(floor).clamp_min(tiny)).clamp(1 / MOST, MOST)
+        return (1 + DAMPING * self.among / self.alone.clamp_min(floor).clamp_min(tiny)).clamp(
+            1 / MAX_PRICE_FACTOR, MAX_PRICE_FACTOR
+        )

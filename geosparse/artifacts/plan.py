@@ -84,14 +84,14 @@ class Plan:
         families = " and ".join(map(repr, TAIL_FAMILIES))
         differ = self.tail in TAIL_FAMILIES
         require(differ == (self.head_tails is not None), f"head_tails go with the tails {families} only.")
-        require(_are_places(self.head_tails, shape, len(TAILS)), "head_tails do not fit the heads.")
+        require(_are_indices(self.head_tails, shape, len(TAILS)), "head_tails do not fit the heads.")
         SELECTORS.check(self.selector)
-        require(_are_places(self.head_selectors, shape, len(SELECTORS.names)), "head_selectors do not fit the heads.")
+        require(_are_indices(self.head_selectors, shape, len(SELECTORS.names)), "head_selectors do not fit the heads.")
         if tuple(self.n_keep.shape) != shape or self.n_keep.dtype != torch.int64:
             raise GeosparseError(f"A plan for this model needs whole numbers [layers, heads] = {list(shape)}.")
         if int(self.n_keep.min()) < 1 or int(self.n_keep.max()) > MAX_COUNT:
-            found = f"{int(self.n_keep.min())} to {int(self.n_keep.max())}"
-            raise GeosparseError(f"Every head keeps from 1 to {MAX_COUNT} tokens, found budgets of {found}.")
+            bounds = f"{int(self.n_keep.min())} to {int(self.n_keep.max())}"
+            raise GeosparseError(f"Every head keeps from 1 to {MAX_COUNT} tokens, found budgets of {bounds}.")
         check_whole("reference_length", self.reference_length, 1)
         if self.growth is not None:
             sound = tuple(self.growth.shape) == shape and self.growth.dtype == torch.float64
@@ -114,8 +114,8 @@ class Plan:
                 raise GeosparseError(f"share_kv goes with the selectors {shareable()} only.")
         if self.share_kv:
             groups = self.n_keep.view(self.model.layers, self.model.kv_heads, -1)
-            words = self.selector_places.view(groups.shape)
-            same = (groups == groups[..., :1]).all() and (words == words[..., :1]).all()
+            indices = self.selector_places.view(groups.shape)
+            same = (groups == groups[..., :1]).all() and (indices == indices[..., :1]).all()
             require(bool(same), "share_kv needs equal budgets and selectors within each KV group.")
 
     @property
@@ -136,8 +136,8 @@ class Plan:
 
     def selector_counts(self) -> dict[str, int]:
         """How many heads each selector serves, those that serve none left out."""
-        places = self.selector_places.flatten().tolist()
-        return {word: count for place, word in enumerate(SELECTORS.names) if (count := places.count(place))}
+        indices = self.selector_places.flatten().tolist()
+        return {name: count for index, name in enumerate(SELECTORS.names) if (count := indices.count(index))}
 
     @classmethod
     def uniform(
@@ -180,13 +180,13 @@ class Plan:
         """The tail of a layer's heads, as the attention paths take it."""
         if self.head_tails is None:
             return self.tail
-        return [TAILS[place] for place in self.head_tails[layer].tolist()]
+        return [TAILS[index] for index in self.head_tails[layer].tolist()]
 
     def selectors_of(self, layer: int) -> Selectors:
         """The selector of a layer's heads, as the attention paths take it."""
         if self.head_selectors is None:
             return self.selector
-        return [SELECTORS.names[place] for place in self.head_selectors[layer].tolist()]
+        return [SELECTORS.names[index] for index in self.head_selectors[layer].tolist()]
 
     @property
     def budgets(self) -> Budgets:
@@ -216,8 +216,8 @@ class Plan:
         data = {item.name: getattr(self, item.name) for item in fields(self)}
         data |= {"schema": SCHEMA, "n_keep": self.n_keep.tolist(), "model": self.model.to_json()}
         tables = (("head_tails", self.head_tails, TAILS), ("head_selectors", self.head_selectors, SELECTORS.names))
-        for key, places, words in tables:
-            data[key] = None if places is None else [[words[place] for place in row] for row in places.tolist()]
+        for key, indices, names in tables:
+            data[key] = None if indices is None else [[names[index] for index in row] for row in indices.tolist()]
         data["seen"] = None if self.seen is None else self.seen.to_json()
         data["growth"] = None if self.growth is None else self.growth.tolist()
         defaults: dict[str, Any] = dict.fromkeys(("head_tails", "head_selectors", "growth", "seen"))
@@ -254,8 +254,8 @@ class Plan:
     def from_json(cls, data: Any) -> Plan:
         """The plan in a JSON object; raises GeosparseError where anything is missing, unknown or of the wrong type."""
         if not isinstance(data, dict) or data.get("schema") != SCHEMA:
-            found = data.get("schema") if isinstance(data, dict) else type(data).__name__
-            raise GeosparseError(f"expected schema {SCHEMA}, found {found!r}.")
+            schema = data.get("schema") if isinstance(data, dict) else type(data).__name__
+            raise GeosparseError(f"expected schema {SCHEMA}, found {schema!r}.")
         known = {item.name for item in fields(cls)}
         for key in data.keys() - known - {"schema"}:
             raise GeosparseError(f"the key {key!r} is not known.")
@@ -279,9 +279,9 @@ class Plan:
         values = {key: data[key] for key in known & data.keys() - {"model", "n_keep"}}
         for name in {data.get("selector", EXACT), *_words_of(data.get("head_selectors"))}:
             check_installed(name)
-        for key, words in (("head_tails", TAILS), ("head_selectors", SELECTORS.names)):
+        for key, names in (("head_tails", TAILS), ("head_selectors", SELECTORS.names)):
             if key in data:
-                values[key] = _parse_words(data[key], identity, words, key)
+                values[key] = _parse_words(data[key], identity, names, key)
         if "seen" in data:
             values["seen"] = Seen.from_json(data["seen"], identity.layers, identity.heads)
         if "growth" in data:
@@ -289,12 +289,12 @@ class Plan:
         return cls(n_keep=_parse_budgets(data["n_keep"], identity), model=identity, **values)
 
 
-def _are_places(table: torch.Tensor | None, shape: tuple[int, int], words: int) -> bool:
-    """Whether `table` is None or holds a place among `words` for each head."""
+def _are_indices(table: torch.Tensor | None, shape: tuple[int, int], count: int) -> bool:
+    """Whether `table` is None or holds an index below `count` for each head."""
     if table is None:
         return True
     known = tuple(table.shape) == shape and table.dtype == torch.int64
-    return known and int(table.min()) >= 0 and int(table.max()) < words
+    return known and int(table.min()) >= 0 and int(table.max()) < count
 
 
 def _is_table(rows: Any, identity: ModelIdentity) -> bool:
@@ -308,10 +308,10 @@ def _words_of(rows: Any) -> set[str]:
     return {word for row in lists for word in row if isinstance(word, str)}
 
 
-def _parse_words(rows: Any, identity: ModelIdentity, words: Sequence[str], key: str) -> torch.Tensor:
+def _parse_words(rows: Any, identity: ModelIdentity, names: Sequence[str], key: str) -> torch.Tensor:
     require(_is_table(rows, identity), f"{key} is misshapen.")
-    require(all(word in words for row in rows for word in row), f"{key} holds an unknown word.")
-    return torch.tensor([[words.index(word) for word in row] for row in rows], dtype=torch.int64, device="cpu")
+    require(all(name in names for row in rows for name in row), f"{key} holds an unknown word.")
+    return torch.tensor([[names.index(name) for name in row] for row in rows], dtype=torch.int64, device="cpu")
 
 
 def _parse_growth(rows: Any, identity: ModelIdentity) -> torch.Tensor:

@@ -148,9 +148,9 @@ class Profile:
         """The profile with the windows of `length` tokens only; raises GeosparseError where there are none."""
         rows = [row for row, tokens in enumerate(self.lengths) if tokens == length]
         if not rows:
-            found = ", ".join(map(str, self.distinct_lengths))
+            lengths = ", ".join(map(str, self.distinct_lengths))
             raise GeosparseError(
-                f"No windows of {length} tokens in the profile, only of {found}: ask for one of those."
+                f"No windows of {length} tokens in the profile, only of {lengths}: ask for one of those."
             )
         return self._with(rows)
 
@@ -234,9 +234,9 @@ class Profile:
             distance: One of `geometry.DISTANCES`.
             place: One of `PLACES`.
         """
-        for word, known in ((metric, METRICS), (ranking, RANKINGS), (distance, DISTANCES), (place, PLACES)):
-            if word not in known:
-                raise GeosparseError(f"The geometry knows no {word!r}: {did_you_mean(word, known)}")
+        for name, known in ((metric, METRICS), (ranking, RANKINGS), (distance, DISTANCES), (place, PLACES)):
+            if name not in known:
+                raise GeosparseError(f"The geometry knows no {name!r}: {did_you_mean(name, known)}")
         array = self.longest(metric)
         return array[:, PLACES.index(place), list[str](DISTANCES).index(distance), RANKINGS.index(ranking)]
 
@@ -264,8 +264,8 @@ class Profile:
         first = (~torch.isfinite(self.arrays[name])).nonzero()
         if not len(first):
             return ""
-        place = dict(zip(("windows", *ARRAYS[name]), first[0].tolist(), strict=True))
-        return f"holds NaN or infinity, first at layer {place['layers']}, head {place['heads']}."
+        position = dict(zip(("windows", *ARRAYS[name]), first[0].tolist(), strict=True))
+        return f"holds NaN or infinity, first at layer {position['layers']}, head {position['heads']}."
 
     def _named_moments(self) -> dict[str, torch.Tensor]:
         """The moments by their names in the file."""
@@ -357,4 +357,4 @@ def _optional(file: Any, names: set[str], prefix: str, kind: type[Any]) -> Any:
 
 def _of_tail(arrays: torch.Tensor, tail: str) -> torch.Tensor:
     """`arrays` `[tails, ...]` at one of TAILS, or the least over those that a name in TAIL_FAMILIES stands for."""
-    return arrays[[TAILS.index(word) for word in expand_tail(tail)]].amin(0)
+    return arrays[[TAILS.index(name) for name in expand_tail(tail)]].amin(0)

@@ -77,8 +77,8 @@ def _self_test(device: str) -> float:
     worst = 0.0
     for tail in TAILS:
         arguments: dict[str, Any] = {"tail": tail, "scaling": 0.25}
-        for asked in (query, query[:, :, -1:]):
-            fast = PATHS[best_path(asked, key, value, None)](asked, key, value, [1, 2, 4, 8, 16, 80], **arguments)
-            true = reference_attention(asked, key, value, [1, 2, 4, 8, 16, 80], **arguments)
+        for part in (query, query[:, :, -1:]):
+            fast = PATHS[best_path(part, key, value, None)](part, key, value, [1, 2, 4, 8, 16, 80], **arguments)
+            true = reference_attention(part, key, value, [1, 2, 4, 8, 16, 80], **arguments)
             worst = max(worst, float((fast.output - true.output).abs().max()))
     return worst

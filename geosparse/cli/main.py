@@ -62,11 +62,11 @@ def _cleaned_up() -> Iterator[None]:
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = build_parser()
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    if words[:1] == ["lm-eval"] and words[1:2] and words[1].startswith("-"):
+    tokens = list(sys.argv[1:] if arguments is None else arguments)
+    if tokens[:1] == ["lm-eval"] and tokens[1:2] and tokens[1].startswith("-"):
         # Else argparse would take the value of a flag that it does not know, such as a task, for the model.
-        words.insert(1, DEFAULT_MODEL)
-    options, rest = parser.parse_known_args(words)
+        tokens.insert(1, DEFAULT_MODEL)
+    options, rest = parser.parse_known_args(tokens)
     if rest and options.command != "lm-eval":
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest and not rest[0].startswith("-"):
@@ -82,8 +82,8 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
     for name, command in COMMANDS.items():
         example = f"example:\n  geosparse {name} {command.EXAMPLE}"
-        own = commands.add_parser(name, help=command.WHAT, description=command.WHAT, epilog=example)
-        own.add_argument("--json", action="store_true", help="print the result as JSON")
-        own.set_defaults(run=command.run)
-        command.arguments(own.add_argument)
+        subparser = commands.add_parser(name, help=command.WHAT, description=command.WHAT, epilog=example)
+        subparser.add_argument("--json", action="store_true", help="print the result as JSON")
+        subparser.set_defaults(run=command.run)
+        command.arguments(subparser.add_argument)
     return parser

@@ -58,12 +58,12 @@ def inversions(law: Law, alpha: torch.Tensor, sinks: torch.Tensor, budget: int) 
     order = selection_order(alpha, torch.ones_like(alpha, dtype=torch.bool))
     chosen = order[:budget]
     with_chosen = covariance(law, chosen, order, sinks) * alpha[chosen][:, None] * alpha[order]
-    own = covariance_diagonal(law, sinks)[order] * alpha[order].square()
+    variance = covariance_diagonal(law, sinks)[order] * alpha[order].square()
     along = with_chosen.sum(0)
     centre = along[:budget].sum()
-    score = own - 2 * along
+    score = variance - 2 * along
     joint = with_chosen[:, budget:]
-    squares = own[:budget, None] + own[budget:]
+    squares = variance[:budget, None] + variance[budget:]
     difference = (squares - 2 * joint).clamp_min(0.0)
     outer = 4 * centre + squares + 2 * joint - 4 * (along[:budget, None] + along[budget:])
     scale = (difference * outer.clamp_min(0.0)).sqrt()
@@ -126,12 +126,12 @@ def simulated_envelope(outcomes: torch.Tensor, level: float = LEVEL) -> Envelope
     """
     _check_level(level)
     draws = outcomes.shape[0]
-    place = math.floor((1 - level) / 2 * (draws + 1) + 1e-9)
-    if place < 1:
+    rank = math.floor((1 - level) / 2 * (draws + 1) + 1e-9)
+    if rank < 1:
         least = math.ceil(2 / (1 - level) - 1 - 1e-9)
         raise GeosparseError(f"A level of {level} needs {least} simulated queries or more, found {draws}.")
     ordered = outcomes.sort(dim=0).values
-    return Envelope(ordered[place - 1], ordered[draws - place])
+    return Envelope(ordered[rank - 1], ordered[draws - rank])
 
 
 def _at_most(pairs: Inversions) -> tuple[torch.Tensor, torch.Tensor]:

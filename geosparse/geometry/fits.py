@@ -184,19 +184,19 @@ def fit_profile(moments: Moments) -> ProfileFit:
     # A lag beyond the sliding window has no reader: its bin takes no part.
     weight = (readers > 0).double()
     curve = moments.attention[..., 1, :] / readers.clamp_min(1.0)
-    place = torch.log2(1 + (edges[:-1] + edges[1:] - 1) / 2)
-    lines = _Lines(curve, place, weight)
+    positions = torch.log2(1 + (edges[:-1] + edges[1:] - 1) / 2)
+    lines = _Lines(curve, positions, weight)
     used = max(int(weight.flatten(0, -2).any(0).sum()), LEAST_BINS)
     splits = [(a, b) for a in range(2, used - 4) for b in range(a + 2, used - 2)]
     errors = torch.stack(
-        [lines.error(0, a) + lines.error(a, b) + lines.error(b, len(place), flat=True) for a, b in splits], -1
+        [lines.error(0, a) + lines.error(a, b) + lines.error(b, len(positions), flat=True) for a, b in splits], -1
     )
     split = torch.tensor(splits, dtype=torch.int64, device="cpu")[errors.argmin(-1)]
-    ends = torch.cat([split, torch.full_like(split[..., :1], len(place))], -1)
+    ends = torch.cat([split, torch.full_like(split[..., :1], len(positions))], -1)
     starts = torch.cat([torch.zeros_like(split[..., :1]), split], -1)
     intercept, slope = lines.at(starts, ends)
-    piece = (torch.arange(len(place), dtype=torch.int64, device="cpu") >= split.unsqueeze(-1)).sum(-2)
-    fitted = intercept.gather(-1, piece) + slope.gather(-1, piece) * place
+    piece = (torch.arange(len(positions), dtype=torch.int64, device="cpu") >= split.unsqueeze(-1)).sum(-2)
+    fitted = intercept.gather(-1, piece) + slope.gather(-1, piece) * positions
     residual = (curve - fitted) * weight
     bins = weight.sum(-1)
     about = (curve - ((curve * weight).sum(-1) / bins).unsqueeze(-1)) * weight
@@ -222,8 +222,8 @@ def fit_profile(moments: Moments) -> ProfileFit:
 class _Lines:
     """Least-squares lines through any run of bins, from prefix sums."""
 
-    def __init__(self, curve: torch.Tensor, place: torch.Tensor, weight: torch.Tensor) -> None:
-        parts = (weight, weight * place, weight * place.square(), weight * curve, weight * curve * place)
+    def __init__(self, curve: torch.Tensor, positions: torch.Tensor, weight: torch.Tensor) -> None:
+        parts = (weight, weight * positions, weight * positions.square(), weight * curve, weight * curve * positions)
         self.sums = torch.stack([*parts, weight * curve.square()]).cumsum(-1)
         self.sums = torch.nn.functional.pad(self.sums, (1, 0))
 
@@ -240,7 +240,7 @@ class _Lines:
     def at(self, starts: torch.Tensor, ends: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Intercept and slope `[..., 3]` of three pieces from bin `starts` to `ends`; the last is flat."""
         shape = (len(self.sums), *starts.shape)
-        last, first = (self.sums.gather(-1, places.expand(shape)) for places in (ends, starts))
+        last, first = (self.sums.gather(-1, columns.expand(shape)) for columns in (ends, starts))
         n, x, xx, y, xy, _ = last - first
         n = n.clamp_min(1e-12)
         slope = (xy - x * y / n) / (xx - x.square() / n).clamp_min(1e-12)

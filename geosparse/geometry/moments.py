@@ -61,9 +61,9 @@ class Moments:
         Raises:
             GeosparseError: They are of other heads or another length.
         """
-        found = [(list(part.windows.shape), part.length) for part in (self, other)]
-        if found[0] != found[1]:
-            said = " and ".join(f"heads {shape} at {length} tokens" for shape, length in found)
+        shapes = [(list(part.windows.shape), part.length) for part in (self, other)]
+        if shapes[0] != shapes[1]:
+            said = " and ".join(f"heads {shape} at {length} tokens" for shape, length in shapes)
             raise GeosparseError(f"Only moments of the same heads and length add up, found {said}.")
         return Moments(*(getattr(self, item.name) + getattr(other, item.name) for item in fields(self)))
 
@@ -206,8 +206,8 @@ def _attention_sums(alpha: torch.Tensor, seen: torch.Tensor, sinks: torch.Tensor
         counted = (seen[query, past] & ~sinks[:, past]).double().flip(-1)
         weight = weight.flip(-1)
         relative = (weight * count).log_().clamp_min_(LOG_FLOOR).mul_(counted)
-        for place, part in enumerate((weight * counted, relative, relative.square(), counted)):
-            by_lag[:, place, past] += part
+        for row, part in enumerate((weight * counted, relative, relative.square(), counted)):
+            by_lag[:, row, past] += part
     by_bin = binned(by_lag, lag_bins(length, 0)).cpu()
     masses = torch.stack(mass, -1)
     sums = torch.stack([torch.ones_like(masses), masses, masses.square()], -1).sum(1)

@@ -125,7 +125,7 @@ def classify(typical_signatures: torch.Tensor) -> Regimes:
     broken = (~torch.isfinite(mass + free_set)).nonzero().tolist()
     if broken:
         *layer, head = broken[0] or [0]
-        where = "".join(f"layer {place}, " for place in layer)
+        where = "".join(f"layer {number}, " for number in layer)
         raise GeosparseError(f"A regime needs finite signatures, found NaN at {where}head {head}: profile again.")
     reset = torch.special.ndtr((mass - RESET_MASS) / MASS_SCALE)
     focused = torch.special.ndtr((FOCUS - free_set) / FOCUS_SCALE)

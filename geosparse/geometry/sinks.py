@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-NEAR = 32
+NEAR_TOKENS = 32
 """Tokens before a query that may receive mass for being recent; a sink has it from queries further away."""
 READERS = 8
 """Far queries that must see a token before it can be called a sink (fewer where fewer were sampled)."""
@@ -29,11 +29,11 @@ def own_position(seen: torch.Tensor) -> torch.Tensor:
 
 
 def received_mass(alpha: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-    """Mean weight that each token gets from the queries `NEAR` or more tokens behind it, `[Hq, L]`.
+    """Mean weight that each token gets from the queries `NEAR_TOKENS` or more tokens behind it, `[Hq, L]`.
 
     Zero where fewer than `READERS` such queries see the token, or fewer than a quarter of all.
     """
-    far = seen & (lags(seen) >= NEAR)
+    far = seen & (lags(seen) >= NEAR_TOKENS)
     readers = far.sum(0)
     mean = (alpha * far).sum(1) / readers.clamp_min(1)
     return mean.masked_fill(readers < min(READERS, max(1, seen.shape[0] // 4)), 0.0)

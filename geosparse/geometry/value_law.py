@@ -13,7 +13,7 @@ from .separation import selection_order, separation
 
 DRAWS = 39
 """Simulated windows: the fewest that allow an envelope at a level of 95 %."""
-BLOCK = 64
+FILTER_TOKENS = 64
 
 
 class Law(NamedTuple):
@@ -32,22 +32,22 @@ class Law(NamedTuple):
     dimension: int
 
     @classmethod
-    def of(cls, fits: Fits, place: tuple[int, ...]) -> Law:
-        """The law of the head at `place` (layer, head), cut to what is a covariance: 0 <= floor, floor + drop <= 1,
+    def of(cls, fits: Fits, head: tuple[int, ...]) -> Law:
+        """The law of the head at `head` (layer, head), cut to what is a covariance: 0 <= floor, floor + drop <= 1,
         sink^2 <= floor; without sinks the compression is 1 and counts for nothing.
         """
         norm, similarity = fits.norm, fits.similarity
-        floor = min(max(float(similarity.floor[place]), 0.0), 1.0)
-        sink = 0.0 if math.isnan(float(similarity.sink[place])) else float(similarity.sink[place])
-        compression = float(norm.compression[place])
+        floor = min(max(float(similarity.floor[head]), 0.0), 1.0)
+        sink = 0.0 if math.isnan(float(similarity.sink[head])) else float(similarity.sink[head])
+        compression = float(norm.compression[head])
         return cls(
-            level=float(norm.level[place]),
+            level=float(norm.level[head]),
             compression=1.0 if math.isnan(compression) else compression,
             floor=floor,
-            drop=min(float(similarity.drop[place]), 1.0 - floor),
-            length=float(similarity.length[place]),
+            drop=min(float(similarity.drop[head]), 1.0 - floor),
+            length=float(similarity.length[head]),
             sink=math.copysign(min(abs(sink), math.sqrt(floor)), sink),
-            dimension=max(1, round(float(similarity.dimension[place]))),
+            dimension=max(1, round(float(similarity.dimension[head]))),
         )
 
 
@@ -91,8 +91,8 @@ def simulate(
     value = sample_values(law, sinks, draws, generator)
     rows = alpha.float().expand(draws, *seen.shape)
     visible = seen.expand(rows.shape)
-    found = separation(rows, value, selection_order(rows, visible), visible, budgets)
-    return torch.stack([found.precision, found.recall, found.f1], -1)
+    metrics = separation(rows, value, selection_order(rows, visible), visible, budgets)
+    return torch.stack([metrics.precision, metrics.recall, metrics.f1], -1)
 
 
 def sample_values(law: Law, sinks: torch.Tensor, draws: int, generator: torch.Generator) -> torch.Tensor:
@@ -115,15 +115,15 @@ def sample_values(law: Law, sinks: torch.Tensor, draws: int, generator: torch.Ge
 def _autoregression(decay: float, draws: int, length: int, dimension: int, generator: torch.Generator) -> torch.Tensor:
     """A stationary Gaussian sequence `[draws, L, D]` of variance 1 and correlation exp(-lag / decay), by blocks."""
     step = math.exp(-1 / decay)
-    place = torch.arange(BLOCK, dtype=torch.float64, device="cpu")
-    powers = (place[:, None] - place).clamp_min(0)
-    carry = (step ** (place + 1)).float()[:, None]
+    positions = torch.arange(FILTER_TOKENS, dtype=torch.float64, device="cpu")
+    powers = (positions[:, None] - positions).clamp_min(0)
+    carry = (step ** (positions + 1)).float()[:, None]
     mix = (math.sqrt(1 - step * step) * step**powers).tril().float()
     state = torch.randn(draws, 1, dimension, generator=generator, dtype=torch.float32, device="cpu")
     blocks = []
-    for _ in range(0, length, BLOCK):
+    for _ in range(0, length, FILTER_TOKENS):
         block = (
-            mix @ torch.randn(draws, BLOCK, dimension, generator=generator, dtype=torch.float32, device="cpu")
+            mix @ torch.randn(draws, FILTER_TOKENS, dimension, generator=generator, dtype=torch.float32, device="cpu")
             + carry * state
         )
         state = block[:, -1:]
@@ -132,7 +132,7 @@ def _autoregression(decay: float, draws: int, length: int, dimension: int, gener
 
 
 def sample_rows(
-    profile: ProfileFit, place: tuple[int, ...], sinks: torch.Tensor, draws: int, generator: torch.Generator
+    profile: ProfileFit, head: tuple[int, ...], sinks: torch.Tensor, draws: int, generator: torch.Generator
 ) -> torch.Tensor:
     """A3 as a law of attention rows `[draws, L]` fp64 of the last query of a window.
 
@@ -141,11 +141,11 @@ def sample_rows(
     """
     length = len(sinks)
     lag = torch.arange(length - 1, -1, -1, dtype=torch.float64, device="cpu")
-    piece = (lag.unsqueeze(-1) >= profile.ends[place][:2]).sum(-1)
-    mean = profile.intercept[place][piece] + profile.slope[place][piece] * torch.log2(1 + lag)
+    piece = (lag.unsqueeze(-1) >= profile.ends[head][:2]).sum(-1)
+    mean = profile.intercept[head][piece] + profile.slope[head][piece] * torch.log2(1 + lag)
     noise = torch.randn(draws, length, generator=generator, dtype=torch.float64, device="cpu")
-    logits = mean + profile.spread[place][piece] * noise
+    logits = mean + profile.spread[head][piece] * noise
     free = logits.masked_fill(sinks, -torch.inf).softmax(-1)
-    spread = torch.randn(draws, 1, generator=generator, dtype=torch.float64, device="cpu") * profile.sink_spread[place]
-    mass = (profile.sink_mass[place] + spread).clamp(0.0, 1.0) if bool(sinks.any()) else torch.zeros_like(spread)
+    spread = torch.randn(draws, 1, generator=generator, dtype=torch.float64, device="cpu") * profile.sink_spread[head]
+    mass = (profile.sink_mass[head] + spread).clamp(0.0, 1.0) if bool(sinks.any()) else torch.zeros_like(spread)
     return free * (1 - mass) + mass * sinks.double() / sinks.sum().clamp_min(1)

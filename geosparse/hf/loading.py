@@ -48,14 +48,14 @@ def load_model(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     wanted = _dtype(dtype)
-    place = _device(device, device_map)
-    found = resolve(name)
-    gguf = isinstance(found, Path) and found.is_file()
-    local = isinstance(found, Path)
+    target = _device(device, device_map)
+    resolved = resolve(name)
+    gguf = isinstance(resolved, Path) and resolved.is_file()
+    local = isinstance(resolved, Path)
     where: dict[str, Any] = {"local_files_only": local, "trust_remote_code": trust_remote_code}
     if gguf:
-        where["gguf_file"] = Path(found).name
-    source = str(Path(found).parent if gguf else found)
+        where["gguf_file"] = Path(resolved).name
+    source = str(Path(resolved).parent if gguf else resolved)
     with _plain_errors(name, local), _quiet():
         config = _causal_config(name, source, where)
         tokenizer = AutoTokenizer.from_pretrained(source, **where)
@@ -69,8 +69,8 @@ def load_model(
             f"{name} is not a whole {type(model).__name__}: {len(missing)} of its weights are missing "
             f"({missing[0]} first); give a checkpoint of the whole causal language model."
         )
-    if place is not None:
-        model.to(place)
+    if target is not None:
+        model.to(target)
     if tokenizer.pad_token is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token
     return model.eval().requires_grad_(False), tokenizer

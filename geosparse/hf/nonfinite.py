@@ -17,10 +17,10 @@ ADVICE = "use a sound checkpoint in float32"
 
 def heads_at_fault(values: torch.Tensor, axis: int) -> list[int]:
     """Places along `axis` at which `values` holds NaN or infinity."""
-    rest = [place for place in range(values.dim()) if place != axis % values.dim()]
+    rest = [dimension for dimension in range(values.dim()) if dimension != axis % values.dim()]
     broken = ~torch.isfinite(values)
-    found: list[int] = (broken.any(dim=rest) if rest else broken).nonzero().flatten().tolist()
-    return found
+    heads: list[int] = (broken.any(dim=rest) if rest else broken).nonzero().flatten().tolist()
+    return heads
 
 
 def heads_in_words(heads: list[int], kind: str = "head") -> str:
@@ -36,18 +36,18 @@ class _Watch:
     """Serves dense attention and keeps the first call with a number that is not finite."""
 
     def __init__(self, layers: Sequence[AttentionLayer]) -> None:
-        self.places = {layer.module: index for index, layer in enumerate(layers)}
-        self.found: str | None = None
+        self.indices = {layer.module: index for index, layer in enumerate(layers)}
+        self.fault: str | None = None
 
     def __call__(self, module: torch.nn.Module, call: AttentionCall) -> torch.Tensor:
         query, key, value, *_ = call
         output = attend_dense(call)
-        if self.found is None:
+        if self.fault is None:
             parts = {"values": (value, "KV head"), "keys": (key, "KV head"), "queries": (query, "head")}
             for what, (tensor, kind) in (parts | {"output": (output, "head")}).items():
                 heads = heads_at_fault(tensor, 1)
                 if heads:
-                    self.found = f"layer {self.places[module]}, {heads_in_words(heads, kind)} ({what})"
+                    self.fault = f"layer {self.indices[module]}, {heads_in_words(heads, kind)} ({what})"
                     break
         return output
 
@@ -64,9 +64,9 @@ def first_fault(model: Any, ids: torch.Tensor) -> str:
     """
     layers = attention_layers(model)
     watch = _Watch(layers)
-    with intercepted(model, dict.fromkeys(watch.places, watch)), torch.no_grad():
+    with intercepted(model, dict.fromkeys(watch.indices, watch)), torch.no_grad():
         logits = model(ids.to(input_device(model)), use_cache=False).logits
-    if watch.found is None:
+    if watch.fault is None:
         sound = bool(torch.isfinite(logits).all())
         return "nowhere in the dense model" if sound else f"after the attention of layer {len(layers) - 1}, the last"
-    return watch.found
+    return watch.fault

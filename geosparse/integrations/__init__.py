@@ -1,0 +1,1 @@
+"""Where plans meet other programs: lm-evaluation-harness, serving engines, model folders and export formats."""

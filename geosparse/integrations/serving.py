@@ -34,7 +34,7 @@ def backend_plan(plan: Plan, length: int | None = None) -> BackendPlan:
     """
     model = plan.model
     shape = (model.layers, model.kv_heads, model.heads // model.kv_heads)
-    tails = [[TAILS.index(word) for word in per_head(plan.tails_of(layer), model.heads)] for layer in range(shape[0])]
+    tails = [[TAILS.index(name) for name in per_head(plan.tails_of(layer), model.heads)] for layer in range(shape[0])]
     growth = (
         torch.zeros(plan.n_keep.shape, dtype=torch.float32, device="cpu")
         if plan.growth is None

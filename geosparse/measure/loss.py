@@ -64,10 +64,10 @@ def token_nll(model: Any, windows: torch.Tensor, what: str = "score", show_progr
 def _check_tokens(windows: torch.Tensor) -> None:
     """Refuse what are no windows of token ids, or windows in which nothing is predicted."""
     if not isinstance(windows, torch.Tensor) or windows.dim() != 2 or windows.dtype not in (torch.int64, torch.int32):
-        found = (
+        described = (
             f"{windows.dtype} {list(windows.shape)}" if isinstance(windows, torch.Tensor) else type(windows).__name__
         )
-        raise GeosparseError(f"Windows are whole token ids [windows, length], found {found}: see token_windows.")
+        raise GeosparseError(f"Windows are whole token ids [windows, length], found {described}: see token_windows.")
     if windows.shape[0] < 1 or windows.shape[1] < 2:
         raise GeosparseError(f"Give 1 window or more of 2 tokens or more, found {list(windows.shape)}.")
 
@@ -143,8 +143,8 @@ def policy_label(plan: Plan) -> str:
     return f"{plan.policy}/{plan.tail} {plan.mean_keep:g}"
 
 
-def check_windows(windows: torch.Tensor, asked: int | None) -> Sequence[str]:
+def check_windows(windows: torch.Tensor, requested: int | None) -> Sequence[str]:
     """A note where the text gave fewer windows than were asked for."""
-    if asked is None or windows.shape[0] >= asked:
+    if requested is None or windows.shape[0] >= requested:
         return ()
-    return (f"the text holds only {windows.shape[0]} windows of {windows.shape[1]} tokens, not {asked}",)
+    return (f"the text holds only {windows.shape[0]} windows of {windows.shape[1]} tokens, not {requested}",)

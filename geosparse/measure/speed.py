@@ -24,7 +24,7 @@ from ..hf.held import held
 from ..hf.layers import attention_layers, check_context, input_device
 from ..ops import SELECTORS, best_path, cpu
 from ..ops.spec import per_head
-from ..plan.cost_model import Rows, dense_bytes, layer_bytes
+from ..plan.cost_model import TokenBytes, dense_bytes, layer_bytes
 from ..sparsify.linear import products
 from ..sparsify.patch import sparsified
 from ..utils.bounds import check_whole
@@ -127,15 +127,15 @@ def twin_of(model: Any) -> Any:
 def _read_by(plan: Plan) -> list[str]:
     """In words, what the heads of each selector read to find their tokens."""
     layers = range(plan.model.layers)
-    words = Counter(word for layer in layers for word in per_head(plan.selectors_of(layer), plan.model.heads))
-    return [f"{word} ({count} heads): {SELECTORS[word].reads}" for word, count in words.items()]
+    counts = Counter(selector for layer in layers for selector in per_head(plan.selectors_of(layer), plan.model.heads))
+    return [f"{selector} ({count} heads): {SELECTORS[selector].reads}" for selector, count in counts.items()]
 
 
 def _path(model: Any) -> str:
     """What serves decode on this model's device, in words."""
     probe = torch.empty(1, 1, 1, 1, dtype=model.dtype, device=model.device)
-    words = {"cpu": f"C++ kernels ({cpu.isa()})", "torch": "plain PyTorch", "triton": "Triton kernels"}
-    return words[best_path(probe, probe, probe, None)]
+    names = {"cpu": f"C++ kernels ({cpu.isa()})", "torch": "plain PyTorch", "triton": "Triton kernels"}
+    return names[best_path(probe, probe, probe, None)]
 
 
 def _gate(model: Any, ids: torch.Tensor) -> dict[str, float]:
@@ -184,13 +184,13 @@ def _decode(
     following = [run.token for run in runs.values()]
     with torch.no_grad():
         for _ in track(range(new_tokens + WARMUP), ", ".join(runs), show_progress):
-            for place, run in enumerate(runs.values()):
-                token = following[place]
-                tokens[place].append(int(token))
+            for index, run in enumerate(runs.values()):
+                token = following[index]
+                tokens[index].append(int(token))
                 start = _now(token.device)
                 output = run.model(token, past_key_values=run.cache, use_cache=True)
-                times[place].append(_now(token.device) - start)
-                following[place] = output.logits[:, -1:].argmax(-1)
+                times[index].append(_now(token.device) - start)
+                following[index] = output.logits[:, -1:].argmax(-1)
     steps = [median(taken[WARMUP:]) for taken in times]
     return tokens, [{"ms_per_token": 1e3 * step, "tokens_per_second": 1 / step} for step in steps]
 
@@ -206,7 +206,7 @@ def _add_bandwidth(model: Any, context: int, variant: dict[str, Any], plan: Plan
     total: float = sum(part.nbytes for _, part in held(model) if isinstance(part, torch.Tensor))
     for index, layer in enumerate(attention_layers(model)):
         seen = min(context, layer.window or context)
-        rows = Rows(layer.key_dim, layer.value_dim, model.dtype.itemsize)
+        rows = TokenBytes(layer.key_dim, layer.value_dim, model.dtype.itemsize)
         if plan is None:
             total += dense_bytes(layer.kv_heads, [seen], rows)
         else:

@@ -104,8 +104,8 @@ def plan_within(
         say(f"mean N {mean_keep:.1f}: {measured.mean:+.3%}, limit {measured.limit:+.3%} on the search text")
         return measured.limit <= tolerance
 
-    found = _search(passes, float(length))
-    return _verified(model, make, tolerance, found, length, verify, trials, show_progress, say)
+    plan = _search(passes, float(length))
+    return _verified(model, make, tolerance, plan, length, verify, trials, show_progress, say)
 
 
 def _search(passes: Callable[[float], bool], most: float) -> float:

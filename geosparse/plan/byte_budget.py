@@ -12,19 +12,25 @@ import torch
 
 from ..errors import GeosparseError
 from ..ops import SELECTORS, Selector
-from .cost_model import Rows, shared_rows
-from .error_curves import bought_of_rising, gains_of
+from .cost_model import TokenBytes, shared_rows
+from .error_curves import budgets_at_price, marginal_gains
 
-STEPS = 50
+PRICE_STEPS = 50
 
 Options = Mapping[Selector, torch.Tensor]
 Split = tuple[torch.Tensor, torch.Tensor]
 
 
 class Market:
-    """What heads buy at a price."""
+    """What heads buy at a price.
 
-    def __init__(self, curves: Options, members: int, rows: Rows, visible: torch.Tensor, stretch: torch.Tensor) -> None:
+    The price of a byte is the Lagrange multiplier of the byte budget: at one price every head decides for itself, and
+    the decisions together are the least summed error for the bytes that they read (on convex curves).
+    """
+
+    def __init__(
+        self, curves: Options, members: int, rows: TokenBytes, visible: torch.Tensor, stretch: torch.Tensor
+    ) -> None:
         """Prepare the curves.
 
         Args:
@@ -39,44 +45,44 @@ class Market:
         self.rows = rows
         self.visible = visible.double()
         self.stretch = stretch
-        self.allowed = {word: torch.isfinite(curve[..., 0]) for word, curve in curves.items()}
-        known = {word: curve.nan_to_num(posinf=0.0) for word, curve in curves.items()}
-        gains = {word: gains_of(curve) for word, curve in known.items()}
-        self.losses = {word: -gain for word, gain in gains.items()}
+        self.allowed = {selector: torch.isfinite(curve[..., 0]) for selector, curve in curves.items()}
+        known = {selector: curve.nan_to_num(posinf=0.0) for selector, curve in curves.items()}
+        gains = {selector: marginal_gains(curve) for selector, curve in known.items()}
+        self.losses = {selector: -gain for selector, gain in gains.items()}
         # The error at N tokens, on the hull.
         self.errors = {
-            word: torch.cat([known[word][..., -1:] + gain.flip(-1).cumsum(-1).flip(-1), known[word][..., -1:]], -1)
-            for word, gain in gains.items()
+            name: torch.cat([known[name][..., -1:] + gain.flip(-1).cumsum(-1).flip(-1), known[name][..., -1:]], -1)
+            for name, gain in gains.items()
         }
 
     def buy(self, price: float) -> Split:
-        """Places in SELECTORS and N at the curves' length, each `[layers, H]` int64, where a byte costs `price`."""
-        offers = {word: self._offer(word, price) for word in self.losses}
+        """Indices in SELECTORS and N at the curves' length, each `[layers, H]` int64, where a byte costs `price`."""
+        offers = {selector: self._offer(selector, price) for selector in self.losses}
         layers, heads = self.stretch.shape
         grouped = (layers, heads // self.members, self.members)
-        totals, words, amounts = [], [], []
-        for word, (cost, amount) in offers.items():
-            scan = price * self.rows.scanned(word) * self.visible[:, None]
-            place = torch.full_like(amount, SELECTORS.names.index(word))
-            for free in (each for each in offers if each != word and not SELECTORS[each].scans):
+        totals, selectors, amounts = [], [], []
+        for selector, (cost, amount) in offers.items():
+            scan = price * self.rows.scanned(selector) * self.visible[:, None]
+            choice = torch.full_like(amount, SELECTORS.names.index(selector))
+            for free in (each for each in offers if each != selector and not SELECTORS[each].scans):
                 free_cost, free_amount = offers[free]
                 cheaper = free_cost < cost
                 cost, amount = torch.minimum(cost, free_cost), torch.where(cheaper, free_amount, amount)
-                place = place.masked_fill(cheaper, SELECTORS.names.index(free))
+                choice = choice.masked_fill(cheaper, SELECTORS.names.index(free))
             # A group pays for the scan once.
             totals.append(cost.view(grouped).sum(-1) + scan)
-            words.append(place)
+            selectors.append(choice)
             amounts.append(amount)
         best = torch.stack(totals).argmin(0).repeat_interleave(self.members, dim=-1).unsqueeze(0)
-        return torch.stack(words).gather(0, best)[0], torch.stack(amounts).gather(0, best)[0]
+        return torch.stack(selectors).gather(0, best)[0], torch.stack(amounts).gather(0, best)[0]
 
-    def _offer(self, word: Selector, price: float) -> tuple[torch.Tensor, torch.Tensor]:
+    def _offer(self, selector: Selector, price: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Cost (error and bytes, without the scan) and N of each head under one selector."""
-        row = price * self.rows.kept(word) * shared_rows(self.members) * self.stretch
-        amount = bought_of_rising(self.losses[word], row)
-        error = self.errors[word].gather(-1, (amount - 1).unsqueeze(-1)).squeeze(-1)
+        row = price * self.rows.kept(selector) * shared_rows(self.members) * self.stretch
+        amount = budgets_at_price(self.losses[selector], row)
+        error = self.errors[selector].gather(-1, (amount - 1).unsqueeze(-1)).squeeze(-1)
         cost = error + row * amount
-        return cost.masked_fill(~self.allowed[word], torch.inf), amount
+        return cost.masked_fill(~self.allowed[selector], torch.inf), amount
 
 
 def spend_bytes(market: Market, count: Callable[[Split], float], most: float) -> Split:
@@ -93,7 +99,7 @@ def spend_bytes(market: Market, count: Callable[[Split], float], most: float) ->
             "profile a selector that scans less."
         )
     best = cheapest
-    for _ in range(STEPS):
+    for _ in range(PRICE_STEPS):
         middle = low**0.5 * high**0.5
         split = market.buy(middle)
         if count(split) <= most:

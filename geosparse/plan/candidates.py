@@ -29,14 +29,14 @@ MEASURES: Mapping[str, Callable[[Profile, str, str], torch.Tensor]] = {
 
 
 class Chosen(NamedTuple):
-    """`[layers, Hq]` int64 each: places in `SELECTORS` and in `TAILS`."""
+    """`[layers, Hq]` int64 each: indices in `SELECTORS` and in `TAILS`."""
 
     selectors: torch.Tensor
     tails: torch.Tensor
 
 
 @dataclass(frozen=True, eq=False)
-class Choices:
+class Candidates:
     """The candidates of every head.
 
     Attributes:
@@ -53,7 +53,7 @@ class Choices:
     share_kv: bool = False
 
     @classmethod
-    def of(cls, profile: Profile, tail: PlanTail, selector: str, share_kv: bool = False) -> Choices:
+    def of(cls, profile: Profile, tail: PlanTail, selector: str, share_kv: bool = False) -> Candidates:
         """The candidates where `selector` was asked for: a word of `SELECTORS`, or "auto" for all that are measured.
 
         Raises:
@@ -70,14 +70,14 @@ class Choices:
         if selector != AUTO and not _tails(selector, tail):
             raise GeosparseError(f"The selector {selector} goes with the tail 'renormalize' only, found {tail!r}.")
         wide = torch.tensor([limit >= profile.length for limit in profile.limits], dtype=torch.bool, device="cpu")
-        words = profile.selectors if selector == AUTO else (selector,)
+        selectors = profile.selectors if selector == AUTO else (selector,)
         if share_kv:
-            words = tuple(word for word in words if SELECTORS[word].shareable)
-            if not words:
+            selectors = tuple(name for name in selectors if SELECTORS[name].shareable)
+            if not selectors:
                 raise GeosparseError(f"share_kv goes with the selectors {shareable()} only.")
-        words = tuple(word for word in words if _tails(word, tail))
-        allowed = {word: wide if SELECTORS[word].indexed else torch.ones_like(wide) for word in words}
-        if not any(bool(places.all()) for places in allowed.values()):
+        selectors = tuple(name for name in selectors if _tails(name, tail))
+        allowed = {name: wide if SELECTORS[name].indexed else torch.ones_like(wide) for name in selectors}
+        if not any(bool(layers.all()) for layers in allowed.values()):
             allowed[EXACT] = ~wide
         return cls(profile, tail, allowed, share_kv)
 
@@ -139,9 +139,9 @@ class Choices:
         return torch.stack(rows).amin(0)
 
     def at(self, n_keep: torch.Tensor, measure: str, selectors: torch.Tensor | None = None) -> Chosen:
-        """For each head the candidate that costs least at its budget `[layers, Hq]`; with `selectors`, places that are
+        """For each head the candidate that costs least at its budget `[layers, Hq]`; with `selectors`, indices that are
         decided already, only the tail."""
-        words, costs, tails = [], [], []
+        indices, costs, tails = [], [], []
         for selector, allowed in self.allowed.items():
             candidates = self.tails(selector)
             prices = self._prices(measure, selector, candidates, n_keep)
@@ -150,23 +150,26 @@ class Choices:
             ]
             cost, best = prices.masked_fill(risky & self.sunk & (n_keep < SPREAD), torch.inf).min(0)
             order = torch.tensor([TAILS.index(tail) for tail in candidates], dtype=torch.int64, device="cpu")
-            words.append(SELECTORS.names.index(selector))
+            indices.append(SELECTORS.names.index(selector))
             costs.append(cost.masked_fill(~allowed[:, None], torch.inf))
             tails.append(order[best])
+        known = torch.tensor(indices, dtype=torch.int64, device="cpu")
         together = self.pooled(torch.stack(costs, -1)).repeat_interleave(self.members, dim=1)
         chosen = together.argmin(-1)
         if selectors is not None:
-            chosen = (selectors.unsqueeze(-1) == torch.tensor(words, dtype=torch.int64, device="cpu")).long().argmax(-1)
+            chosen = (
+                (selectors.unsqueeze(-1) == torch.tensor(indices, dtype=torch.int64, device="cpu")).long().argmax(-1)
+            )
         tail = torch.stack(tails, -1).gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
-        return Chosen(torch.tensor(words, dtype=torch.int64, device="cpu")[chosen], tail)
+        return Chosen(known[chosen], tail)
 
     def total(self, measure: str, n_keep: torch.Tensor, chosen: Chosen) -> float:
         """The summed error of `chosen` at the budgets `[layers, Hq]`."""
         summed = 0.0
-        for word in sorted(set(chosen.selectors.flatten().tolist())):
-            prices = self._prices(measure, SELECTORS.names[word], TAILS, n_keep)
-            mine = prices.gather(0, chosen.tails.unsqueeze(0))[0]
-            summed += float(mine[chosen.selectors == word].sum())
+        for index in sorted(set(chosen.selectors.flatten().tolist())):
+            prices = self._prices(measure, SELECTORS.names[index], TAILS, n_keep)
+            costs = prices.gather(0, chosen.tails.unsqueeze(0))[0]
+            summed += float(costs[chosen.selectors == index].sum())
         return summed
 
     def _prices(self, measure: str, selector: Selector, tails: Sequence[Tail], n_keep: torch.Tensor) -> torch.Tensor:

@@ -25,7 +25,7 @@ ITEMSIZE = 2
 """Bytes of one number in the cache, where nothing else is known: 16-bit."""
 
 
-class Rows(NamedTuple):
+class TokenBytes(NamedTuple):
     """What one token of one KV head weighs.
 
     Attributes:
@@ -62,7 +62,7 @@ def shared_rows(heads: int) -> float:
 
 
 def layer_bytes(
-    n_keep: torch.Tensor, selectors: Selector | Sequence[Selector], kv_heads: int, visible: int, rows: Rows
+    n_keep: torch.Tensor, selectors: Selector | Sequence[Selector], kv_heads: int, visible: int, rows: TokenBytes
 ) -> float:
     """Bytes that one layer reads of the cache in a decode step.
 
@@ -73,14 +73,14 @@ def layer_bytes(
         visible: Tokens that the query sees.
         rows: What a token weighs.
     """
-    words = per_head(selectors, len(n_keep))
-    group = len(words) // kv_heads
+    names = per_head(selectors, len(n_keep))
+    group = len(names) // kv_heads
     total = 0.0
-    for start in range(0, len(words), group):
-        names = words[start : start + group]
+    for start in range(0, len(names), group):
+        group_names = names[start : start + group]
         kept = [min(n, visible) for n in n_keep[start : start + group].tolist()]
-        total += visible * sum(rows.scanned(word) for word in set(names))
-        parts = [n * rows.kept(word) for n, word in zip(kept, names, strict=True)]
+        total += visible * sum(rows.scanned(name) for name in set(group_names))
+        parts = [n * rows.kept(name) for n, name in zip(kept, group_names, strict=True)]
         total += max(sum(parts) * shared_rows(group), max(parts))
     return total
 
@@ -90,14 +90,14 @@ def split_bytes(
     selectors: torch.Tensor,
     kv_heads: int,
     limits: Sequence[int],
-    rows: Rows,
+    rows: TokenBytes,
     share_kv: bool = False,
 ) -> float:
     """Bytes that one sequence's decode step reads of the cache, all layers.
 
     Args:
         budgets: `[layers, Hq]`, tokens kept.
-        selectors: `[layers, Hq]`, places in `ops.SELECTORS`.
+        selectors: `[layers, Hq]`, indices in `ops.SELECTORS`.
         kv_heads: KV heads of a layer.
         limits: Per layer, the tokens that the query sees.
         rows: What a token weighs.
@@ -105,15 +105,15 @@ def split_bytes(
     """
     step = budgets.shape[-1] // kv_heads if share_kv else 1
     return sum(
-        layer_bytes(n_keep, [SELECTORS.names[place] for place in places.tolist()], kv_heads, seen, rows)
-        for n_keep, places, seen in zip(budgets[:, ::step], selectors[:, ::step], limits, strict=True)
+        layer_bytes(n_keep, [SELECTORS.names[index] for index in indices.tolist()], kv_heads, seen, rows)
+        for n_keep, indices, seen in zip(budgets[:, ::step], selectors[:, ::step], limits, strict=True)
     )
 
 
 def plan_bytes(plan: Plan, limits: Sequence[int], itemsize: int = ITEMSIZE) -> float:
     """`split_bytes` of a plan whose queries see `limits` tokens, one number per layer; keys are as wide as values."""
     model = plan.model
-    rows = Rows(model.head_dim, model.head_dim, itemsize)
+    rows = TokenBytes(model.head_dim, model.head_dim, itemsize)
     budgets = torch.stack(
         [
             plan.budgets.of(layer).at(torch.tensor(seen, dtype=torch.int64, device="cpu"))
@@ -123,6 +123,6 @@ def plan_bytes(plan: Plan, limits: Sequence[int], itemsize: int = ITEMSIZE) -> f
     return split_bytes(budgets, plan.selector_places, model.kv_heads, limits, rows, plan.share_kv)
 
 
-def dense_bytes(kv_heads: int, limits: Sequence[int], rows: Rows) -> float:
+def dense_bytes(kv_heads: int, limits: Sequence[int], rows: TokenBytes) -> float:
     """The same for dense attention, `[limits]` tokens per layer."""
     return float(sum(limits) * kv_heads * (rows.key_dim + rows.value_dim) * rows.itemsize)

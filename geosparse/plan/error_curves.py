@@ -14,8 +14,8 @@ import torch
 
 from ..artifacts.profile import Profile
 
-# Up to FINE tokens every N counts by itself, beyond that steps of 2 %.
-FINE, STEP = 128, 1.02
+# Up to FINE_TOKENS tokens every N counts by itself, beyond that steps of 2 %.
+FINE_TOKENS, COARSE_RATIO = 128, 1.02
 
 
 def complete(curves: torch.Tensor, profile: Profile) -> torch.Tensor:
@@ -51,7 +51,7 @@ def _complete_layer(curves: torch.Tensor, budgets: Sequence[int], limit: int, n:
     left = (right - 1).clamp_min(0)
     span = (grid[right].log() - grid[left].log()).clamp_min(1e-12)
     share = ((n.log() - grid[left].log()) / span).clamp(0.0, 1.0)
-    before, after = (logs.gather(-1, place.expand(len(curves), -1)) for place in (left, right))
+    before, after = (logs.gather(-1, column.expand(len(curves), -1)) for column in (left, right))
     full = (before * (1 - share) + after * share).exp()
     descent = (limit - n) / max(limit - budgets[measured - 1], 1)
     return full * descent.clamp(0.0, 1.0)
@@ -68,7 +68,7 @@ def spend(curves: torch.Tensor, total: int) -> torch.Tensor:
         `[layers, Hq]` int64 budgets from 1 to length, summing to `total`.
     """
     layers, heads, length = curves.shape
-    gains = gains_of(curves)
+    gains = marginal_gains(curves)
     rest = total - layers * heads
     budgets = torch.ones(layers * heads, dtype=torch.int64, device="cpu")
     if rest > 0:
@@ -78,35 +78,35 @@ def spend(curves: torch.Tensor, total: int) -> torch.Tensor:
     return budgets.view(layers, heads)
 
 
-def gains_of(curves: torch.Tensor) -> torch.Tensor:
+def marginal_gains(curves: torch.Tensor) -> torch.Tensor:
     """What each further token is worth, `[layers, Hq, length]` -> `[layers, Hq, length - 1]` fp64, falling.
 
-    Beyond FINE tokens the hull is that of every N in steps of 2 %, and a line between them.
+    Beyond FINE_TOKENS tokens the hull is that of every N in steps of 2 %, and a line between them.
     """
     import numpy as np
 
     rows, length = curves.reshape(-1, curves.shape[-1]), curves.shape[-1]
-    steps = FINE * STEP ** torch.arange(
-        1, max(1, math.ceil(math.log(length / FINE, STEP))), dtype=torch.float32, device="cpu"
+    steps = FINE_TOKENS * COARSE_RATIO ** torch.arange(
+        1, max(1, math.ceil(math.log(length / FINE_TOKENS, COARSE_RATIO))), dtype=torch.float32, device="cpu"
     )
     marks = [
-        torch.arange(min(FINE, length), dtype=torch.int64, device="cpu"),
+        torch.arange(min(FINE_TOKENS, length), dtype=torch.int64, device="cpu"),
         steps.long().clamp_max(length - 1),
         torch.tensor([length - 1], dtype=torch.int64, device="cpu"),
     ]
     grid: torch.Tensor = torch.unique(torch.cat(marks))
     corners = convex_hull(rows[:, grid], grid).numpy()
-    places = np.arange(length)
-    hulls = torch.from_numpy(np.stack([np.interp(places, grid.numpy(), row) for row in corners])).view(curves.shape)
+    positions = np.arange(length)
+    hulls = torch.from_numpy(np.stack([np.interp(positions, grid.numpy(), row) for row in corners])).view(curves.shape)
     return hulls[..., :-1] - hulls[..., 1:]
 
 
-def convex_hull(curves: torch.Tensor, places: torch.Tensor | None = None) -> torch.Tensor:
+def convex_hull(curves: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
     """The largest convex function below each row of `curves` `[R, length]`, fp64.
 
     Args:
         curves: `[R, P]`.
-        places: `[P]` ascending, where the columns are; by default 0, 1, 2, ...
+        positions: `[P]` ascending, where the columns are; by default 0, 1, 2, ...
 
     Corners are found from left to right, in all rows at once: a corner goes when it lies on or above the line from the
     one before it to the point that comes.
@@ -115,7 +115,7 @@ def convex_hull(curves: torch.Tensor, places: torch.Tensor | None = None) -> tor
 
     values = curves.double().numpy()
     count, length = values.shape
-    at = np.arange(length) if places is None else places.numpy()
+    at = np.arange(length) if positions is None else positions.numpy()
     rows = np.arange(count)
     corners = np.zeros((count, length), dtype=np.int64)
     last = np.zeros(count, dtype=np.int64)
@@ -138,12 +138,15 @@ def convex_hull(curves: torch.Tensor, places: torch.Tensor | None = None) -> tor
     return torch.from_numpy(np.stack(hulls))
 
 
-def bought(gains: torch.Tensor, price: torch.Tensor | float) -> torch.Tensor:
-    """Budgets `[...]` int64 where every token that is worth more than `price` (per head or one for all) is bought."""
-    return bought_of_rising(-gains, price)
+def budgets_at_price(losses: torch.Tensor, price: torch.Tensor | float) -> torch.Tensor:
+    """Budgets at which every token that is worth more than `price` is bought.
 
+    Args:
+        losses: `[..., length - 1]`, minus the `marginal_gains`: rising along each row.
+        price: Of a token, one for all heads or `[...]`.
 
-def bought_of_rising(losses: torch.Tensor, price: torch.Tensor | float) -> torch.Tensor:
-    """`bought` of minus the gains, for callers that ask often."""
+    Returns:
+        `[...]` int64 from 1.
+    """
     prices = torch.as_tensor(price, dtype=torch.float64, device=losses.device).expand(losses.shape[:-1]).unsqueeze(-1)
     return torch.searchsorted(losses.contiguous(), -prices.contiguous()).squeeze(-1) + 1

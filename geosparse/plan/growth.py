@@ -15,12 +15,12 @@ from typing import NamedTuple
 import torch
 
 from ..artifacts.profile import Profile
-from .candidates import Choices
-from .error_curves import bought, gains_of
+from .candidates import Candidates
+from .error_curves import budgets_at_price, marginal_gains
 
 # Prices around that of the plan.
 PRICES = (0.25, 0.5, 1.0, 2.0, 4.0)
-MOST = 1.5
+MAX_GROWTH_EXPONENT = 1.5
 """The largest exponent of a law: one that grows faster than the context is noise."""
 
 
@@ -28,7 +28,7 @@ class Growth(NamedTuple):
     """A fitted law.
 
     Attributes:
-        exponents: `[layers, Hq]` fp64 from 0 to MOST.
+        exponents: `[layers, Hq]` fp64 from 0 to MAX_GROWTH_EXPONENT.
         typical: Their median.
         left_out: Summed |N predicted - N chosen| over summed N chosen at the longest length, predicted by the law of
             the others; None where there are fewer than three lengths.
@@ -39,12 +39,12 @@ class Growth(NamedTuple):
     left_out: float | None
 
 
-def law_of(profile: Profile, choices: Choices, measure: str, tokens: float) -> Growth | None:
-    """The law around the price at which `tokens` in all are spent at the length of `choices`.
+def law_of(profile: Profile, candidates: Candidates, measure: str, tokens: float) -> Growth | None:
+    """The law around the price at which `tokens` in all are spent at the length of `candidates`.
 
     Args:
         profile: Measurements at all lengths.
-        choices: The candidates at one of them.
+        candidates: The candidates at one of them.
         measure: The error that is paid for: "fisher" or "output_error".
         tokens: Over all query heads.
 
@@ -55,27 +55,27 @@ def law_of(profile: Profile, choices: Choices, measure: str, tokens: float) -> G
         return None
     gains = {}
     for length in profile.distinct_lengths:
-        there = replace(choices, profile=profile.at(length))
-        gains[length] = gains_of(there.pooled(there.curves(measure)))
-    near = gains[choices.profile.length]
-    rest = round(tokens / choices.members) - near[..., 0].numel()
+        there = replace(candidates, profile=profile.at(length))
+        gains[length] = marginal_gains(there.pooled(there.curves(measure)))
+    near = gains[candidates.profile.length]
+    rest = round(tokens / candidates.members) - near[..., 0].numel()
     ranked = near.flatten().sort(descending=True).values
     price = float(ranked[min(max(rest - 1, 0), ranked.numel() - 1)])
     growth = fit_growth(gains, price, torch.tensor(profile.limits, dtype=torch.int64, device="cpu"))
-    return growth._replace(exponents=growth.exponents.repeat_interleave(choices.members, dim=-1))
+    return growth._replace(exponents=growth.exponents.repeat_interleave(candidates.members, dim=-1))
 
 
 def fit_growth(gains: Mapping[int, torch.Tensor], price: float, limits: torch.Tensor) -> Growth:
     """The law of budgets bought at `price`.
 
     Args:
-        gains: Per length what each further token is worth, `[layers, H, length - 1]`, from `curves.gains_of`.
+        gains: Per length what each further token is worth, `[layers, H, length - 1]`: `marginal_gains`.
         price: Of a token, in the unit of the gains.
         limits: `[layers]`, the most tokens that a query sees; what sees no more at any length does not grow.
     """
     lengths = sorted(gains)
     budgets = torch.stack(
-        [torch.stack([bought(gains[length], price * factor) for factor in PRICES]) for length in lengths]
+        [torch.stack([budgets_at_price(-gains[length], price * factor) for factor in PRICES]) for length in lengths]
     )
     fixed = limits <= lengths[0]
     exponents = _exponents(lengths, budgets.double().log(), fixed)
@@ -106,5 +106,5 @@ def _exponents(lengths: list[int], logs: torch.Tensor, fixed: torch.Tensor) -> t
     centre = moving.median()
     real = ((moving - centre).square().mean() - error[~fixed].mean()).clamp_min(0.0)
     weight = real / (real + error).clamp_min(torch.finfo(torch.float64).tiny)
-    shrunk = (centre + weight * (slope - centre)).clamp(0.0, MOST)
+    shrunk = (centre + weight * (slope - centre)).clamp(0.0, MAX_GROWTH_EXPONENT)
     return shrunk.masked_fill(fixed[:, None], 0.0)

@@ -18,19 +18,19 @@ from ..utils.bounds import as_number, as_whole
 from ..utils.files import MAX_COUNT, is_count
 from ..utils.provenance import versions
 from .byte_budget import Market, Split, spend_bytes
-from .candidates import Choices, Chosen
-from .cost_model import Rows, split_bytes
+from .candidates import Candidates, Chosen
+from .cost_model import TokenBytes, split_bytes
 from .error_curves import complete_at
 from .growth import Growth, law_of
 from .policies import DEFAULT_POLICY, POLICIES, Policy
-from .policies.apportion import scale_to
+from .policies.apportion import apportion
 from .policies.permuted import deal, undo_deal
 from .robust import predicted_by_kind, seen_mass
 from .robust import robust as all_kinds
 
 __all__ = ["DEFAULT_TAIL", "make_plan", "predicted_damage"]
 
-MORE = 0.05
+ECONOMICAL_TOLERANCE = 0.05
 """Largest relative error increase at which `ops.selectors.ECONOMICAL` is the default selector."""
 ROUNDS = 6
 TYPICAL_KEEP = 32
@@ -40,11 +40,11 @@ TYPICAL_GROWTH = 0.25
 
 
 class Request(NamedTuple):
-    """A budget: how much of what, in the words of the one who asked."""
+    """A requested budget: how much of what, and the request itself as the plan holds it."""
 
     kind: str
     amount: float
-    asked: dict[str, float]
+    budget: dict[str, float]
 
 
 def make_plan(
@@ -64,7 +64,7 @@ def make_plan(
     """Choose how many tokens each head keeps, how it finds them, and what stands for the rest.
 
     A profile of several lengths gives the budgets a law: beyond the length that is planned for they grow with the
-    context, by an exponent per head (`planning.growth`), and a length that was not profiled can be planned for.
+    context, by an exponent per head (`plan.growth`), and a length that was not profiled can be planned for.
 
     Args:
         profile: Measurements of the model.
@@ -73,15 +73,15 @@ def make_plan(
         tail: What stands for the discarded tokens: one of `ops.TAILS` for all heads, or for each head the one of the
             least price at its N, in what the policy pays for: of all of them ("blend", default), or of "drop",
             "renormalize" and "centroid" ("best"); none that give mass to the mean of the visible values for heads of
-            attention sinks that keep few tokens (`planning.choices`).
+            attention sinks that keep few tokens (`plan.candidates`).
         seed: Seed of the controls.
         density: Instead of `mean_keep`: the same as a fraction of the length, above 0 and up to 1.
-        bytes_read: Instead of `mean_keep`: modelled bytes that a decode step reads of the cache (`planning.traffic`).
+        bytes_read: Instead of `mean_keep`: modelled bytes that a decode step reads of the cache (`plan.cost_model`).
         length: Context to plan for, tokens; by default the longest of the profile.
         selector: How tokens are found: a word of `ops.SELECTORS` that the profile has measured, or "auto": for each
             head the one that costs least. By default "auto" with `bytes_read`; else `ECONOMICAL`, which reads a
-            fraction of what `EXACT` reads, where its measured errors are not larger by more than `MORE`, else `EXACT`
-            (`ops.selectors`).
+            fraction of what `EXACT` reads, where its measured errors are not larger by more than
+            `ECONOMICAL_TOLERANCE`, else `EXACT` (`ops.selectors`).
         share_kv: The query heads of one KV group keep the same tokens.
         robust: Weigh the errors on every kind of text that the profile saw (`plan.robust`); without it, a specialised
             plan: those on the text that was given, which may lose much on other text.
@@ -112,28 +112,28 @@ def make_plan(
     elif selector is None:
         per_head = request.amount * near.length / length
         selector = _usual_selector(near, tail, share_kv, measure, per_head)
-    task = _Task(profile, Choices.of(near, tail, selector, share_kv), rule, measure, seed, length)
-    found = _by_bytes(task, request.amount) if request.kind == "bytes" else _by_tokens(task, request.amount)
-    chosen = _choose(task, found)
-    budgets_at = _budgets_at(task, found)
-    words = chosen.selectors.flatten()
-    most_used = SELECTORS.names[int(words.mode().values)]
+    problem = _Problem(profile, Candidates.of(near, tail, selector, share_kv), rule, measure, seed, length)
+    allocation = _by_bytes(problem, request.amount) if request.kind == "bytes" else _by_tokens(problem, request.amount)
+    chosen = _choose(problem, allocation)
+    budgets_at = _budgets_at(problem, allocation)
+    indices = chosen.selectors.flatten()
+    most_used = SELECTORS.names[int(indices.mode().values)]
     return Plan(
-        n_keep=found.budgets,
+        n_keep=allocation.budgets,
         tail=tail,
         head_tails=chosen.tails if tail in TAIL_FAMILIES else None,
         reference_length=length,
         policy=policy,
-        budget=request.asked,
+        budget=request.budget,
         model=profile.model,
         calibration=measured.calibration,
-        predicted=_predicted(task, found, chosen),
-        kinds=predicted_by_kind(measured, task.choices, budgets_at, chosen),
+        predicted=_predicted(problem, allocation, chosen),
+        kinds=predicted_by_kind(measured, problem.candidates, budgets_at, chosen),
         seen=seen_mass(measured if robust else measured.own(), budgets_at),
         provenance=versions(),
         selector=most_used,
-        head_selectors=None if bool((words == words[0]).all()) else chosen.selectors,
-        growth=None if found.growth is None else found.growth.exponents,
+        head_selectors=None if bool((indices == indices[0]).all()) else chosen.selectors,
+        growth=None if allocation.growth is None else allocation.growth.exponents,
         share_kv=share_kv,
     )
 
@@ -142,20 +142,20 @@ def _usual_selector(profile: Profile, tail: PlanTail, share_kv: bool, measure: s
     """The selector where none is asked for, by what codes and keys cost where every head keeps `per_head` tokens."""
     if not {EXACT, ECONOMICAL} <= set(profile.selectors):
         return EXACT if EXACT in profile.selectors else AUTO
-    place = min(max(round(per_head), 1), profile.length) - 1
+    column = min(max(round(per_head), 1), profile.length) - 1
     exact, coded = (
-        float(Choices.of(profile, tail, word, share_kv).curves(measure)[..., place].sum())
-        for word in (EXACT, ECONOMICAL)
+        float(Candidates.of(profile, tail, name, share_kv).curves(measure)[..., column].sum())
+        for name in (EXACT, ECONOMICAL)
     )
-    return ECONOMICAL if coded <= (1 + MORE) * exact else EXACT
+    return ECONOMICAL if coded <= (1 + ECONOMICAL_TOLERANCE) * exact else EXACT
 
 
-class _Task(NamedTuple):
-    """What a plan is made from: `choices` are those at the profiled length that is nearest to `length`, `measure` the
-    error that heads and selectors are compared in."""
+class _Problem(NamedTuple):
+    """What a plan is made from: `candidates` are those at the profiled length that is nearest to `length`, `measure` is
+    the error that heads and selectors are compared in."""
 
     profile: Profile
-    choices: Choices
+    candidates: Candidates
     policy: Policy
     measure: str
     seed: int
@@ -164,7 +164,7 @@ class _Task(NamedTuple):
     @property
     def near(self) -> int:
         """The length of the curves."""
-        return self.choices.profile.length
+        return self.candidates.profile.length
 
     def stretch(self, growth: Growth | None) -> torch.Tensor:
         """N at `length` over N at `near`, `[layers, Hq]`."""
@@ -178,122 +178,124 @@ class _Task(NamedTuple):
         return [self.length if limit >= self.profile.length else limit for limit in self.profile.limits]
 
 
-class _Found(NamedTuple):
-    """Budgets `[layers, Hq]` at the length planned for, their law, and places in SELECTORS where they are decided."""
+class _Allocation(NamedTuple):
+    """Budgets `[layers, Hq]` at the length planned for, their law, and indices in SELECTORS where they are decided."""
 
     budgets: torch.Tensor
     growth: Growth | None
     selectors: torch.Tensor | None = None
 
 
-def _by_tokens(task: _Task, mean: float) -> _Found:
+def _by_tokens(problem: _Problem, mean: float) -> _Allocation:
     """Budgets of the given mean."""
-    model, choices = task.profile.model, task.choices
+    model, candidates = problem.profile.model, problem.candidates
     heads = model.layers * model.heads
-    total = min(round(mean * heads), task.length * heads)
+    total = min(round(mean * heads), problem.length * heads)
 
     def policy(tokens: float) -> torch.Tensor:
-        wanted = min(max(round(tokens), heads), task.near * heads)
-        budgets = task.policy(choices, wanted, task.seed)
-        _check_budgets(task, budgets, wanted)
+        wanted = min(max(round(tokens), heads), problem.near * heads)
+        budgets = problem.policy(candidates, wanted, problem.seed)
+        _check_budgets(problem, budgets, wanted)
         return budgets
 
-    start = total * (task.near / task.length) ** TYPICAL_GROWTH
-    growth = _law(task, start)
-    if task.length == task.near:
-        return _Found(policy(total), growth)
-    stretch, members = task.stretch(growth), choices.members
+    start = total * (problem.near / problem.length) ** TYPICAL_GROWTH
+    growth = _law(problem, start)
+    if problem.length == problem.near:
+        return _Allocation(policy(total), growth)
+    stretch, members = problem.stretch(growth), candidates.members
     budgets = policy(start)
     for _ in range(ROUNDS):
         start *= total / float((budgets * stretch).sum())
         budgets = policy(start)
     wanted = (budgets * stretch)[:, ::members]
-    most = torch.full(wanted.shape, task.length, dtype=torch.int64, device="cpu")
-    scaled = scale_to(lambda factor: wanted * factor, total // members, most)
-    return _Found(scaled.repeat_interleave(members, dim=-1), growth)
+    most = torch.full(wanted.shape, problem.length, dtype=torch.int64, device="cpu")
+    scaled = apportion(lambda factor: wanted * factor, total // members, most)
+    return _Allocation(scaled.repeat_interleave(members, dim=-1), growth)
 
 
-def _check_budgets(task: _Task, budgets: torch.Tensor, total: int) -> None:
+def _check_budgets(problem: _Problem, budgets: torch.Tensor, total: int) -> None:
     """Raise GeosparseError unless a policy, which may be another package's, did what a policy has to do."""
-    model, members = task.profile.model, task.choices.members
+    model, members = problem.profile.model, problem.candidates.members
     shape, spent = (model.layers, model.heads), total // members * members
     whole = isinstance(budgets, torch.Tensor) and budgets.dtype == torch.int64 and tuple(budgets.shape) == shape
-    if not whole or int(budgets.min()) < 1 or int(budgets.max()) > task.near or int(budgets.sum()) != spent:
+    if not whole or int(budgets.min()) < 1 or int(budgets.max()) > problem.near or int(budgets.sum()) != spent:
         raise GeosparseError(
-            f"The policy {task.policy.name!r} returned budgets that are not int64 {list(shape)} from 1 to {task.near} "
-            f"with the sum {spent}: mend it, or choose another policy."
+            f"The policy {problem.policy.name!r} returned budgets that are not int64 {list(shape)} from 1 to "
+            f"{problem.near} with the sum {spent}: mend it, or choose another policy."
         )
 
 
-def _by_bytes(task: _Task, most: float) -> _Found:
+def _by_bytes(problem: _Problem, most: float) -> _Allocation:
     """Budgets and selectors that read `most` bytes or less."""
-    model, choices = task.profile.model, task.choices
-    growth = _law(task, min(TYPICAL_KEEP, task.near) * model.layers * model.heads)
-    stretch, limits, rows = task.stretch(growth), task.limits(), Rows(model.head_dim, model.head_dim)
+    model, candidates = problem.profile.model, problem.candidates
+    growth = _law(problem, min(TYPICAL_KEEP, problem.near) * model.layers * model.heads)
+    stretch, limits, rows = problem.stretch(growth), problem.limits(), TokenBytes(model.head_dim, model.head_dim)
     market = Market(
-        {word: choices.pooled(choices.curve(task.measure, word)) for word in choices.allowed},
-        1 if choices.share_kv else model.heads // model.kv_heads,
+        {name: candidates.pooled(candidates.curve(problem.measure, name)) for name in candidates.allowed},
+        1 if candidates.share_kv else model.heads // model.kv_heads,
         rows,
         torch.tensor(limits, dtype=torch.int64, device="cpu"),
-        stretch[:, :: choices.members],
+        stretch[:, :: candidates.members],
     )
 
     def spread(split: Split) -> Split:
-        places, amounts = (part.repeat_interleave(choices.members, dim=-1) for part in split)
-        return places, (amounts * stretch).round().long().clamp(1, task.length)
+        selectors, amounts = (part.repeat_interleave(candidates.members, dim=-1) for part in split)
+        return selectors, (amounts * stretch).round().long().clamp(1, problem.length)
 
     def count(split: Split) -> float:
-        places, budgets = spread(split)
-        return split_bytes(budgets, places, model.kv_heads, limits, rows, choices.share_kv)
+        selectors, budgets = spread(split)
+        return split_bytes(budgets, selectors, model.kv_heads, limits, rows, candidates.share_kv)
 
-    places, budgets = spread(spend_bytes(market, count, most))
-    return _Found(budgets, growth, places)
+    selectors, budgets = spread(spend_bytes(market, count, most))
+    return _Allocation(budgets, growth, selectors)
 
 
-def _law(task: _Task, tokens: float) -> Growth | None:
+def _law(problem: _Problem, tokens: float) -> Growth | None:
     """The law of the policy: its own exponents where it has any, else the typical one for every head that grows."""
-    growth = law_of(task.profile, task.choices, task.measure, tokens)
-    if growth is None or task.policy.measure is not None:
+    growth = law_of(problem.profile, problem.candidates, problem.measure, tokens)
+    if growth is None or problem.policy.measure is not None:
         return growth
-    if task.policy.deals:
-        return growth._replace(exponents=deal(growth.exponents, task.seed))
-    fixed = torch.tensor(task.profile.limits, dtype=torch.int64, device="cpu") <= task.profile.distinct_lengths[0]
+    if problem.policy.deals:
+        return growth._replace(exponents=deal(growth.exponents, problem.seed))
+    fixed = torch.tensor(problem.profile.limits, dtype=torch.int64, device="cpu") <= problem.profile.distinct_lengths[0]
     typical = torch.full_like(growth.exponents, growth.typical).masked_fill(fixed[:, None], 0.0)
     return growth._replace(exponents=typical)
 
 
-def _choose(task: _Task, found: _Found) -> Chosen:
+def _choose(problem: _Problem, allocation: _Allocation) -> Chosen:
     """Selector and tail of each head: those that are predicted to cost least at its budget.
 
     The permuted control deals whole heads: each N takes along what it had in the plan before.
     """
-    at_near = (found.budgets / task.stretch(found.growth)).round().long()
-    if not task.policy.deals:
-        return task.choices.at(at_near, task.measure, found.selectors)
-    before = task.choices.at(undo_deal(at_near, task.seed), "fisher")
-    return Chosen(deal(before.selectors, task.seed), deal(before.tails, task.seed))
+    at_near = (allocation.budgets / problem.stretch(allocation.growth)).round().long()
+    if not problem.policy.deals:
+        return problem.candidates.at(at_near, problem.measure, allocation.selectors)
+    before = problem.candidates.at(undo_deal(at_near, problem.seed), "fisher")
+    return Chosen(deal(before.selectors, problem.seed), deal(before.tails, problem.seed))
 
 
-def _predicted(task: _Task, found: _Found, chosen: Chosen) -> dict[str, float]:
+def _predicted(problem: _Problem, allocation: _Allocation, chosen: Chosen) -> dict[str, float]:
     """Half the summed (g . e)^2 of the plan, bytes of a decode step, and how far the law may be trusted."""
-    at_near = (found.budgets / task.stretch(found.growth)).round().long()
-    model = task.profile.model
-    rows = Rows(model.head_dim, model.head_dim)
-    share_kv = task.choices.share_kv
+    at_near = (allocation.budgets / problem.stretch(allocation.growth)).round().long()
+    model = problem.profile.model
+    rows = TokenBytes(model.head_dim, model.head_dim)
+    share_kv = problem.candidates.share_kv
     facts = {
-        "damage": 0.5 * task.choices.total("fisher", at_near, chosen),
-        "bytes": split_bytes(found.budgets, chosen.selectors, model.kv_heads, task.limits(), rows, share_kv),
+        "damage": 0.5 * problem.candidates.total("fisher", at_near, chosen),
+        "bytes": split_bytes(allocation.budgets, chosen.selectors, model.kv_heads, problem.limits(), rows, share_kv),
     }
-    if found.growth is not None:
-        facts["growth"] = found.growth.typical
-        if found.growth.left_out is not None:
-            facts["growth_left_out_error"] = found.growth.left_out
+    if allocation.growth is not None:
+        facts["growth"] = allocation.growth.typical
+        if allocation.growth.left_out is not None:
+            facts["growth_left_out_error"] = allocation.growth.left_out
     return facts
 
 
-def _budgets_at(task: _Task, found: _Found) -> Callable[[int], torch.Tensor]:
+def _budgets_at(problem: _Problem, allocation: _Allocation) -> Callable[[int], torch.Tensor]:
     """From a length in tokens to the N `[layers, Hq]` of a query that sees all of it."""
-    law = Budgets(found.budgets, None if found.growth is None else found.growth.exponents, task.length)
+    law = Budgets(
+        allocation.budgets, None if allocation.growth is None else allocation.growth.exponents, problem.length
+    )
     return lambda length: law.at(torch.tensor(length, dtype=torch.int64, device="cpu")).clamp_max(length)
 
 
@@ -317,11 +319,11 @@ def _checked_length(profile: Profile, length: int | None) -> int:
 
 def _request(length: int, mean_keep: float | None, density: float | None, bytes_read: float | None) -> Request:
     given = {"mean_keep": mean_keep, "density": density, "bytes": bytes_read}
-    asked = {kind: as_number(kind, amount) for kind, amount in given.items() if amount is not None}
-    if len(asked) != 1:
-        found = " and ".join(asked) or "none"
-        raise GeosparseError(f"The budget is one of mean_keep, density and bytes, found {found}: give one of them.")
-    ((kind, amount),) = asked.items()
+    requested = {kind: as_number(kind, amount) for kind, amount in given.items() if amount is not None}
+    if len(requested) != 1:
+        names = " and ".join(requested) or "none"
+        raise GeosparseError(f"The budget is one of mean_keep, density and bytes, found {names}: give one of them.")
+    ((kind, amount),) = requested.items()
     if kind == "mean_keep" and (not math.isfinite(amount) or amount < 1):
         raise GeosparseError(
             "mean_keep is the mean number of tokens that a head keeps, and every head keeps at least 1: "
@@ -337,8 +339,8 @@ def _request(length: int, mean_keep: float | None, density: float | None, bytes_
                 f"density {amount:g} of {length} tokens is less than the 1 token that every head keeps: "
                 f"give {1 / length:.6g} or more."
             )
-        return Request(kind, amount * length, asked)
-    return Request(kind, amount, asked)
+        return Request(kind, amount * length, requested)
+    return Request(kind, amount, requested)
 
 
 def predicted_damage(profile: Profile, budgets: torch.Tensor, tail: PlanTail) -> float:

@@ -22,7 +22,7 @@ from ..artifacts.profile import METRICS, Profile
 from ..artifacts.seen import Seen
 from ..geometry.regimes import typical
 from ..ops import Tail
-from .candidates import Choices, Chosen
+from .candidates import Candidates, Chosen
 from .error_curves import complete_at
 
 Arrays = Mapping[str, torch.Tensor]
@@ -89,18 +89,18 @@ def uniform_loss(profile: Profile, n_keep: int) -> float:
 
 
 def predicted_by_kind(
-    profile: Profile, choices: Choices, budgets: Callable[[int], torch.Tensor], chosen: Chosen
+    profile: Profile, candidates: Candidates, budgets: Callable[[int], torch.Tensor], chosen: Chosen
 ) -> dict[str, float]:
     """Half the summed (g . e)^2 of a plan on each kind of text, nats per token: a second-order guess of its excess.
 
     Args:
         profile: Measurements of several kinds.
-        choices: Those that the plan was made from.
+        candidates: Those that the plan was made from.
         budgets: From a length in tokens to the N of every head there, `[layers, Hq]`.
         chosen: The selectors and tails of the plan.
     """
     return {
-        kind: 0.5 * replace(choices, profile=part).total("fisher", budgets(part.length), chosen)
+        kind: 0.5 * replace(candidates, profile=part).total("fisher", budgets(part.length), chosen)
         for kind, part in kinds_of(profile).items()
     }
 

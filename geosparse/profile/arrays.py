@@ -18,7 +18,7 @@ from .capture import Call, QueryRows, rows_of
 from .selector_errors import Scored, selections
 
 # Elements of one temporary tensor: a handful of them are alive at once, and should stay in the cache.
-BLOCK = 1 << 18
+BLOCK_ELEMENTS = 1 << 18
 
 Arrays = dict[str, torch.Tensor]
 
@@ -28,12 +28,12 @@ class KvHead(NamedTuple):
 
     Attributes:
         call: The attention call of the whole layer.
-        place: Which of its KV heads.
+        kv_head: Which of its KV heads.
         gradient: Of its query heads only, as is `gram`.
     """
 
     call: Call
-    place: int
+    kv_head: int
     gradient: torch.Tensor
     gram: torch.Tensor
     geometry_queries: Sequence[int]
@@ -57,9 +57,9 @@ def kv_heads(
         noise: `[R, len(geometry_queries), L]` random numbers: R random rankings of the tokens, shared by the heads.
     """
     groups = call.query.shape[1] // call.key.shape[1]
-    for place in range(call.key.shape[1]):
-        heads = slice(place * groups, (place + 1) * groups)
-        yield KvHead(call, place, gradient[heads], gram[heads], geometry_queries, noise)
+    for kv_head in range(call.key.shape[1]):
+        heads = slice(kv_head * groups, (kv_head + 1) * groups)
+        yield KvHead(call, kv_head, gradient[heads], gram[heads], geometry_queries, noise)
 
 
 def measure(
@@ -73,12 +73,12 @@ def measure(
         selectors: Names in SELECTORS.
         with_geometry: Whether to measure the geometry; without it, its metrics are NaN.
     """
-    rows = rows_of(head.call, slice(head.place, head.place + 1), slice(head.gradient.shape[1]))
-    found = signatures(rows.alpha, rows.value, rows.seen, None)
+    rows = rows_of(head.call, slice(head.kv_head, head.kv_head + 1), slice(head.gradient.shape[1]))
+    layer_signatures = signatures(rows.alpha, rows.value, rows.seen, None)
     geometry = _geometry(head, budgets) if with_geometry else _no_geometry(head, budgets)
-    arrays = _errors(head, budgets, selectors) | geometry | {"signatures": found}
+    arrays = _errors(head, budgets, selectors) | geometry | {"signatures": layer_signatures}
     # Values tell of themselves also where no query looks.
-    value = head.call.value[0, head.place : head.place + 1].float()
+    value = head.call.value[0, head.kv_head : head.kv_head + 1].float()
     beyond = (rows.start, value.shape[1] - rows.start - rows.seen.shape[-1])
     alpha, seen = (torch.nn.functional.pad(part, beyond) for part in (rows.alpha, rows.seen))
     sums = window_moments(alpha, value, seen)
@@ -92,21 +92,21 @@ def joined(parts: Sequence[Arrays]) -> Arrays:
 
 
 def _chunks(queries: int, heads: int, keys: int) -> list[slice]:
-    """Cut queries so that `[heads, chunk, keys]` stays within BLOCK."""
-    rows = max(1, BLOCK // (heads * keys))
+    """Cut queries so that `[heads, chunk, keys]` stays within BLOCK_ELEMENTS."""
+    rows = max(1, BLOCK_ELEMENTS // (heads * keys))
     return [slice(start, min(start + rows, queries)) for start in range(0, queries, rows)]
 
 
 def _errors(head: KvHead, budgets: Sequence[int], selectors: Sequence[str]) -> Arrays:
     """Mass, entropy, output error and (g . e)^2 of the heads of one KV head, as means over the sampled queries."""
-    call, place, gradient, gram = head[:4]
+    call, kv_head, gradient, gram = head[:4]
     sampled = gradient.shape[1]
     chunks: list[Arrays] = []
     # Pages start at the first visible token: where that moves with the query there are none.
     paged = needs_index(selectors) and bool(call.seen[:, 0].all())
-    index = index_of(call.key[:, place : place + 1], (0,)) if paged else None
+    index = index_of(call.key[:, kv_head : kv_head + 1], (0,)) if paged else None
     for queries in _chunks(sampled, gradient.shape[0], call.key.shape[2]):
-        rows = rows_of(call, slice(place, place + 1), queries)
+        rows = rows_of(call, slice(kv_head, kv_head + 1), queries)
         result = {
             "output_norm": weigh(rows.alpha @ rows.value, gram),
             "entropy": torch.special.entr(rows.alpha).sum(-1),
@@ -129,19 +129,19 @@ def _geometry(head: KvHead, budgets: Sequence[int]) -> Arrays:
     call, queries = head.call, head.geometry_queries
     groups = call.query.shape[1] // call.key.shape[1]
     rankings = 2 + head.noise.shape[0]
-    rows_at_once = max(1, BLOCK // (groups * rankings * call.key.shape[2]))
+    rows_at_once = max(1, BLOCK_ELEMENTS // (groups * rankings * call.key.shape[2]))
     pieces = []
     for start in range(0, len(queries), rows_at_once):
         part = slice(start, start + rows_at_once)
-        rows = rows_of(_at(call, queries[part]), slice(head.place, head.place + 1))
+        rows = rows_of(_at(call, queries[part]), slice(head.kv_head, head.kv_head + 1))
         noise = head.noise[:, part, rows.start : rows.start + rows.alpha.shape[-1]]
         pieces.append(metrics(rows, budgets, noise))
     # [metrics, distances, rankings, heads, queries, budgets]
     table = torch.cat(pieces, dim=-2)
     random = table[:, :, 2:].nanmean(2, keepdim=True)
     table = torch.cat([table[:, :, :2], random], dim=2)
-    places = torch.stack([table[..., :-1, :].nanmean(-2), table[..., -1, :]], dim=1)
-    return dict(zip(METRICS, places, strict=True))
+    per_place = torch.stack([table[..., :-1, :].nanmean(-2), table[..., -1, :]], dim=1)
+    return dict(zip(METRICS, per_place, strict=True))
 
 
 def _no_geometry(head: KvHead, budgets: Sequence[int]) -> Arrays:
@@ -182,10 +182,10 @@ def _weighed(errors: Mapping[Tail, torch.Tensor], gram: torch.Tensor) -> torch.T
     """|W_O^h e|^2 of every tail, `[tails, Hq, ...]`; that of a blend follows from those of its ends."""
     even, centroid = weigh(errors["even"], gram), weigh(errors["centroid"], gram)
     across = weigh(errors["even"], gram, errors["centroid"])
-    found = {"drop": weigh(errors["drop"], gram), "renormalize": weigh(errors["renormalize"], gram)}
+    errors_by_tail = {"drop": weigh(errors["drop"], gram), "renormalize": weigh(errors["renormalize"], gram)}
     for tail, share in MEAN_FRACTION.items():
-        found[tail] = (1 - share) ** 2 * even + 2 * share * (1 - share) * across + share**2 * centroid
-    return torch.stack([found[tail] for tail in TAILS])
+        errors_by_tail[tail] = (1 - share) ** 2 * even + 2 * share * (1 - share) * across + share**2 * centroid
+    return torch.stack([errors_by_tail[tail] for tail in TAILS])
 
 
 def weigh(error: torch.Tensor, gram: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor:

@@ -109,7 +109,12 @@ class Recorder:
     """Serves dense attention, or what a subclass says, and keeps every module's `Call`; one instance per window."""
 
     def __init__(self, positions: torch.Tensor, slopes: torch.Tensor | None = None) -> None:
-        """Args: `[Q]` positions of the queries to keep; where to keep the gradient at the output, if at all."""
+        """Record one window.
+
+        Args:
+            positions: `[Q]` positions of the queries to keep.
+            slopes: `[P]` positions at which the gradient at the output is kept; None for no gradient.
+        """
         self.positions = positions
         self.slopes = slopes
         self.calls: dict[torch.nn.Module, Call] = {}
@@ -121,14 +126,14 @@ class Recorder:
         if module in self.calls:
             return output
         if self.slopes is not None:
-            places = self.slopes.to(output.device)
+            slope_positions = self.slopes.to(output.device)
             if not output.requires_grad:
                 raise _no_gradient(module)
 
             def keep(gradient: torch.Tensor | None) -> None:
                 if gradient is None:
                     raise _no_gradient(module)
-                self.gradients[module] = gradient[0, :, places].float()
+                self.gradients[module] = gradient[0, :, slope_positions].float()
 
             output.register_hook(keep)  # type: ignore[no-untyped-call]
         positions = self.positions.to(query.device)
@@ -241,7 +246,7 @@ def backward_passes(
     ids = window.to(input_device(model))
     handlers = {layer.module: recorder for layer in layers}
     recomputed = _recomputed(model) if len(window) > KEPT_TOKENS else nullcontext()
-    found = []
+    gradients_of_losses = []
     with intercepted(model, handlers), gradients_through(model), recomputed, _inputs_that_need_grad(model) as inputs:
         states = last_states(model, ids)
         at_states = torch.zeros(losses, *states.values.shape, dtype=states.values.dtype, device=states.values.device)
@@ -253,11 +258,11 @@ def backward_passes(
                 return []
             for at, slope in zip(at_states, slopes, strict=True):
                 at[rows] = torch.autograd.grad(logits, part, slope, retain_graph=True)[0]
-        for place, at in enumerate(at_states):
-            again = place + 1 < losses
+        for loss, at in enumerate(at_states):
+            again = loss + 1 < losses
             torch.autograd.backward([states.values], [at], retain_graph=again, inputs=inputs)
-            found.append([recorder.gradients[layer.module] for layer in layers])
-    for gradients in found:
+            gradients_of_losses.append([recorder.gradients[layer.module] for layer in layers])
+    for gradients in gradients_of_losses:
         # The backward pass comes to the last layer first.
         for index in reversed(range(len(layers))):
             heads = heads_at_fault(gradients[index], 0)
@@ -266,7 +271,7 @@ def backward_passes(
                     f"The gradients of the model's loss overflow in {model.dtype}, first at layer {index}, "
                     f"{heads_in_words(heads)}; profile in float32."
                 )
-    return found
+    return gradients_of_losses
 
 
 def loss_and_slope(logits: torch.Tensor, targets: torch.Tensor) -> tuple[float, torch.Tensor]:

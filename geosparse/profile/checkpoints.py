@@ -46,16 +46,21 @@ class Parts:
     """A folder with one file per finished window of one run; files of any other run in it do not count."""
 
     def __init__(self, folder: Path, run: dict[str, Any]) -> None:
-        """Args: the folder, made when the first window is saved; everything that decides the numbers, as JSON."""
+        """Name the run.
+
+        Args:
+            folder: Where the files are; made when the first window is saved.
+            run: Everything that decides the numbers, as JSON.
+        """
         self.folder = folder
         self.key = hashlib.sha256(dump_json(run).encode()).hexdigest()
 
     def load(self, index: int) -> Window | None:
         """The window, or None where it is not there, not as it was written, or of another run."""
-        found = self._read(f"window-{index:05d}")
-        if found is None:
+        content = self._read(f"window-{index:05d}")
+        if content is None:
             return None
-        tensors, nll = found
+        tensors, nll = content
         moments = Moments(**{item.name: tensors[MOMENTS + item.name] for item in fields(Moments)})
         return Window({name: tensors[name] for name in ARRAYS}, moments, float.fromhex(nll))
 
@@ -66,8 +71,8 @@ class Parts:
 
     def load_second(self, index: int) -> Interplay | None:
         """A window of the second pass; None as in `load`."""
-        found = self._read(f"second-{index:05d}")
-        return None if found is None else Interplay(**found[0])
+        content = self._read(f"second-{index:05d}")
+        return None if content is None else Interplay(**content[0])
 
     def save_second(self, index: int, interplay: Interplay) -> None:
         """Write one window of the second pass, atomically."""

@@ -37,10 +37,10 @@ from .second_pass import interplay_of_window, mean_interplay
 
 __all__ = ["ProfileConfig", "config_json", "profile_model", "profile_to_file"]
 
-POWERS = tuple(2**exponent for exponent in range(10))
+DEFAULT_BUDGETS = tuple(2**exponent for exponent in range(10))
 FEWEST_WINDOWS = 2
 # The second pass: windows, sampled queries of each, tokens per head of its plan as a fraction, the longest windows.
-SECOND_WINDOWS, SECOND_QUERIES, SECOND_SHARE, SECOND_LENGTH = 4, 128, 32, 4096
+SECOND_WINDOWS, SECOND_QUERIES, SECOND_DENSITY_DIVISOR, SECOND_LENGTH = 4, 128, 32, 4096
 KIND_QUERIES = 32
 """Sampled queries of a window of a built-in kind."""
 # What the forward and backward pass counts on the progress bar, in layers measured.
@@ -76,7 +76,7 @@ class ProfileConfig:
     length: int | None = None
     windows: int = 4
     queries: int = 64
-    budgets: tuple[int, ...] = POWERS
+    budgets: tuple[int, ...] = DEFAULT_BUDGETS
     random_sets: int = 8
     seed: int = 0
     lengths: tuple[int, ...] = (1024,)
@@ -231,30 +231,30 @@ def _second_pass(
     if length is None:
         return None
     selector = EXACT if EXACT in profile.selectors else None
-    plan = make_plan(profile.at(length), max(1.0, length / SECOND_SHARE), selector=selector)
+    plan = make_plan(profile.at(length), max(1.0, length / SECOND_DENSITY_DIVISOR), selector=selector)
     rank, processes = process_rank() if parts is not None else (0, 1)
-    places = [place for place, window in enumerate(windows) if len(window.tokens) == length]
-    places = [places[part] for part in evenly(SECOND_WINDOWS, len(places))]
-    found: dict[int, Interplay] = {}
-    for place in track(places[rank::processes], "second pass", show_progress and rank == 0):
-        number, _, window = windows[place]
-        part = None if parts is None else parts.load_second(place)
+    indices = [index for index, window in enumerate(windows) if len(window.tokens) == length]
+    indices = [indices[part] for part in evenly(SECOND_WINDOWS, len(indices))]
+    results: dict[int, Interplay] = {}
+    for index in track(indices[rank::processes], "second pass", show_progress and rank == 0):
+        number, _, window = windows[index]
+        part = None if parts is None else parts.load_second(index)
         if part is None:
             positions = sample_positions(
                 length, SECOND_QUERIES, window_generator(profile.config["seed"], length, number)
             )
             part = interplay_of_window(model, layers, plan, window, positions, profile.budgets)
             if parts is not None:
-                parts.save_second(place, part)
-        found[place] = part
+                parts.save_second(index, part)
+        results[index] = part
     if parts is not None and processes > 1:
         wait_for_all()
-        for place in places:
-            part = found.get(place) or parts.load_second(place)
+        for index in indices:
+            part = results.get(index) or parts.load_second(index)
             if part is None:
                 raise GeosparseError(f"The windows in {parts.folder} are not complete: start the command again.")
-            found[place] = part
-    return mean_interplay([found[place] for place in places])
+            results[index] = part
+    return mean_interplay([results[index] for index in indices])
 
 
 def _measure(
@@ -269,27 +269,27 @@ def _measure(
     rank, processes = process_rank() if parts is not None else (0, 1)
     grams = [_gram(layer) for layer in layers]
     done: dict[int, Window] = {}
-    mine = range(rank, len(windows), processes)
-    work = sum(len(windows[place].tokens) for place in mine) * (len(layers) + PASS_STEPS)
+    assigned = range(rank, len(windows), processes)
+    work = sum(len(windows[index].tokens) for index in assigned) * (len(layers) + PASS_STEPS)
     with steps(work, "profile", show_progress and rank == 0) as advance:
-        for place in mine:
-            window = windows[place]
-            found = None if parts is None else parts.load(place)
-            if found is not None:
+        for index in assigned:
+            window = windows[index]
+            result = None if parts is None else parts.load(index)
+            if result is not None:
                 advance(len(window.tokens) * (len(layers) + PASS_STEPS))
             else:
-                found = _window_arrays(model, layers, grams, window, config, advance)
+                result = _window_arrays(model, layers, grams, window, config, advance)
                 if parts is not None:
-                    parts.save(place, found)
-            done[place] = found
+                    parts.save(index, result)
+            done[index] = result
     if parts is not None and processes > 1:
         wait_for_all()
-        for place in set(range(len(windows))) - done.keys():
-            found = parts.load(place)
-            if found is None:
+        for index in set(range(len(windows))) - done.keys():
+            result = parts.load(index)
+            if result is None:
                 raise GeosparseError(f"The windows in {parts.folder} are not complete: start the command again.")
-            done[place] = found
-    return [done[place] for place in range(len(windows))]
+            done[index] = result
+    return [done[index] for index in range(len(windows))]
 
 
 def _budgets(config: ProfileConfig) -> tuple[int, ...]:
@@ -334,8 +334,8 @@ def _window_arrays(
         per_layer.append(joined(arrays_of_heads))
         moments.append(Moments.cat(moments_of_heads))
         advance(length)
-    places = {name: dimensions.index("layers") for name, dimensions in ARRAYS.items()}
-    arrays = {name: torch.stack([part[name] for part in per_layer], place).float() for name, place in places.items()}
+    axes = {name: dimensions.index("layers") for name, dimensions in ARRAYS.items()}
+    arrays = {name: torch.stack([part[name] for part in per_layer], axis).float() for name, axis in axes.items()}
     return Window(arrays, Moments.stack(moments), loss / (length - 1))
 
 

@@ -28,7 +28,12 @@ class PlannedRecorder(Recorder):
     """Serves the plan's attention, whose gradient is that of dense attention, and keeps each call's error."""
 
     def __init__(self, positions: torch.Tensor, served: Mapping[torch.nn.Module, SparseAttention]) -> None:
-        """Args: `[Q]` positions to keep calls, gradients and errors at; what serves each attention module."""
+        """Record while a plan is served.
+
+        Args:
+            positions: `[Q]` query positions to keep calls, gradients and errors at.
+            served: What serves each attention module.
+        """
         super().__init__(positions, positions)
         self.served = served
         self.errors: dict[torch.nn.Module, torch.Tensor] = {}
@@ -118,7 +123,7 @@ class _Group(NamedTuple):
     """The query heads of one KV head: gradients of divergence and loss, and present errors, `[members, Q, Dv]`."""
 
     call: Call
-    place: int
+    kv_head: int
     toward: torch.Tensor
     slope: torch.Tensor
     present: torch.Tensor
@@ -129,14 +134,14 @@ def _heads(
 ) -> Iterator[_Group]:
     call, present = recorder.calls[layer.module], recorder.errors[layer.module]
     members = layer.heads // layer.kv_heads
-    for place in range(layer.kv_heads):
-        heads = slice(place * members, (place + 1) * members)
-        yield _Group(call, place, toward[heads], slope[heads], present[heads])
+    for kv_head in range(layer.kv_heads):
+        heads = slice(kv_head * members, (kv_head + 1) * members)
+        yield _Group(call, kv_head, toward[heads], slope[heads], present[heads])
 
 
 def _prices(group: _Group, budgets: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
     """Alone and among, `[tails, members, budgets]` fp64 each."""
-    rows = rows_of(group.call, slice(group.place, group.place + 1))
+    rows = rows_of(group.call, slice(group.kv_head, group.kv_head + 1))
     scored = Scored(rows.query, rows.key, rows.scores, rows.seen, group.call.terms)
     errors = kept_errors(rows.alpha, rows.value, selections(EXACT, scored, budgets), rows.seen, rows.scores)
     now = (group.present * group.slope).sum(-1, keepdim=True)

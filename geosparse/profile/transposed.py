@@ -12,10 +12,10 @@ from ..hf.adapters import is_adapted
 from ..hf.held import FLOATS, is_plain
 
 # Unit vectors that a module acts on at once.
-UNITS = 1024
+UNIT_VECTORS = 1024
 # Unit vectors on which autograd's gradient is tried, and how far it may be off: what is missing is off by far more.
-UNITS_TRIED = 16
-ALLOWED = 0.05
+VECTORS_TRIED = 16
+GRADIENT_TOLERANCE = 0.05
 
 
 class _Transposed(torch.autograd.Function):
@@ -31,8 +31,8 @@ class _Transposed(torch.autograd.Function):
         width, gradient = ctx.like.shape[-1], gradient.float()
         bias = ctx.forward_of(torch.zeros_like(ctx.like.reshape(-1, width)[None, :1]))
         parts = []
-        for start in range(0, width, UNITS):
-            count = min(UNITS, width - start)
+        for start in range(0, width, UNIT_VECTORS):
+            count = min(UNIT_VECTORS, width - start)
             unit = torch.zeros(1, count, width, dtype=ctx.like.dtype, device=ctx.like.device)
             unit[0, :, start : start + count].fill_diagonal_(1.0)
             parts.append(gradient @ (ctx.forward_of(unit) - bias)[0].float().T)
@@ -58,8 +58,10 @@ class _Guarded:
 def _gradient_is_right(forward: Any, like: torch.Tensor) -> bool:
     """Whether autograd's gradient of some rows agrees with the action on some unit vectors."""
     width = like.shape[-1]
-    places = (
-        torch.linspace(0, width - 1, min(UNITS_TRIED, width), dtype=torch.float64, device="cpu").long().to(like.device)
+    columns = (
+        torch.linspace(0, width - 1, min(VECTORS_TRIED, width), dtype=torch.float64, device="cpu")
+        .long()
+        .to(like.device)
     )
     probe = torch.zeros(1, 2, width, dtype=like.dtype, device=like.device, requires_grad=True)
     with torch.enable_grad():
@@ -67,30 +69,30 @@ def _gradient_is_right(forward: Any, like: torch.Tensor) -> bool:
         slope = torch.ones_like(output)
         slope[..., ::2] = -1.0  # not the same for all, and exact in every dtype
         try:
-            found: Any = torch.autograd.grad(output, probe, slope, allow_unused=True)[0]
+            gradient: Any = torch.autograd.grad(output, probe, slope, allow_unused=True)[0]
         except (RuntimeError, NotImplementedError):
-            found = None
-    if found is None:
+            gradient = None
+    if gradient is None:
         return False
     with torch.no_grad():
-        unit = torch.zeros(1, len(places), width, dtype=like.dtype, device=like.device)
-        unit[0].scatter_(1, places[:, None], 1.0)
+        unit = torch.zeros(1, len(columns), width, dtype=like.dtype, device=like.device)
+        unit[0].scatter_(1, columns[:, None], 1.0)
         expected = ((forward(unit) - output[:, :1])[0].float() @ slope[0, 0].float()).cpu()
-    error = (found[0, :, places].float().cpu() - expected).abs().max()
-    return bool(error <= ALLOWED * expected.abs().max())
+    error = (gradient[0, :, columns].float().cpu() - expected).abs().max()
+    return bool(error <= GRADIENT_TOLERANCE * expected.abs().max())
 
 
 @contextmanager
 def gradients_through(model: torch.nn.Module) -> Iterator[None]:
     """Inside, gradients pass linear modules whose weights are not plain, also those that autograd does not know."""
-    found = [module for module in model.modules() if _may_stop_gradients(module)]
-    before = [module.__dict__.get("forward") for module in found]
-    for module in found:
+    modules = [module for module in model.modules() if _may_stop_gradients(module)]
+    before = [module.__dict__.get("forward") for module in modules]
+    for module in modules:
         module.forward = _Guarded(module.forward)
     try:
         yield
     finally:
-        for module, forward in zip(found, before, strict=True):
+        for module, forward in zip(modules, before, strict=True):
             if forward is None:
                 del module.forward
             else:

@@ -52,42 +52,47 @@ def bands(profile: Profile, level: float = LEVEL, *, seed: int = 0, show_progres
     """
     fits = profile.fits()
     layers, heads = fits.norm.level.shape
-    places = [(layer, head) for layer in range(layers) for head in range(heads)]
+    heads_of_layers = [(layer, head) for layer in range(layers) for head in range(heads)]
 
-    def one(place: tuple[int, int]) -> Envelope:
-        generator = torch.Generator().manual_seed(seed * len(places) + place[0] * heads + place[1])
-        return _band(fits, place, profile.limits[place[0]], profile.budgets, level, generator)
+    def one(head_index: tuple[int, int]) -> Envelope:
+        generator = torch.Generator().manual_seed(seed * len(heads_of_layers) + head_index[0] * heads + head_index[1])
+        return _band(fits, head_index, profile.limits[head_index[0]], profile.budgets, level, generator)
 
     def jobs() -> Iterator[tuple[int, int]]:
-        yield from track(places, "envelopes", show_progress)
+        yield from track(heads_of_layers, "envelopes", show_progress)
 
-    found = list(mapped(one, jobs()))
+    envelopes = list(mapped(one, jobs()))
     shape = (layers, heads, len(profile.budgets), len(METRICS))
-    lower, upper = (torch.stack(sides).view(shape) for sides in zip(*found, strict=True))
+    lower, upper = (torch.stack(sides).view(shape) for sides in zip(*envelopes, strict=True))
     measured = torch.stack([profile.geometry(name, place="final") for name in METRICS], -1)
     return Bands(Envelope(lower, upper), measured, level)
 
 
 def _band(
-    fits: Fits, place: tuple[int, int], visible: int, budgets: tuple[int, ...], level: float, generator: torch.Generator
+    fits: Fits,
+    head_index: tuple[int, int],
+    visible: int,
+    budgets: tuple[int, ...],
+    level: float,
+    generator: torch.Generator,
 ) -> Envelope:
     """Bounds `[G, 3]` of one head whose last query sees `visible` tokens."""
     bounds = torch.full((2, len(budgets), len(METRICS)), torch.nan, dtype=torch.float32, device="cpu")
-    law = _law(fits, place)
+    law = _law(fits, head_index)
     few = [n for n in budgets if n < visible]
     if law is not None and few and visible <= LONGEST:
-        sinks = torch.arange(visible, dtype=torch.int64, device="cpu") < round(float(fits.norm.sinks[place]))
-        rows = sample_rows(fits.profile, place, sinks, DRAWS, generator)
+        sinks = torch.arange(visible, dtype=torch.int64, device="cpu") < round(float(fits.norm.sinks[head_index]))
+        rows = sample_rows(fits.profile, head_index, sinks, DRAWS, generator)
         seen = torch.ones(1, visible, dtype=torch.bool, device="cpu")
         outcomes = simulate(law, rows[:, None], seen, sinks, few, generator)[:, 0]
         bounds[:, : len(few)] = torch.stack(simulated_envelope(outcomes, level))
     return Envelope(*bounds)
 
 
-def _law(fits: Fits, place: tuple[int, ...]) -> Law | None:
+def _law(fits: Fits, head_index: tuple[int, ...]) -> Law | None:
     """The law of a head, or None where a fit has no finite parameters: all values equal, or all tokens sinks."""
     shape = fits.profile
     numbers: list[Any] = [*fits.norm[:2], *fits.similarity[:3], fits.similarity.dimension]
     numbers += [shape.intercept, shape.slope, shape.spread, shape.sink_mass, shape.sink_spread]
-    sound = all(bool(torch.isfinite(number[place]).all()) for number in numbers)
-    return Law.of(fits, place) if sound and float(fits.norm.level[place]) > 0 else None
+    sound = all(bool(torch.isfinite(number[head_index]).all()) for number in numbers)
+    return Law.of(fits, head_index) if sound and float(fits.norm.level[head_index]) > 0 else None

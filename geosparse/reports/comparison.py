@@ -74,7 +74,7 @@ def _settings(before: Plan, after: Plan) -> dict[str, list[Any]]:
 
 def _most_changed(before: Plan, after: Plan, change: torch.Tensor) -> list[dict[str, int]]:
     order = change.argsort(descending=True, stable=True)[:MOST_HEADS].tolist()
-    places = [divmod(index, before.model.heads) for index in order if change[index] > 0]
+    positions = [divmod(index, before.model.heads) for index in order if change[index] > 0]
     return [
         {
             "layer": layer,
@@ -82,7 +82,7 @@ def _most_changed(before: Plan, after: Plan, change: torch.Tensor) -> list[dict[
             "before": int(before.n_keep[layer, head]),
             "after": int(after.n_keep[layer, head]),
         }
-        for layer, head in places
+        for layer, head in positions
     ]
 
 

@@ -128,13 +128,15 @@ def _beside_dense(row: Row) -> str:
 
 
 def _versus(plan: Row, other: Row) -> str:
-    mine, theirs = float(plan["excess_nll"]), float(other["excess_nll"])
+    plan_cost, other_cost = float(plan["excess_nll"]), float(other["excess_nll"])
     a, b = interval(plan), interval(other)
     if a and b and a[0] <= b[1] and b[0] <= a[1]:
         return "the intervals overlap, so this text does not clearly rank the two"
-    if mine >= theirs:
-        return "the plan does worse here" + (f", at {mine / theirs:.2f} times that cost" if theirs > 0 else "")
-    return f"the plan costs {percent(mine / theirs)} of that" if mine > 0 else "the plan costs less"
+    if plan_cost >= other_cost:
+        return "the plan does worse here" + (
+            f", at {plan_cost / other_cost:.2f} times that cost" if other_cost > 0 else ""
+        )
+    return f"the plan costs {percent(plan_cost / other_cost)} of that" if plan_cost > 0 else "the plan costs less"
 
 
 def _speed(result: dict[str, Any]) -> list[str]:
@@ -209,7 +211,7 @@ def _signed(value: float) -> str:
 def _plot(result: dict[str, Any]) -> dict[str, Any]:
     """The plot, what its bars are, and what the names in it mean."""
     rows = rows_of(result)
-    bounds = [found for row in rows if (found := interval(row))]
+    bounds = [bound for row in rows if (bound := interval(row))]
     used = [str(row.get(key)) for key in ("policy", "tail") for row in rows]
     return {
         "plot": frontier_svg(result) if any(number(row.get("excess_nll")) is not None for row in rows) else None,
@@ -224,8 +226,8 @@ def _table(result: dict[str, Any]) -> list[dict[str, Any]]:
     cells = _cells(result, "–")
     best = _best(rows_of(result))
     rows, before = [], cells[0][:2]
-    for place, line in enumerate(cells):
-        marks = [mark for mark, on in (("group", line[:2] != before), ("best", place - 1 in best)) if on]
+    for row, line in enumerate(cells):
+        marks = [mark for mark, on in (("group", line[:2] != before), ("best", row - 1 in best)) if on]
         before = line[:2]
         rows.append({"marks": marks, "cells": [*line[:2], *(cell.replace("-", "−") for cell in line[2:])]})
     return rows
@@ -234,11 +236,11 @@ def _table(result: dict[str, Any]) -> list[dict[str, Any]]:
 def _best(rows: Sequence[Row]) -> set[int]:
     """Places of the rows with the lowest excess NLL among those of the same budget."""
     best: dict[int, tuple[float, int]] = {}
-    for place, row in enumerate(rows):
+    for line, row in enumerate(rows):
         keep, excess = number(row.get("mean_keep")), number(row.get("excess_nll"))
         if keep is not None and excess is not None:
-            best[round(keep)] = min(best.get(round(keep), (excess, place)), (excess, place))
-    return {place for _, place in best.values()}
+            best[round(keep)] = min(best.get(round(keep), (excess, line)), (excess, line))
+    return {line for _, line in best.values()}
 
 
 def _kinds(result: dict[str, Any]) -> list[tuple[str, str]]:
@@ -273,8 +275,8 @@ def _part(result: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def _fmt(value: object, spec: str, missing: str = "–") -> str:
-    found = number(value)
-    return missing if found is None else format(found, spec)
+    parsed = number(value)
+    return missing if parsed is None else format(parsed, spec)
 
 
 def _align(column: int, cell: str, width: int) -> str:

@@ -67,7 +67,7 @@ def _points(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
         keep = number(row.get("mean_keep"))
         if number(row.get("excess_nll")) is not None and keep is not None and keep > 0:
             series.setdefault((str(row.get("policy")), str(row.get("tail"))), []).append(row)
-    return {key: sorted(found, key=lambda row: float(row["mean_keep"])) for key, found in series.items()}
+    return {key: sorted(points, key=lambda row: float(row["mean_keep"])) for key, points in series.items()}
 
 
 def _slots(policies: Sequence[str]) -> dict[str, int]:
@@ -90,12 +90,12 @@ def _frontier(rows: Sequence[Row], colours: dict[str, str]) -> Any:
             axes.set_axis_off()
             axes.text(0.5, 0.5, "no measured rows", ha="center", va="center", color=colours["muted"])
             return figure
-        floor = _axes(axes, [row for found in series.values() for row in found], colours)
+        floor = _axes(axes, [row for points in series.values() for row in points], colours)
         slots = _slots([policy for policy, _ in series])
-        for place, (key, found) in enumerate(series.items()):
+        for index, (key, points) in enumerate(series.items()):
             # Neighbouring series stand a hair apart, so that their error bars can be told from each other.
-            shift = 2 ** (0.035 * (place - (len(series) - 1) / 2))
-            _line(axes, key, found, slots[key[0]], shift, floor, colours)
+            shift = 2 ** (0.035 * (index - (len(series) - 1) / 2))
+            _line(axes, key, points, slots[key[0]], shift, floor, colours)
         columns = min(3, len(series))
         figure.legend(loc="outside upper left", ncols=columns, frameon=False, labelcolor=colours["ink"], handlelength=3)
     return figure
@@ -132,7 +132,7 @@ def _axes(axes: Any, rows: list[Row], colours: dict[str, str]) -> float:
 
 def _limits(rows: list[Row]) -> tuple[float, float]:
     values = [float(row["excess_nll"]) for row in rows]
-    bounds = [found for row in rows if (found := interval(row))]
+    bounds = [bound for row in rows if (bound := interval(row))]
     least = min((value for value in values if value > 0), default=1e-3)
     # An interval that comes near zero would take decades of an axis that nothing else needs.
     lows = [low for low, _ in bounds if low > least / 30]

@@ -40,21 +40,21 @@ _TERMS = {
 _NAMES = {"A1": "stable norms", "A2": "decaying similarity", "A3": "piecewise attention"}
 
 
-def head_sections(profile: Profile, n_keep: list[list[int]], found: Bands | None) -> list[dict[str, Any]]:
+def head_sections(profile: Profile, n_keep: list[list[int]], measured_bands: Bands | None) -> list[dict[str, Any]]:
     """What the page says of each head, layer by layer; a section is shown when its cell is clicked."""
     curves = {name: profile.geometry(name).nanmean(0) for name in METRICS}
     control = {name: profile.geometry(name, "random").nanmean(0) for name in METRICS}
     mass = profile.kept_mass()
     errors = torch.stack([profile.relative_output_error(tail) for tail in TAILS], -1)
     sections = []
-    for facts in head_facts(profile, found):
+    for facts in head_facts(profile, measured_bands):
         at = (facts["layer"], facts["head"])
         drawn = {}
         for column, name in enumerate(METRICS):
             drawn[CAPTIONS[name]] = Curves(
                 curves[name][at].tolist(),
                 control[name][at].tolist(),
-                *(() if found is None else _band(found, at, column)),
+                *(() if measured_bands is None else _band(measured_bands, at, column)),
             )
         drawn["kept mass"] = Curves(mass[at].tolist())
         sections.append(
@@ -71,10 +71,10 @@ def head_sections(profile: Profile, n_keep: list[list[int]], found: Bands | None
     return sections
 
 
-def _band(found: Bands, at: tuple[int, int], column: int) -> tuple[Any, Any]:
+def _band(measured_bands: Bands, at: tuple[int, int], column: int) -> tuple[Any, Any]:
     """Bounds and measured final queries of one metric, N = 1 left out: there all is 1 by definition."""
-    bounds = [side[at][:, column].clone() for side in found.envelope]
-    dots = found.measured[:, at[0], at[1], :, column].clone()
+    bounds = [side[at][:, column].clone() for side in measured_bands.envelope]
+    dots = measured_bands.measured[:, at[0], at[1], :, column].clone()
     if dots.shape[-1] > 1:
         for part in (*bounds, dots):
             part[..., 0] = torch.nan
@@ -102,7 +102,7 @@ def _envelope(facts: Facts) -> dict[str, str | None] | None:
     }
 
 
-def _fits(found: Facts | None) -> list[dict[str, Any]]:
+def _fits(fits: Facts | None) -> list[dict[str, Any]]:
     """Parameters and errors of each assumption."""
     return [
         {
@@ -111,7 +111,7 @@ def _fits(found: Facts | None) -> list[dict[str, Any]]:
             "holds": fit["holds"],
             "terms": [(_TERMS.get(key, key), _number(value)) for key, value in fit.items() if key != "holds"],
         }
-        for name, fit in (found or {}).items()
+        for name, fit in (fits or {}).items()
     ]
 
 

@@ -20,37 +20,38 @@ DIGITS = 5
 Facts = dict[str, Any]
 
 
-def head_facts(profile: Profile, found: Bands | None = None) -> list[Facts]:
+def head_facts(profile: Profile, measured_bands: Bands | None = None) -> list[Facts]:
     """One object per head, layer by layer; of the longest windows.
 
     Keys: `layer`, `head`; `regime`, `confidence`; `signatures`; `operating_n`, the N >= 2 at which F exceeds that of
     random sets most, and `operating_excess`, by how much; `assumptions`, per assumption its parameters, `mae`, `r2` and
-    whether it `holds` (None without fits); with `found`, `envelope`: bounds and measured coverage, N as in the profile.
+    whether it `holds` (None without fits); with `measured_bands`, `envelope`:
+    bounds and measured coverage, N as in the profile.
     """
     regimes = profile.regimes()
     signatures = profile.longest("signatures").nanmean(0)
     excess = profile.excess_f1().nanmean(0)
     excess = torch.where(torch.tensor(profile.budgets, dtype=torch.int64, device="cpu") >= 2, excess, torch.nan)
-    most, place = excess.nan_to_num(-torch.inf).max(-1)
+    most, best = excess.nan_to_num(-torch.inf).max(-1)
     fits = assumptions(profile)[1]
     verdict = {} if fits is None else holds(fits)
     facts = []
     for layer in range(profile.model.layers):
         for head in range(profile.model.heads):
             at = (layer, head)
-            told: Facts = {
+            row: Facts = {
                 "layer": layer,
                 "head": head,
                 "regime": REGIMES[int(regimes.label[at])],
                 "confidence": _plain(regimes.confidence[at]),
                 "signatures": dict(zip(SIGNATURES, _plain(signatures[at]), strict=True)),
-                "operating_n": profile.budgets[int(place[at])] if bool(torch.isfinite(most[at])) else None,
+                "operating_n": profile.budgets[int(best[at])] if bool(torch.isfinite(most[at])) else None,
                 "operating_excess": _plain(most[at]),
                 "assumptions": None if fits is None else _assumptions(fits, verdict, at),
             }
-            if found is not None:
-                told["envelope"] = _envelope(found, at)
-            facts.append(told)
+            if measured_bands is not None:
+                row["envelope"] = _envelope(measured_bands, at)
+            facts.append(row)
     return facts
 
 
@@ -71,13 +72,13 @@ def _assumptions(fits: Fits, verdict: dict[str, torch.Tensor], at: tuple[int, in
     }
 
 
-def _envelope(found: Bands, at: tuple[int, int]) -> Facts:
-    sides = {"lower": found.envelope.lower, "upper": found.envelope.upper}
+def _envelope(measured_bands: Bands, at: tuple[int, int]) -> Facts:
+    sides = {"lower": measured_bands.envelope.lower, "upper": measured_bands.envelope.upper}
     bounds: Facts = {
         side: {name: _plain(bound[at][:, column]) for column, name in enumerate(METRICS)}
         for side, bound in sides.items()
     }
-    return bounds | {"level": found.level, "coverage": _plain(found.coverage()[at])}
+    return bounds | {"level": measured_bands.level, "coverage": _plain(measured_bands.coverage()[at])}
 
 
 def _plain(value: torch.Tensor) -> Any:

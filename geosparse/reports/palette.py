@@ -45,9 +45,9 @@ def _rgb(colour: str) -> tuple[int, ...]:
 
 
 def _mix(anchors: Sequence[str], at: float) -> str:
-    place = at * (len(anchors) - 1)
-    first, second = list(pairwise(anchors))[min(int(place), len(anchors) - 2)]
-    part = place - min(int(place), len(anchors) - 2)
+    position = at * (len(anchors) - 1)
+    first, second = list(pairwise(anchors))[min(int(position), len(anchors) - 2)]
+    part = position - min(int(position), len(anchors) - 2)
     return "#" + "".join(f"{round(a + (b - a) * part):02x}" for a, b in zip(_rgb(first), _rgb(second), strict=True))
 
 

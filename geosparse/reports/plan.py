@@ -36,7 +36,7 @@ def write_plan_page(path: Path | str, plan: Plan) -> Path:
 
 def _origin(plan: Plan) -> list[tuple[str, str]]:
     """Where a plan comes from, name by name."""
-    tails = {} if plan.head_tails is None else Counter(TAILS[place] for place in plan.head_tails.flatten().tolist())
+    tails = {} if plan.head_tails is None else Counter(TAILS[index] for index in plan.head_tails.flatten().tolist())
     return [
         ("asked for", _listed(plan.budget)),
         ("mean N", f"{plan.mean_keep:.2f}"),

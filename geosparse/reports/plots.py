@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _NUMBERED_ID = re.compile(r' id="[A-Za-z0-9.]+_\d+"')
 
 
-PAGE = {name: f"#01{place:02x}fe" for place, name in enumerate(PAPER)}
+PAGE = {name: f"#01{index:02x}fe" for index, name in enumerate(PAPER)}
 """Colours of a figure that becomes part of a page: they occur nowhere else, and the CSS variable of the same name takes
 the place of each."""
 
@@ -37,7 +37,7 @@ def require_plots() -> None:
 
 def style(**more: object) -> list[Any]:
     """A style sheet: no frame but the x axis, text that stays text; `more`: other settings of matplotlib."""
-    own: dict[str, object] = {
+    settings: dict[str, object] = {
         "svg.hashsalt": "geosparse",
         "svg.fonttype": "none",
         "text.parse_math": False,
@@ -49,7 +49,7 @@ def style(**more: object) -> list[Any]:
         "ytick.major.size": 0,
         "ytick.minor.size": 0,
     }
-    return ["default", own | more]
+    return ["default", settings | more]
 
 
 def save_png(path: Path | str, figure: Any, dpi: int, sheet: list[Any] | None = None) -> Path:

@@ -25,13 +25,13 @@ from .small_maps import SmallMap, graded_map, small_map
 SHOWN = 32
 
 
-def write_profile_page(path: Path | str, profile: Profile, found: Bands | None = None) -> Path:
+def write_profile_page(path: Path | str, profile: Profile, measured_bands: Bands | None = None) -> Path:
     """Write one HTML file; same arguments, same bytes.
 
     Args:
         path: Where to.
         profile: What the page is about.
-        found: Its `bands.bands`, drawn where they are given.
+        measured_bands: Its `bands.bands`, drawn where they are given.
 
     Raises:
         GeosparseError: The file cannot be written.
@@ -52,8 +52,8 @@ def write_profile_page(path: Path | str, profile: Profile, found: Bands | None =
         facts=facts,
         maps=_maps(profile, n_keep, keep),
         curves=_curves(profile),
-        assumptions=_assumptions(profile, found),
-        heads=head_sections(profile, n_keep.tolist(), found),
+        assumptions=_assumptions(profile, measured_bands),
+        heads=head_sections(profile, n_keep.tolist(), measured_bands),
         tails=TAILS,
     )
     return write_page(path, page)
@@ -63,7 +63,7 @@ def _maps(profile: Profile, n_keep: torch.Tensor, keep: int) -> list[SmallMap]:
     """Regime, N, sink mass and error of every head; each cell leads to the head's section."""
     signatures = profile.longest("signatures").nanmean(0)
     sink = signatures[..., SIGNATURES.index("sink_mass")]
-    column = min(range(len(profile.budgets)), key=lambda place: abs(profile.budgets[place] - keep))
+    column = min(range(len(profile.budgets)), key=lambda index: abs(profile.budgets[index] - keep))
     error = profile.relative_output_error("blend")[..., column]
     excess = profile.excess_f1().nanmean(0)[..., column]
     n, budget = n_keep.double(), profile.budgets[column]
@@ -77,7 +77,7 @@ def _maps(profile: Profile, n_keep: torch.Tensor, keep: int) -> list[SmallMap]:
 
 
 def _regimes(profile: Profile) -> SmallMap:
-    label = [[REGIMES[place] for place in row] for row in profile.regimes().label.tolist()]
+    label = [[REGIMES[index] for index in row] for row in profile.regimes().label.tolist()]
     counts = Counter(name for row in label for name in row)
     legend = [(name, percent(counts[name] / sum(counts.values()))) for name in REGIMES]
     return small_map(
@@ -100,17 +100,17 @@ def _curves(profile: Profile) -> list[Plot]:
     return plots(profile.budgets, drawn)
 
 
-def _assumptions(profile: Profile, found: Bands | None) -> dict[str, Any]:
+def _assumptions(profile: Profile, measured_bands: Bands | None) -> dict[str, Any]:
     """How many heads meet each assumption, and how often the envelopes hold; or the `reason` why nobody knows."""
     counts, fits = assumptions(profile)
     if fits is None:
         return {"reason": counts["reason"]}
     tiles = [(name, f"{counts[name]} of {counts['heads']}") for name in ("A1", "A2", "A3")]
     tiles.append(("all three", f"{counts['all']} of {counts['heads']}"))
-    if found is not None:
-        coverage = found.coverage()
+    if measured_bands is not None:
+        coverage = measured_bands.coverage()
         every = torch.stack(list(holds(fits).values())).all(0)
         for name, heads in (("inside the envelopes", torch.ones_like(every)), ("where all three hold", every)):
             share = float(coverage[heads].nanmean()) if bool(heads.any()) else math.nan
             tiles.append((name, percent(share) if math.isfinite(share) else "–"))
-    return {"reason": None, "counts": tiles, "level": None if found is None else percent(found.level)}
+    return {"reason": None, "counts": tiles, "level": None if measured_bands is None else percent(measured_bands.level)}

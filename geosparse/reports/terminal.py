@@ -104,7 +104,7 @@ def _plan_notes(plan: Plan) -> list[str]:
     return lines
 
 
-def describe_profile(profile: Profile, found: Bands | None = None) -> Described:
+def describe_profile(profile: Profile, measured_bands: Bands | None = None) -> Described:
     """Means over heads per budget: mass, F against random, relative output error and (g.e)^2 of each tail; and what
     there is to say of each head (`heads.head_facts`), with envelopes where they were made."""
     table: list[dict[str, Any]] = []
@@ -120,7 +120,7 @@ def describe_profile(profile: Profile, found: Bands | None = None) -> Described:
         table.append(row)
     model = profile.model
     labels = profile.regimes().label.flatten().tolist()
-    regimes = {name: labels.count(place) for place, name in enumerate(REGIMES)}
+    regimes = {name: labels.count(index) for index, name in enumerate(REGIMES)}
     counts = assumptions(profile)[0]
     data: dict[str, Any] = {
         "model": model.to_json(),
@@ -134,7 +134,7 @@ def describe_profile(profile: Profile, found: Bands | None = None) -> Described:
         "assumptions": counts,
         "nll": profile.nll,
         "budgets": table,
-        "heads": head_facts(profile, found),
+        "heads": head_facts(profile, measured_bands),
         "calibration": profile.calibration,
     }
     lines = [
@@ -155,11 +155,11 @@ def describe_profile(profile: Profile, found: Bands | None = None) -> Described:
             f"{row['fisher_blend50']:>26.4g}"
         )
     lines.append("  * F is 1 by definition at N = 1, for any rule")
-    if found is not None:
-        coverage = finite_or_none(float(found.coverage().nanmean()))
-        data["envelopes"] = {"level": found.level, "coverage": coverage}
+    if measured_bands is not None:
+        coverage = finite_or_none(float(measured_bands.coverage().nanmean()))
+        data["envelopes"] = {"level": measured_bands.level, "coverage": coverage}
         share = "no measured query" if coverage is None else f"{coverage:.1%} of the measured last queries"
-        lines.append(f"  envelopes at the level {found.level:.0%} hold {share}")
+        lines.append(f"  envelopes at the level {measured_bands.level:.0%} hold {share}")
     return data, "\n".join(lines)
 
 

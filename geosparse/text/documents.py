@@ -91,8 +91,8 @@ def token_windows(
     if count is not None and check_whole("count", count) < 1:
         raise GeosparseError(f"Cannot take {count} windows; give a count of 1 or more.")
     texts = [texts] if isinstance(texts, str) else list(texts)
-    for place, text in enumerate(texts):
-        check_text(text, "The text" if len(texts) == 1 else f"Document {place + 1} of {len(texts)}")
+    for number, text in enumerate(texts, 1):
+        check_text(text, "The text" if len(texts) == 1 else f"Document {number} of {len(texts)}")
     first = [tokenizer.bos_token_id] if adds_bos(tokenizer) else []
     # verbose=False: the whole text is longer than the model's context, on purpose.
     ids = tokenizer(_joined(texts), add_special_tokens=False, verbose=False)["input_ids"]
@@ -180,8 +180,8 @@ def _text_of(row: Any, where: str) -> str:
         return str(fields["text"])
     strings = [value for value in fields.values() if isinstance(value, str)]
     if not strings:
-        found = f"an object with fields {', '.join(map(str, fields))}" if fields else f"a {type(row).__name__}"
-        raise GeosparseError(f'{where} has no string: it is {found}; give a string or an object with a "text".')
+        described = f"an object with fields {', '.join(map(str, fields))}" if fields else f"a {type(row).__name__}"
+        raise GeosparseError(f'{where} has no string: it is {described}; give a string or an object with a "text".')
     return max(strings, key=len)
 
 
@@ -235,9 +235,9 @@ def _unseen(text: str, seen: set[str]) -> list[str]:
     """The paragraphs of `text` without the longer ones in `seen`, which learns them."""
     kept = []
     for paragraph in text.split(JOIN):
-        words = " ".join(paragraph.split())
-        if words and words not in seen:
+        joined = " ".join(paragraph.split())
+        if joined and joined not in seen:
             kept.append(paragraph)
-        if len(words) > PARAGRAPH:
-            seen.add(words)
+        if len(joined) > PARAGRAPH:
+            seen.add(joined)
     return kept

@@ -97,18 +97,18 @@ def built_in_windows(
         Names (of a kind, or `MIXED`) and windows, int64 `[length]` each. Of mixed windows there are as many as hold
         about `TYPICAL` tokens of each short kind, at least one; none where all short kinds together are too short.
     """
-    found, short = [], []
+    windows, short = [], []
     for kind in kinds:
         try:
-            found.append((kind, kind_windows(tokenizer, kind, length, 1)[0]))
+            windows.append((kind, kind_windows(tokenizer, kind, length, 1)[0]))
         except TooShort:
             short.append(kind)
     texts = [kind_text(kind) for kind in short]
     if short:
         wanted = max(1, round(len(short) * TYPICAL / length))
         with suppress(TooShort):
-            found += [(MIXED, window) for window in token_windows(tokenizer, texts, length, wanted)]
-    return found
+            windows += [(MIXED, window) for window in token_windows(tokenizer, texts, length, wanted)]
+    return windows
 
 
 def read_twice(tokenizer: PreTrainedTokenizerBase, texts: str | Sequence[str], length: int, count: int) -> torch.Tensor:
@@ -116,10 +116,10 @@ def read_twice(tokenizer: PreTrainedTokenizerBase, texts: str | Sequence[str], l
     `token_windows`."""
     import torch
 
-    found = token_windows(tokenizer, texts, length // 2 + 1, count)
+    tokens = token_windows(tokenizer, texts, length // 2 + 1, count)
     # A BOS token that starts every window is not read a second time.
-    passage = found[:, int(adds_bos(tokenizer)) :]
-    repeated: torch.Tensor = torch.cat([found, passage], 1)[:, :length]
+    passage = tokens[:, int(adds_bos(tokenizer)) :]
+    repeated: torch.Tensor = torch.cat([tokens, passage], 1)[:, :length]
     return repeated
 
 
@@ -150,10 +150,10 @@ def _title_pages() -> str:
     """Title pages of many blank lines, a table of contents, and the text that follows."""
     half = len(_passage("prose")) // 2
     parts = []
-    for place, title in enumerate(TITLES):
+    for index, title in enumerate(TITLES):
         page = "\n" * 12 + "".join(line.center(COLUMNS).rstrip() + "\n" * 6 for line in title) + "\n" * 12
         contents = "CONTENTS\n\n\n" + "".join(f"CHAPTER {number}.\n\n" for number in range(1, 13))
-        parts.append(page + contents + "\n" * 8 + _wrapped(_passage("prose")[place * half : (place + 1) * half]))
+        parts.append(page + contents + "\n" * 8 + _wrapped(_passage("prose")[index * half : (index + 1) * half]))
     return "\n".join(parts)
 
 

@@ -82,9 +82,9 @@ def records(seed: int) -> str:
     draw = Draw(seed)
     documents = []
     for block in range(8):
-        found = [_record(draw) for _ in range(ROWS // 50)]
+        rows = [_record(draw) for _ in range(ROWS // 50)]
         documents.append(
-            json.dumps(found, indent=2) if block % 2 == 0 else "\n".join(json.dumps(record) for record in found)
+            json.dumps(rows, indent=2) if block % 2 == 0 else "\n".join(json.dumps(record) for record in rows)
         )
     return "\n".join(documents)
 

@@ -55,7 +55,7 @@ def wholes(least: int, most: int = MAX_COUNT) -> Callable[[str], tuple[int, ...]
 
     def parse(text: str) -> tuple[int, ...]:
         try:
-            return tuple(_parse_whole(word, least, most) for word in text.split(","))
+            return tuple(_parse_whole(part, least, most) for part in text.split(","))
         except ValueError:
             raise argparse.ArgumentTypeError(f"whole numbers with commas between them, found {text!r}") from None
 

@@ -52,11 +52,11 @@ def check_readable(path: Path | str) -> int:
     """
     path = Path(path)
     with os_errors_as("read", path):
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
             raise GeosparseError(f"Cannot read {path}: it is not a plain file; give one.")
         path.open("rb").close()
-    return found.st_size
+    return status.st_size
 
 
 def check_writable(path: Path | str) -> Path:
@@ -198,9 +198,9 @@ def write_atomic(path: Path | str, write: Callable[[Path], object]) -> Path:
             temporary.replace(target)
             _flush_folder(target.parent)
     except UnicodeEncodeError as error:
-        found = error.object[error.start]
+        character = error.object[error.start]
         raise GeosparseError(
-            f"Cannot write {path}: its text holds {found!a}, which UTF-8 has no bytes for; give other text."
+            f"Cannot write {path}: its text holds {character!a}, which UTF-8 has no bytes for; give other text."
         ) from error
     finally:
         _forget(temporary)

@@ -14,13 +14,13 @@ import torch
 
 def versions() -> dict[str, str]:
     """Versions of what decides the numbers."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for package in ("geosparse", "torch", "triton", "transformers", "lm_eval"):
         try:
-            found[package] = metadata.version(package)
+            installed[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def device_name(device: torch.device | str = "cpu") -> str:

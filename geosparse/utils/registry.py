@@ -45,15 +45,15 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
         Raises:
             GeosparseError: A name is taken already.
         """
-        found: dict[str, EntryPoint] = {}
+        points: dict[str, EntryPoint] = {}
         for point in entry_points(group=self.group):
-            if point.name in self.built_in or (point.name in found and found[point.name].value != point.value):
+            if point.name in self.built_in or (point.name in points and points[point.name].value != point.value):
                 raise GeosparseError(
                     f"The {self.kind} {point.name!r} of {_origin(point)} has a name that is taken already: rename its "
                     f"entry point in the group {self.group!r}, or uninstall that package."
                 )
-            found[point.name] = point
-        return dict(sorted(found.items()))
+            points[point.name] = point
+        return dict(sorted(points.items()))
 
     @property
     def names(self) -> tuple[str, ...]:

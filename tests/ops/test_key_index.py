@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from geosparse.ops import PAGE, KeyIndex
 from geosparse.ops.key_index import LEVELS, WIDTH, IndexSlot, decode, encode, index_of, remember_index
-from geosparse.sparsify.cache.sparse_cache import GrowingLayer
+from geosparse.sparsify.cache.growing import GrowingLayer
 
 # Rounding to fp16: half a unit of its 11 bits, or of its smallest number.
 HALF_EPS, HALF_TINY = 2.0**-11, 2.0**-25

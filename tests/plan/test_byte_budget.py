@@ -6,12 +6,12 @@ import torch
 import geosparse as gs
 from geosparse.ops import SELECTORS
 from geosparse.plan.byte_budget import Market
-from geosparse.plan.cost_model import Rows, dense_bytes, layer_bytes, plan_bytes, shared_rows, split_bytes
+from geosparse.plan.cost_model import TokenBytes, dense_bytes, layer_bytes, plan_bytes, shared_rows, split_bytes
 from geosparse.plan.policies import POLICIES
 
 from ..synthetic import synthetic
 
-ALL = ("topn", "lowbit", "paged", "paged+lowbit", "sink_recent")
+ALL = SELECTORS.built_in
 
 
 def profile(**changes):
@@ -19,7 +19,7 @@ def profile(**changes):
 
 
 def test_layer_bytes_by_hand():
-    rows = Rows(key_dim=64, value_dim=32, itemsize=2)
+    rows = TokenBytes(key_dim=64, value_dim=32, itemsize=2)
     n_keep = torch.tensor([4, 4, 4])
     share = shared_rows(3)
     assert share * 3 == pytest.approx(1.75)
@@ -36,7 +36,7 @@ def test_layer_bytes_by_hand():
 @pytest.mark.parametrize("policy", ["fisher", "output_error"])
 def test_bytes_are_within_the_budget_and_more_cost_less(policy, share_kv):
     source = profile(layers=3, heads=6, length=512, budgets=(1, 2, 4, 8, 16, 32, 64, 128))
-    dense = dense_bytes(2, [512] * 3, Rows(8, 8))
+    dense = dense_bytes(2, [512] * 3, TokenBytes(8, 8))
     damages = []
     for fraction in (0.4, 0.6, 0.8):
         plan = gs.make_plan(source, bytes_read=fraction * dense, policy=policy, share_kv=share_kv)
@@ -53,7 +53,7 @@ def test_a_selector_that_is_as_good_and_reads_less_is_chosen():
     for name in ("fisher", "output_error"):
         source.arrays[name][:, 1] = source.arrays[name][:, 0]
         source.arrays[name][:, 2] = source.arrays[name][:, 0] + 1e6
-    plan = gs.make_plan(source, bytes_read=0.3 * dense_bytes(2, [512] * 2, Rows(8, 8)))
+    plan = gs.make_plan(source, bytes_read=0.3 * dense_bytes(2, [512] * 2, TokenBytes(8, 8)))
     assert plan.selector == "lowbit"
     assert plan.head_selectors is None
     for name in ("fisher", "output_error"):
@@ -143,13 +143,13 @@ def test_plans_with_every_selector_load_again(policy, tmp_path):
     plan = gs.make_plan(source, 9, policy, selector="auto")
     again = gs.Plan.load(plan.save(tmp_path / "plan.json"))
     assert torch.equal(again.selector_places, plan.selector_places)
-    assert split_bytes(plan.n_keep, plan.selector_places, 2, [256, 256], Rows(8, 8)) > 0
+    assert split_bytes(plan.n_keep, plan.selector_places, 2, [256, 256], TokenBytes(8, 8)) > 0
 
 
 def test_the_error_at_every_budget_is_that_of_a_convex_curve():
     n = torch.arange(1, 33, dtype=torch.float64)
     curve = (1 / n).expand(2, 3, 32)
-    market = Market({"topn": curve}, 1, Rows(8, 8), torch.tensor([32, 32]), torch.ones(2, 3, dtype=torch.float64))
+    market = Market({"topn": curve}, 1, TokenBytes(8, 8), torch.tensor([32, 32]), torch.ones(2, 3, dtype=torch.float64))
     assert torch.allclose(market.errors["topn"], curve)
 
 
@@ -163,7 +163,7 @@ def falling(seed, *shape):
 def test_what_is_bought_costs_least_of_all_there_is(price):
     """Every N of every head under every selector of its group, one after the other."""
     layers, heads, members, length, visible = 2, 4, 2, 40, (40, 90)
-    rows = Rows(8, 16, 4)
+    rows = TokenBytes(8, 16, 4)
     curves = {word: falling(seed, layers, heads, length) for seed, word in enumerate(("topn", "lowbit", "sink_recent"))}
     curves["sink_recent"] += 0.5
     curves["lowbit"][0] = torch.inf

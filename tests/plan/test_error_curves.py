@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import geosparse as gs
-from geosparse.plan.error_curves import FINE, bought, complete, convex_hull, gains_of, spend
+from geosparse.plan.error_curves import FINE_TOKENS, budgets_at_price, complete, convex_hull, marginal_gains, spend
 
 from ..synthetic import synthetic
 
@@ -108,9 +108,9 @@ def test_the_coarse_hull_is_that_of_every_token_where_curves_are_power_laws():
     n = torch.arange(1, 1001, dtype=torch.float64)
     curves = torch.stack([100 * n**-power for power in (0.5, 1.0, 2.0)])[None]
     exact = curves[..., :-1] - curves[..., 1:]
-    gains = gains_of(curves)
-    assert torch.allclose(gains[..., : FINE - 1], exact[..., : FINE - 1], rtol=1e-9)
-    assert torch.allclose(gains[..., FINE:], exact[..., FINE:], rtol=0.06)
+    gains = marginal_gains(curves)
+    assert torch.allclose(gains[..., : FINE_TOKENS - 1], exact[..., : FINE_TOKENS - 1], rtol=1e-9)
+    assert torch.allclose(gains[..., FINE_TOKENS:], exact[..., FINE_TOKENS:], rtol=0.06)
     assert torch.allclose(gains.sum(-1), exact.sum(-1))
     for price in (1e-2, 1e-4):
-        assert bought(gains, price).tolist() == [[int((row > price).sum()) + 1 for row in gains[0]]]
+        assert budgets_at_price(-gains, price).tolist() == [[int((row > price).sum()) + 1 for row in gains[0]]]

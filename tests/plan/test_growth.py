@@ -6,10 +6,10 @@ import torch
 
 import geosparse as gs
 from geosparse.ops import SELECTORS, TAILS
-from geosparse.plan.candidates import Choices
-from geosparse.plan.cost_model import Rows, split_bytes
-from geosparse.plan.error_curves import gains_of
-from geosparse.plan.growth import MOST, fit_growth, law_of
+from geosparse.plan.candidates import Candidates
+from geosparse.plan.cost_model import TokenBytes, split_bytes
+from geosparse.plan.error_curves import marginal_gains
+from geosparse.plan.growth import MAX_GROWTH_EXPONENT, fit_growth, law_of
 from geosparse.plan.policies import POLICIES
 from geosparse.utils.files import MAX_COUNT
 
@@ -56,7 +56,7 @@ def test_exponents_stay_in_their_range_and_windows_do_not_grow():
         {length: torch.cat([gain, gain]) for length, gain in gains.items()}, 1.0, torch.tensor([128, 2048])
     )
     assert law.exponents[0].tolist() == [0.0, 0.0]
-    assert 0 <= law.exponents.min() <= law.exponents.max() <= MOST
+    assert 0 <= law.exponents.min() <= law.exponents.max() <= MAX_GROWTH_EXPONENT
 
 
 def test_two_lengths_leave_none_out():
@@ -110,9 +110,9 @@ def long_profile(heads=4, **changes):
 def test_a_plan_is_that_of_the_nearest_length_grown_by_the_law(policy, length):
     profile = long_profile(heads=12)
     plan = gs.make_plan(profile, 6, policy, length=length)
-    choices = Choices.of(profile.at(64), "blend", "topn")
+    candidates = Candidates.of(profile.at(64), "blend", "topn")
     stretch = (length / 64) ** plan.growth
-    grown = [POLICIES[policy](choices, start, 0) * stretch for start in range(72, 216)]
+    grown = [POLICIES[policy](candidates, start, 0) * stretch for start in range(72, 216)]
     closest = min(grown, key=lambda budgets: abs(float(budgets.sum()) - 144))
     # What is left is one rounding, and a common factor for the tokens that no start meets exactly.
     assert plan.n_keep.sum() == 144
@@ -121,8 +121,8 @@ def test_a_plan_is_that_of_the_nearest_length_grown_by_the_law(policy, length):
 
 def test_the_law_of_a_plan_is_that_of_its_policy():
     profile = long_profile()
-    choices = Choices.of(profile.at(64), "blend", "topn")
-    law = law_of(profile, choices, "fisher", 48)
+    candidates = Candidates.of(profile.at(64), "blend", "topn")
+    law = law_of(profile, candidates, "fisher", 48)
     assert torch.equal(gs.make_plan(profile, 6).growth, law.exponents)
     uniform = gs.make_plan(profile, 6, "uniform").growth
     assert uniform.tolist() == [[0.0] * 4, [law.typical] * 4]
@@ -136,21 +136,21 @@ def test_the_law_of_a_plan_is_that_of_its_policy():
 def test_what_a_plan_of_another_length_predicts(length):
     profile = long_profile()
     plan = gs.make_plan(profile, 6, length=length)
-    choices = Choices.of(profile.at(64), "blend", "topn")
+    candidates = Candidates.of(profile.at(64), "blend", "topn")
     there = (plan.n_keep / (length / 64) ** plan.growth).round().long()
-    chosen = choices.at(there, "fisher")
+    chosen = candidates.at(there, "fisher")
     assert torch.equal(plan.head_tails, chosen.tails)
-    assert plan.predicted["damage"] == pytest.approx(0.5 * choices.total("fisher", there, chosen))
+    assert plan.predicted["damage"] == pytest.approx(0.5 * candidates.total("fisher", there, chosen))
     exact = torch.full((2, 4), SELECTORS.names.index("topn"))
-    assert plan.predicted["bytes"] == split_bytes(plan.n_keep, exact, 4, [16, length], Rows(8, 8))
+    assert plan.predicted["bytes"] == split_bytes(plan.n_keep, exact, 4, [16, length], TokenBytes(8, 8))
 
 
 @pytest.mark.parametrize("policy", ["fisher", "output_error"])
 def test_a_plan_of_bytes_grows_by_the_law_too(policy):
     profile = long_profile()
-    choices = Choices.of(profile.at(64), "blend", "auto")
+    candidates = Candidates.of(profile.at(64), "blend", "auto")
     plan = gs.make_plan(profile, bytes_read=18_000, policy=policy, length=200)
-    assert torch.equal(plan.growth, law_of(profile, choices, policy, 8 * 32).exponents)
+    assert torch.equal(plan.growth, law_of(profile, candidates, policy, 8 * 32).exponents)
     assert 15_000 < plan.predicted["bytes"] <= 18_000
     # Whole tokens at the length that was profiled, grown and rounded.
     stretch = (200 / 64) ** plan.growth
@@ -207,9 +207,9 @@ def test_no_exponent_is_above_one_and_a_half():
 
 def test_a_budget_beyond_all_tokens_has_a_law():
     profile = synthetic(lengths=(16, 32, 32, 64, 64))
-    choices = Choices.of(profile, "blend", "topn")
+    candidates = Candidates.of(profile, "blend", "topn")
     heads = profile.model.layers * profile.model.heads
-    assert law_of(profile, choices, "fisher", 10 * 64 * heads).exponents.shape == (2, 4)
+    assert law_of(profile, candidates, "fisher", 10 * 64 * heads).exponents.shape == (2, 4)
 
 
 def by_hand(lengths, budgets):
@@ -261,12 +261,12 @@ def test_exponents_by_hand(lengths):
 
 def test_the_price_of_a_law_is_what_the_last_token_is_worth():
     profile = long_profile()
-    choices = Choices.of(profile.at(64), "blend", "topn")
+    candidates = Candidates.of(profile.at(64), "blend", "topn")
     gains = {
-        length: gains_of(Choices.of(profile.at(length), "blend", "topn").curves("fisher"))
+        length: marginal_gains(Candidates.of(profile.at(length), "blend", "topn").curves("fisher"))
         for length in profile.distinct_lengths
     }
     worth = gains[64].flatten().sort(descending=True).values
     for tokens in (9, 10, 48, 100):
         law = fit_growth(gains, float(worth[tokens - 8 - 1]), torch.tensor(profile.limits))
-        assert torch.equal(law_of(profile, choices, "fisher", tokens).exponents, law.exponents)
+        assert torch.equal(law_of(profile, candidates, "fisher", tokens).exponents, law.exponents)

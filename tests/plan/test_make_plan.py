@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import geosparse as gs
 from geosparse.geometry.regimes import SIGNATURES
 from geosparse.ops import SELECTORS, TAIL_FAMILIES, TAILS
-from geosparse.plan.candidates import SINK, SPREAD, Choices
+from geosparse.plan.candidates import SINK, SPREAD, Candidates
 from geosparse.plan.error_curves import complete
 from geosparse.plan.make_plan import predicted_damage
 from geosparse.plan.policies import DEFAULT_POLICY, POLICIES
@@ -167,14 +167,14 @@ def test_heads_of_sinks_that_keep_few_tokens_leave_out_the_mean_of_all(risky):
     mass = profile.arrays["signatures"][..., SIGNATURES.index("sink_mass")]
     assert (SINK, SPREAD) == (0.5, 8)
     mass[:], mass[:, 0, 0], mass[:, 1, 2] = 0.4, 0.6, 0.7
-    choices = Choices.of(profile, "blend", "topn")
+    candidates = Candidates.of(profile, "blend", "topn")
     budgets = torch.full((2, 4), SPREAD - 1)
     expected = torch.full((2, 4), centroid)
     expected[0, 0] = expected[1, 2] = safe
-    assert torch.equal(choices.at(budgets, "fisher").tails, expected)
-    assert (choices.at(budgets + 1, "fisher").tails == centroid).all()
+    assert torch.equal(candidates.at(budgets, "fisher").tails, expected)
+    assert (candidates.at(budgets + 1, "fisher").tails == centroid).all()
     # Tokens are spent by the same curves.
-    curve, halves = choices.curve("fisher", "topn"), complete(profile.fisher(risky), profile)
+    curve, halves = candidates.curve("fisher", "topn"), complete(profile.fisher(risky), profile)
     whole = complete(profile.fisher("renormalize"), profile)
     assert torch.equal(curve[0, 0, : SPREAD - 1], whole[0, 0, : SPREAD - 1])
     assert torch.equal(curve[0, 0, SPREAD - 1 :], halves[0, 0, SPREAD - 1 :])
@@ -186,11 +186,11 @@ def test_heads_of_sinks_that_keep_few_tokens_leave_out_the_mean_of_all(risky):
 def test_at_every_budget_the_cheapest_tail_and_selector():
     profile = synthetic(seed=6, selectors=("topn", "lowbit"))
     profile.arrays["signatures"].zero_()
-    choices = Choices.of(profile, "blend", "auto")
-    words = list(choices.allowed)
+    candidates = Candidates.of(profile, "blend", "auto")
+    words = list(candidates.allowed)
     costs = torch.stack([complete(profile.fisher(tail, word), profile) for word in words for tail in TAILS])
     for n in range(1, profile.length + 1):
-        chosen, least = choices.at(torch.full((2, 4), n), "alone"), costs[..., n - 1].min(0)
+        chosen, least = candidates.at(torch.full((2, 4), n), "alone"), costs[..., n - 1].min(0)
         assert torch.equal(chosen.tails, least.indices % len(TAILS))
         places = torch.tensor([SELECTORS.names.index(word) for word in words])
         assert torch.equal(chosen.selectors, places[least.indices // len(TAILS)])
@@ -200,8 +200,8 @@ def test_at_every_budget_the_cheapest_tail_and_selector():
     ("tail", "among"), [("centroid", False), ("renormalize", True), ("best", True), ("blend", True)]
 )
 def test_sink_recent_is_a_candidate_where_its_tail_is(tail, among):
-    choices = Choices.of(synthetic(selectors=("topn", "lowbit", "sink_recent")), tail, "auto")
-    assert list(choices.allowed) == ["topn", "lowbit"] + ["sink_recent"] * among
+    candidates = Candidates.of(synthetic(selectors=("topn", "lowbit", "sink_recent")), tail, "auto")
+    assert list(candidates.allowed) == ["topn", "lowbit"] + ["sink_recent"] * among
 
 
 def test_controls_are_drawn_from_seed_0():

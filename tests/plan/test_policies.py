@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import geosparse as gs
 from geosparse.artifacts.profile import RANKINGS
 from geosparse.plan.policies import POLICIES
-from geosparse.plan.policies.apportion import caps, scale_to
+from geosparse.plan.policies.apportion import apportion, caps
 from geosparse.plan.policies.separability import operating_point
 
 from ..synthetic import synthetic
@@ -141,7 +141,7 @@ def test_random_is_spread_evenly_in_log():
 def test_scaling_is_proportional_but_for_rounding(weights, length, data):
     shape = torch.tensor([weights], dtype=torch.float64)
     total = data.draw(st.integers(len(weights), len(weights) * length))
-    found = scale_to(lambda factor: shape * factor, total, torch.full((1, len(weights)), length))
+    found = apportion(lambda factor: shape * factor, total, torch.full((1, len(weights)), length))
     assert found.sum() == total
     assert found.min() >= 1
     assert found.max() <= length

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import geosparse as gs
-from geosparse.artifacts.interplay import MOST, Interplay
+from geosparse.artifacts.interplay import MAX_PRICE_FACTOR, Interplay
 from geosparse.geometry.tail_error import kept_errors
 from geosparse.hf.layers import attention_layers
 from geosparse.ops import TAILS
@@ -93,7 +93,8 @@ def test_the_plan_of_the_second_pass_selects_as_its_errors_are_measured():
 def test_factors_are_bounded_and_neutral_without_interplay():
     alone = torch.tensor([1.0, 1.0, 1.0, 0.0]).double().view(1, 1, 4, 1)
     among = torch.tensor([0.0, 100.0, -100.0, 0.0]).double().view(1, 1, 4, 1)
-    assert Interplay(alone, among).factors.flatten().tolist() == [1.0, MOST, pytest.approx(1 / MOST), 1.0]
+    least = pytest.approx(1 / MAX_PRICE_FACTOR)
+    assert Interplay(alone, among).factors.flatten().tolist() == [1.0, MAX_PRICE_FACTOR, least, 1.0]
     assert Interplay(alone * 0, among * 0).factors.eq(1).all()
 
 

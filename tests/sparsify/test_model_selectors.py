@@ -22,7 +22,7 @@ NEAR_TIES = 1
 
 def varied(model, selector, tail=None, **changes):
     """Every head another budget below the context."""
-    tail = tail or ("renormalize" if selector == "sink_recent" else "centroid")
+    tail = tail or ("centroid" if SELECTORS[selector].knows_rest else "renormalize")
     plan = gs.Plan.uniform(model, 1, tail, selector=selector)
     plan.n_keep.copy_(torch.arange(2, plan.n_keep.numel() + 2).view_as(plan.n_keep))
     return replace(plan, **changes)
@@ -186,19 +186,19 @@ def test_a_dense_prefill_is_dense_and_decoding_behind_it_sparse():
         gs.sparsify_(model, plan, prefill="dens")
 
 
-@pytest.mark.parametrize("selector", ["topn", "lowbit", "paged", "sink_recent"])
+@pytest.mark.parametrize("selector", SELECTORS)
 def test_packed_sequences_under_a_mask_of_their_own(selector):
     model, ids = tiny_model("llama"), tokens(1, LENGTH)
     cut, places = 40, torch.arange(LENGTH)
     mask = (places[None] <= places[:, None]) & ((places[None] >= cut) == (places[:, None] >= cut))
     positions = torch.cat([torch.arange(cut), torch.arange(LENGTH - cut)])[None]
-    indexed = selector in ("lowbit", "paged")
+    indexed = SELECTORS[selector].indexed
     with gs.sparsified(model, varied(model, selector)) as receipt:
         packed = logits(model, ids, attention_mask=mask[None, None], position_ids=positions)
         assert receipt.notes == (
             ["layers 0-1: topn, because its mask is not a causal one with padding on the left"] if indexed else []
         )
-    tail = "renormalize" if selector == "sink_recent" else "centroid"
+    tail = "centroid" if SELECTORS[selector].knows_rest else "renormalize"
     with gs.sparsified(model, varied(model, "topn" if indexed else selector, tail)):
         for part in (slice(0, cut), slice(cut, LENGTH)):
             assert (logits(model, ids[:, part]) - packed[:, part]).abs().max() <= TOLERANCE
@@ -210,7 +210,7 @@ def test_any_plan_prefills_as_it_decodes(data):
     model = tiny_model("llama")
     heads = range(12)
     words = [data.draw(st.sampled_from(SELECTORS.names)) for _ in heads]
-    tails = ["renormalize" if word == "sink_recent" else data.draw(st.sampled_from(TAILS)) for word in words]
+    tails = [data.draw(st.sampled_from(TAILS)) if SELECTORS[word].knows_rest else "renormalize" for word in words]
     plan = replace(
         gs.Plan.uniform(model, 1),
         n_keep=torch.tensor([data.draw(st.integers(1, 90)) for _ in heads]).view(2, 6),

@@ -10,7 +10,7 @@ import geosparse as gs
 from geosparse.hf.interface import ATTRIBUTE
 from geosparse.ops import PAGE, SELECTORS
 from geosparse.sparsify import patch
-from geosparse.sparsify.cache.sparse_cache import GrowingLayer
+from geosparse.sparsify.cache.growing import GrowingLayer
 
 from ..tiny import tiny_model, tokens
 
@@ -19,7 +19,7 @@ MODES = {"inference": torch.inference_mode, "no_grad": torch.no_grad, "grad": to
 
 
 def plan_of(model, selector="topn", tail="blend50"):
-    return gs.Plan.uniform(model, 4, "renormalize" if selector == "sink_recent" else tail, selector=selector)
+    return gs.Plan.uniform(model, 4, tail if SELECTORS[selector].knows_rest else "renormalize", selector=selector)
 
 
 def logits(model, ids, **kwargs):

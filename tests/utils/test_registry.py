@@ -15,9 +15,9 @@ GROUP = "geosparse.policies"
 HALVES = """
     import torch
 
-    def halves(choices, total, seed):
+    def halves(candidates, total, seed):
         \"\"\"All tokens to the first half of the heads, one to each of the others.\"\"\"
-        model = choices.profile.model
+        model = candidates.profile.model
         heads = model.layers * model.heads
         budgets = torch.ones(heads, dtype=torch.int64)
         first = (heads + 1) // 2
@@ -25,8 +25,8 @@ HALVES = """
         budgets[: (total - heads) % first] += 1
         return budgets.view(model.layers, model.heads)
 
-    def short(choices, total, seed):
-        return torch.ones(choices.profile.model.layers, choices.profile.model.heads, dtype=torch.int64)
+    def short(candidates, total, seed):
+        return torch.ones(candidates.profile.model.layers, candidates.profile.model.heads, dtype=torch.int64)
 """
 
 

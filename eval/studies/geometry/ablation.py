@@ -35,8 +35,8 @@ def damage(model: Any, windows: torch.Tensor, heads: torch.Tensor, mode: str, de
     if mode == "starve":
         length = windows.shape[1]
         budgets = torch.where(heads, STARVED_BUDGET, length)
-        asked = {"starved_heads": float(heads.sum())}
-        plan = Plan(budgets, "renormalize", length, "starve", asked, identify(model))
+        budget = {"starved_heads": float(heads.sum())}
+        plan = Plan(budgets, "renormalize", length, "starve", budget, identify(model))
         with sparsified(model, plan):
             nll = token_nll(model, windows)
     else:
@@ -66,7 +66,7 @@ class _Silencer:
 
 def some_of(heads: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
     """`count` random ones of the `heads` `[layers, Hq]` bool, as such a mask."""
-    places = heads.flatten().nonzero().flatten()
+    indices = heads.flatten().nonzero().flatten()
     chosen = torch.zeros(heads.numel(), dtype=torch.bool, device="cpu")
-    chosen[places[torch.randperm(len(places), generator=generator, dtype=torch.int64, device="cpu")[:count]]] = True
+    chosen[indices[torch.randperm(len(indices), generator=generator, dtype=torch.int64, device="cpu")[:count]]] = True
     return chosen.view(heads.shape)

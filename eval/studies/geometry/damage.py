@@ -42,8 +42,8 @@ def measured(
     trials = [HeadTrial(layer, head, budget) for layer, head in heads.tolist() for budget in budgets]
     rows, dense = [], []
     for window in track(list(windows), f"damage, {tail}"):
-        loss, found = one_head_losses(model, window, trials, tail)
-        rows.append([found[trial] - loss for trial in trials])
+        loss, losses = one_head_losses(model, window, trials, tail)
+        rows.append([losses[trial] - loss for trial in trials])
         dense.append(loss)
     table = torch.tensor(rows, dtype=torch.float64, device="cpu").view(len(windows), len(heads), len(budgets))
     return table, sum(dense) / len(dense)

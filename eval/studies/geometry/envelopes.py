@@ -67,13 +67,13 @@ class Coverage:
             kind: torch.zeros(3, *shape, len(BUDGETS), 3, dtype=torch.float64, device="cpu") for kind in ENVELOPE_KINDS
         }
 
-    def add(self, kind: str, place: tuple[int, int], envelope: Envelope, outcome: torch.Tensor) -> None:
+    def add(self, kind: str, head_index: tuple[int, int], envelope: Envelope, outcome: torch.Tensor) -> None:
         """Count `outcome` `[..., G, 3]` against an envelope of the same shape; NaN outcomes do not count."""
         known = torch.isfinite(outcome)
         inside = (outcome >= envelope.lower - 1e-6) & (outcome <= envelope.upper + 1e-6) & known
         width = (envelope.upper - envelope.lower).masked_fill(~known, 0.0)
         sums = torch.stack([part.double().reshape(-1, len(BUDGETS), 3).sum(0) for part in (inside, known, width)])
-        self.counts[kind][:, place[0], place[1]] += sums
+        self.counts[kind][:, head_index[0], head_index[1]] += sums
 
     def table(self, chosen: torch.Tensor) -> dict[str, Any]:
         """Coverage and mean width per kind over the heads `chosen` `[layers, Hq]`, per metric and per N."""
@@ -104,9 +104,9 @@ def measure_coverage(model: Any, windows: torch.Tensor, fits: Fits, options: arg
                 len(seen) // 2, len(seen) - 1, COVERAGE_QUERIES, dtype=torch.float32, device="cpu"
             ).long()
             for head in range(alpha.shape[0]):
-                place = (layer, head)
+                head_index = (layer, head)
                 part = (alpha[head, rows], value[head // group], seen[rows], sinks[head // group])
-                _cover(coverage, place, Law.of(fits, place), fits, *part, generator)
+                _cover(coverage, head_index, Law.of(fits, head_index), fits, *part, generator)
 
         return visit
 
@@ -116,7 +116,7 @@ def measure_coverage(model: Any, windows: torch.Tensor, fits: Fits, options: arg
 
 def _cover(
     coverage: Coverage,
-    place: tuple[int, int],
+    head_index: tuple[int, int],
     law: Law,
     fits: Fits,
     alpha: torch.Tensor,
@@ -126,11 +126,11 @@ def _cover(
     generator: torch.Generator,
 ) -> None:
     """Count one head in one window: `alpha` and `seen` `[R, L]`, `value` `[L, D]`, `sinks` `[L]`."""
-    found = separation(alpha, value, selection_order(alpha, seen), seen, BUDGETS)
-    outcome = torch.stack([found.precision, found.recall, found.f1], -1)
+    metrics = separation(alpha, value, selection_order(alpha, seen), seen, BUDGETS)
+    outcome = torch.stack([metrics.precision, metrics.recall, metrics.f1], -1)
     simulated = simulate(law, alpha, seen, sinks, BUDGETS, generator)
-    coverage.add("simulated", place, simulated_envelope(simulated), outcome)
-    coverage.add("simulated_window", place, simulated_envelope(simulated.mean(1)), outcome.mean(0))
+    coverage.add("simulated", head_index, simulated_envelope(simulated), outcome)
+    coverage.add("simulated_window", head_index, simulated_envelope(simulated.mean(1)), outcome.mean(0))
     bounds: dict[str, list[Envelope]] = {"mean": [], "level": []}
     for row, visible in zip(alpha, seen, strict=True):
         pairs = [inversions(law, row[visible], sinks[visible], n) for n in BUDGETS]
@@ -140,15 +140,15 @@ def _cover(
     for kind, parts in bounds.items():
         envelope = Envelope(*(torch.stack(side) for side in zip(*parts, strict=True)))
         if kind == "mean":
-            coverage.add(kind, place, Envelope(envelope.lower.mean(0), envelope.upper.mean(0)), outcome.mean(0))
+            coverage.add(kind, head_index, Envelope(envelope.lower.mean(0), envelope.upper.mean(0)), outcome.mean(0))
         else:
-            coverage.add(kind, place, envelope, outcome)
+            coverage.add(kind, head_index, envelope, outcome)
     end = int(own_position(seen[-1:])) + 1
     visible = seen[-1:, :end]
-    drawn = sample_rows(fits.profile, place, sinks[:end], len(simulated), generator) * visible
+    drawn = sample_rows(fits.profile, head_index, sinks[:end], len(simulated), generator) * visible
     drawn = (drawn / drawn.sum(-1, keepdim=True))[:, None]
     alone = simulate(law, drawn, visible, sinks[:end], BUDGETS, generator, len(simulated))[:, 0]
-    coverage.add("simulated_a3", place, simulated_envelope(alone), outcome[-1])
+    coverage.add("simulated_a3", head_index, simulated_envelope(alone), outcome[-1])
 
 
 def study(model: Any, tokenizer: Any, texts: dict[str, Text], options: argparse.Namespace) -> dict[str, Any]:

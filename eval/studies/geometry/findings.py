@@ -44,7 +44,7 @@ PUBLISHED = {
 def separation_of(model: Any, windows: torch.Tensor, budgets: list[int], options: argparse.Namespace) -> torch.Tensor:
     """F of attention-ranked and random sets, `[2, W, layers, Hq, budgets]`, means over sampled queries (Euclidean)."""
     length = windows.shape[1]
-    found = []
+    windows_metrics = []
     for index, window in enumerate(track(list(windows), f"F at {length}")):
         generator = window_generator(options.seed, length, index)
         positions = sample_positions(length, options.queries, generator)
@@ -59,8 +59,8 @@ def separation_of(model: Any, windows: torch.Tensor, budgets: list[int], options
                 f1 = metrics(rows, budgets, noise[..., keys])[METRICS.index("f1"), 0]
                 heads.append(torch.stack([f1[0].nanmean(1), f1[2:].nanmean((0, 2))]))
             layers.append(torch.cat(heads, 1))
-        found.append(torch.stack(layers, 1))
-    return torch.stack(found, 1).double()
+        windows_metrics.append(torch.stack(layers, 1))
+    return torch.stack(windows_metrics, 1).double()
 
 
 def above_random(f1: torch.Tensor, budgets: list[int]) -> list[dict[str, Any]]:
@@ -97,7 +97,7 @@ def operating_regime(f1: torch.Tensor, budgets: list[int]) -> dict[str, Any]:
         best = excess[:, columns].nan_to_num(nan=-math.inf).argmax(-1)
         chosen = torch.tensor([budgets[column] for column in columns], dtype=torch.float64, device="cpu")[best]
         quartiles = [float(torch.quantile(chosen, q, interpolation="nearest")) for q in (0.25, 0.5, 0.75)]
-        counts = {str(budgets[column]): int((best == place).sum()) for place, column in enumerate(columns)}
+        counts = {str(budgets[column]): int((best == index).sum()) for index, column in enumerate(columns)}
         result[name] = {"quartiles": quartiles, "heads": counts}
     return result
 
@@ -142,11 +142,11 @@ def loss_study(model: Any, windows: torch.Tensor, tail: Tail) -> dict[str, Any]:
 
         several = torch.tensor([star(rows) for rows in picks], dtype=torch.float64, device="cpu")
         ends = torch.quantile(several, torch.tensor([0.025, 0.975], dtype=torch.float64, device="cpu")).tolist()
-        found = star(torch.arange(table.shape[1], dtype=torch.int64, device="cpu"))
+        n_star = star(torch.arange(table.shape[1], dtype=torch.int64, device="cpu"))
         stars[f"{tolerance:g}"] = {
-            "n_star": found,
+            "n_star": n_star,
             "interval": ends if table.shape[1] > 1 else None,
-            "share": found / length,
+            "share": n_star / length,
         }
     means = {str(budget): float(row.mean()) for budget, row in zip(curve, table, strict=True)}
     return {"damage": means, "n_star": stars, "windows": table.shape[1]}
@@ -160,7 +160,7 @@ def study(model: Any, tokenizer: Any, texts: dict[str, Text], options: argparse.
     for length in sorted({*lengths, *options.regime_lengths, options.length}):
         count = options.windows if length == options.length else max(1, options.tokens // length)
         windows = windows_of(tokenizer, texts["text"], length, count)
-        budgets = [2**place for place in range(1, int(math.log2(length)))]
+        budgets = [2**exponent for exponent in range(1, int(math.log2(length)))]
         f1[length] = separation_of(model, windows, budgets, options)
         result["regime"][str(length)] = operating_regime(f1[length], budgets)
         if length == options.length:

@@ -40,9 +40,9 @@ class _OneHeadSparse:
         output = attend_dense(call)
         groups = query.shape[1] // key.shape[1]
         for row, trial in enumerate(self.trials):
-            own, served = slice(trial.head, trial.head + 1), slice(trial.head // groups, trial.head // groups + 1)
+            head, served = slice(trial.head, trial.head + 1), slice(trial.head // groups, trial.head // groups + 1)
             here = slice(row, row + 1)
-            parts = (query[here, own], key[here, served], value[here, served])
+            parts = (query[here, head], key[here, served], value[here, served])
             output[row, trial.head] = PATHS[best_path(*parts, bias)](
                 *parts,
                 [trial.n_keep],
@@ -51,7 +51,7 @@ class _OneHeadSparse:
                 bias=_row(bias, row),
                 scaling=terms.scaling,
                 softcap=terms.softcap,
-                sink=None if terms.sink is None else terms.sink[own],
+                sink=None if terms.sink is None else terms.sink[head],
             ).output[0, 0]
         return output
 
@@ -90,13 +90,13 @@ def one_head_losses(
         handlers: dict[torch.nn.Module, Handler] = {layer.module: _dense for layer in layers}
         with intercepted(model, handlers):
             dense = _nll(model(window[None], use_cache=False).logits, window)[0]
-    found: dict[HeadTrial, float] = {}
+    losses: dict[HeadTrial, float] = {}
     size = model.get_output_embeddings().weight.shape[0] * len(window)
     rows = max(1, min(MAX_ROWS, MAX_LOGITS // size))
     for index in sorted({trial.layer for trial in trials}):
-        own = [trial for trial in trials if trial.layer == index]
-        for start in range(0, len(own), rows):
-            part = own[start : start + rows]
+        of_layer = [trial for trial in trials if trial.layer == index]
+        for start in range(0, len(of_layer), rows):
+            part = of_layer[start : start + rows]
             handlers[layers[index].module] = _OneHeadSparse(part, tail)
             with (
                 torch.no_grad(),
@@ -104,9 +104,9 @@ def one_head_losses(
                 _starting_at(blocks[: index + 1], inputs[index], returns),
             ):
                 logits = model(window.expand(len(part), -1), use_cache=False).logits
-            found |= dict(zip(part, _nll(logits, window), strict=True))
+            losses |= dict(zip(part, _nll(logits, window), strict=True))
         handlers[layers[index].module] = _dense
-    return dense, found
+    return dense, losses
 
 
 def _block(model: Any, layer: AttentionLayer) -> torch.nn.Module:

@@ -26,16 +26,16 @@ UNCLEAR_LABEL = REGIMES.index("unclear")
 
 def measure(model: Any, windows: torch.Tensor, queries: int, seed: int, what: str) -> torch.Tensor:
     """Signatures `[W, layers, Hq, len(SIGNATURES)]` of the model on `windows` `[W, L]`."""
-    found: list[list[torch.Tensor]] = [[] for _ in windows]
+    per_window: list[list[torch.Tensor]] = [[] for _ in windows]
 
     def visitor(index: int, generator: torch.Generator) -> Any:
         def visit(layer: int, alpha: torch.Tensor, value: torch.Tensor, seen: torch.Tensor) -> None:
-            found[index].append(signatures(alpha, value, seen, generator))
+            per_window[index].append(signatures(alpha, value, seen, generator))
 
         return visit
 
     each_window(model, windows, queries, seed, visitor, what)
-    return torch.stack([torch.stack(layers) for layers in found])
+    return torch.stack([torch.stack(layers) for layers in per_window])
 
 
 def agreement(first: torch.Tensor, second: torch.Tensor) -> dict[str, Any]:
@@ -57,10 +57,10 @@ def study(model: Any, tokenizer: Any, texts: dict[str, Text], options: argparse.
     length, count, queries, seed = options.length, options.windows, options.queries, options.seed
     windows = {role: windows_of(tokenizer, text, length, count) for role, text in texts.items()}
     short = windows_of(tokenizer, texts["text"], options.short, count)
-    found = {role: measure(model, part, queries, seed, role) for role, part in windows.items()}
-    found["other seed"] = measure(model, windows["text"], queries, seed + 1, "other seed")
-    found[f"length {options.short}"] = measure(model, short, queries, seed, f"length {options.short}")
-    medians = {name: typical(part) for name, part in found.items()}
+    measured = {role: measure(model, part, queries, seed, role) for role, part in windows.items()}
+    measured["other seed"] = measure(model, windows["text"], queries, seed + 1, "other seed")
+    measured[f"length {options.short}"] = measure(model, short, queries, seed, f"length {options.short}")
+    medians = {name: typical(part) for name, part in measured.items()}
     regimes = {name: classify(part) for name, part in medians.items()}
     label = regimes["text"].label
     names = [name for name in regimes if name != "text"]
@@ -69,8 +69,8 @@ def study(model: Any, tokenizer: Any, texts: dict[str, Text], options: argparse.
         "stability": {name: agreement(label, regimes[name].label) for name in names},
         "signature_spearman": {
             name: {
-                signature: spearman(medians["text"][..., place].flatten(), medians[name][..., place].flatten())
-                for place, signature in enumerate(SIGNATURES)
+                signature: spearman(medians["text"][..., index].flatten(), medians[name][..., index].flatten())
+                for index, signature in enumerate(SIGNATURES)
             }
             for name in names
         },
@@ -93,9 +93,9 @@ def worth(model: Any, windows: torch.Tensor, label: torch.Tensor, options: argpa
     averaged, differences are paired over windows (Student's t).
     """
     dense = token_nll(model, windows, "dense", True)
-    sizes = {regime: int((label == place).sum()) for place, regime in enumerate(REGIMES[:UNCLEAR_LABEL])}
+    sizes = {regime: int((label == index).sum()) for index, regime in enumerate(REGIMES[:UNCLEAR_LABEL])}
     count = min((size for size in sizes.values() if size >= 2), default=0)
-    groups = {regime: label == place for place, regime in enumerate(REGIMES) if sizes.get(regime, 0) >= 2}
+    groups = {regime: label == index for index, regime in enumerate(REGIMES) if sizes.get(regime, 0) >= 2}
     groups["random"] = torch.ones_like(label, dtype=torch.bool)
     jobs = [(mode, group, draw) for mode in ablation.MODES for group in groups for draw in range(options.draws)]
     per_window: dict[tuple[str, str], list[torch.Tensor]] = {}
@@ -136,20 +136,20 @@ def _with_depth(share: torch.Tensor) -> dict[str, Any]:
 
 def _by_regime(medians: torch.Tensor, label: torch.Tensor) -> dict[str, Any]:
     return {
-        regime: dict(zip(SIGNATURES, medians[label == place].nanmean(0).tolist(), strict=True))
-        for place, regime in enumerate(REGIMES)
-        if bool((label == place).any())
+        regime: dict(zip(SIGNATURES, medians[label == index].nanmean(0).tolist(), strict=True))
+        for index, regime in enumerate(REGIMES)
+        if bool((label == index).any())
     }
 
 
 def _heads(medians: torch.Tensor, regimes: Regimes) -> dict[str, Any]:
-    found = {name: medians[..., place] for place, name in enumerate(SIGNATURES)}
-    return {"regime": _letters(regimes.label)} | rounded({"confidence": regimes.confidence} | found, 3)
+    columns = {name: medians[..., index] for index, name in enumerate(SIGNATURES)}
+    return {"regime": _letters(regimes.label)} | rounded({"confidence": regimes.confidence} | columns, 3)
 
 
 def _letters(label: torch.Tensor) -> list[str]:
     """A word per layer, a letter per head: r etriever, m ixer, s for reset (sink), - unclear."""
-    return ["".join("rms-"[place] for place in row) for row in label.tolist()]
+    return ["".join("rms-"[index] for index in row) for row in label.tolist()]
 
 
 def describe(result: dict[str, Any]) -> str:

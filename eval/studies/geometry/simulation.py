@@ -63,8 +63,8 @@ def _trial(case: str, dimension: int, generator: torch.Generator) -> dict[str, t
     seen = torch.ones(1, LENGTH, dtype=torch.bool, device="cpu")
     value = _break(case, sample_values(law, sinks, DRAWS, generator), sinks, generator)
     order = selection_order(alpha, seen[0]).expand(DRAWS, 1, LENGTH)
-    found = separation(alpha.float().expand(DRAWS, 1, LENGTH), value, order, seen.expand(DRAWS, 1, LENGTH), BUDGETS)
-    outcome = torch.stack([found.precision, found.recall, found.f1], -1)[:, 0]
+    metrics = separation(alpha.float().expand(DRAWS, 1, LENGTH), value, order, seen.expand(DRAWS, 1, LENGTH), BUDGETS)
+    outcome = torch.stack([metrics.precision, metrics.recall, metrics.f1], -1)[:, 0]
     pairs = [inversions(law, given, sinks, budget) for budget in BUDGETS]
     simulated = simulate(law, given[None], seen, sinks, BUDGETS, generator)[:, 0]
     # A hundredth: outcomes that happen to be all alike say little about their spread.
@@ -98,10 +98,10 @@ def _break(case: str, value: torch.Tensor, sinks: torch.Tensor, generator: torch
             torch.randn(draws, TOPICS, dimension, generator=generator, dtype=torch.float32, device="cpu")
             / dimension**0.5
         )
-        place = torch.randint(TOPICS, (draws, length, 1), generator=generator, dtype=torch.int64, device="cpu").expand(
+        topic = torch.randint(TOPICS, (draws, length, 1), generator=generator, dtype=torch.int64, device="cpu").expand(
             -1, -1, dimension
         )
-        return torch.where(sinks[:, None], value, topics.gather(1, place))
+        return torch.where(sinks[:, None], value, topics.gather(1, topic))
     return value
 
 

@@ -16,7 +16,7 @@ from geosparse.utils.console import Parser, json_text, run_command, whole
 from geosparse.utils.files import check_writable, read_json, write_json
 from geosparse.utils.provenance import device_name, versions
 
-from .parts import PARTS, Study, name_of
+from .parts import PARTS, PlannerStudy, name_of
 
 SCHEMA = "geosparse.eval.planner/1"
 
@@ -77,7 +77,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         old = read_json(path, "result")
         if isinstance(old, dict) and all(old.get(key) == value for key, value in about.items()):
             result["parts"] = old["parts"]
-    study = Study(model, tokenizer, profile, options.calibration, options.texts, options.length, options.windows, long)
+    study = PlannerStudy(
+        model, tokenizer, profile, options.calibration, options.texts, options.length, options.windows, long
+    )
     for part in wanted:
         if part not in result["parts"] or options.again:
             result["parts"][part] = PARTS[part](study)

@@ -31,7 +31,7 @@ FEW_WINDOWS = 4
 
 
 @dataclass
-class Study:
+class PlannerStudy:
     """What the parts share.
 
     Attributes:
@@ -79,7 +79,7 @@ def name_of(source: str) -> str:
     return source.rsplit("/", 1)[-1]
 
 
-def fractions(study: Study) -> TableRows:
+def fractions(study: PlannerStudy) -> TableRows:
     """1: Excess loss of the default plan over that of uniform top-N with the renormalised tail, at equal mean N."""
     rows = []
     for source in study.texts[:2]:
@@ -104,7 +104,7 @@ def ratio(numerator: torch.Tensor, denominator: torch.Tensor) -> float:
     return float(numerator.double().mean() / denominator.double().mean())
 
 
-def policies(study: Study) -> TableRows:
+def policies(study: PlannerStudy) -> TableRows:
     """4: Every policy and control at 32, the oracle top-p beside them; differences to the default are paired."""
     source, mean = study.texts[0], 32.0
     dense = study.dense(source)
@@ -144,7 +144,7 @@ def worse(default: torch.Tensor, other: torch.Tensor) -> dict[str, Any]:
     return {"over_default": sum(per_window) / len(per_window), "over_default_interval": interval and list(interval)}
 
 
-def transfer(study: Study) -> TableRows:
+def transfer(study: PlannerStudy) -> TableRows:
     """5: The default plan on texts of other kinds; calibration with 4 windows and with all those of the profile."""
     rows = []
     for mean in MEAN_BUDGETS[:2]:
@@ -169,7 +169,7 @@ def transfer(study: Study) -> TableRows:
     return rows
 
 
-def long_context(study: Study) -> TableRows:
+def long_context(study: PlannerStudy) -> TableRows:
     """3: The last tokens of long windows, by the law of a profile of several lengths."""
     if study.long is None:
         return []
@@ -188,7 +188,7 @@ def long_context(study: Study) -> TableRows:
     return rows
 
 
-def calibration(study: Study) -> TableRows:
+def calibration(study: PlannerStudy) -> TableRows:
     """8: Predicted damage against measured loss over 12 budgets, and the R^2 of a line in log-log."""
     source = study.texts[0]
     dense = study.dense(source)[:2]
@@ -208,7 +208,7 @@ def calibration(study: Study) -> TableRows:
     return rows
 
 
-def tolerance(study: Study) -> TableRows:
+def tolerance(study: PlannerStudy) -> TableRows:
     """6: A plan made with a tolerance of 1 % on the last text, on disjoint parts of the others (10 in all)."""
     *held_out, source = study.texts
     windows = token_windows(study.tokenizer, load_texts(source), study.length, 6 * study.windows)
@@ -223,8 +223,8 @@ def tolerance(study: Study) -> TableRows:
     rows: TableRows = [
         {"plan": "tolerance", "text": name_of(source), "mean_keep": plan.mean_keep, "verified": plan.verified}
     ]
-    for place, text in enumerate(held_out):
-        count = HELD_OUT_PARTS // len(held_out) + (place < HELD_OUT_PARTS % len(held_out))
+    for index, text in enumerate(held_out):
+        count = HELD_OUT_PARTS // len(held_out) + (index < HELD_OUT_PARTS % len(held_out))
         windows = token_windows(study.tokenizer, load_texts(text), study.length, 2 * count)
         dense = token_nll(study.model, windows, f"dense {name_of(text)}", True).double().mean(1)
         sparse = sparse_nll(study.model, plan, windows, name_of(text), True)[0].double().mean(1)
@@ -235,7 +235,7 @@ def tolerance(study: Study) -> TableRows:
     return rows
 
 
-def cost(study: Study) -> TableRows:
+def cost(study: PlannerStudy) -> TableRows:
     """7: Seconds of a profile of 4 windows and of a plan from it."""
     start = time.perf_counter()
     texts = load_texts("pydoc:calibration")
@@ -248,7 +248,7 @@ def cost(study: Study) -> TableRows:
     return [{"profile_seconds": middle - start, "plan_seconds": end - middle, "threads": torch.get_num_threads()}]
 
 
-PARTS: dict[str, Callable[[Study], TableRows]] = {
+PARTS: dict[str, Callable[[PlannerStudy], TableRows]] = {
     "1": fractions,
     "3": long_context,
     "4": policies,

@@ -16,7 +16,7 @@ from geosparse.utils.console import Parser, json_text, run_command, whole, whole
 from geosparse.utils.files import check_writable, read_json, write_json
 from geosparse.utils.provenance import device_name, versions
 
-from .plans import PLANS, Study
+from .plans import PLANS, RobustnessStudy
 from .table import describe, summarised
 from .texts import python_version, texts_of
 
@@ -76,7 +76,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         old = read_json(path, "result")
         if isinstance(old, dict) and all(old.get(key) == value for key, value in about.items()):
             result["rows"] = old["rows"]
-    study = Study(model, tokenizer, profile, texts, options.length, options.windows)
+    study = RobustnessStudy(model, tokenizer, profile, texts, options.length, options.windows)
     for keep in options.mean_keep:
         for plan in options.plans.split(","):
             for text in texts:

@@ -39,7 +39,7 @@ RELATED: dict[str, tuple[str, ...]] = {
 
 
 @dataclass
-class Study:
+class RobustnessStudy:
     """What the rows share; `texts` as `texts_of` gives them, `profile` of one text and the built-in kinds."""
 
     model: Any
@@ -64,43 +64,43 @@ class Study:
             raise GeosparseError(f"There is no plan {plan!r}: {did_you_mean(plan, PLANS)}")
         made = PLANS[plan](self, mean_keep, text)
         sparse = sparse_nll(self.model, made, windows, f"{plan} {mean_keep:g} {text}", True)[0].double().mean(1)
-        found: list[float] = (sparse - self.losses[text]).tolist()
-        return found
+        differences: list[float] = (sparse - self.losses[text]).tolist()
+        return differences
 
 
-def uniform(study: Study, mean_keep: float, text: str) -> Plan:
+def uniform(study: RobustnessStudy, mean_keep: float, text: str) -> Plan:
     """The same N and the same tail for every head."""
     return make_plan(study.profile, mean_keep, "uniform", "blend50")
 
 
-def tails(study: Study, mean_keep: float, text: str) -> Plan:
+def tails(study: RobustnessStudy, mean_keep: float, text: str) -> Plan:
     """The same N, the tail chosen per head over all kinds."""
     return make_plan(study.profile, mean_keep, "uniform")
 
 
-def specialised(study: Study, mean_keep: float, text: str) -> Plan:
+def specialised(study: RobustnessStudy, mean_keep: float, text: str) -> Plan:
     """The least summed price on the calibration text."""
     return make_plan(study.profile, mean_keep, robust=False)
 
 
-def robust(study: Study, mean_keep: float, text: str) -> Plan:
+def robust(study: RobustnessStudy, mean_keep: float, text: str) -> Plan:
     """All kinds."""
     return make_plan(study.profile, mean_keep)
 
 
-def left_out(study: Study, mean_keep: float, text: str) -> Plan:
+def left_out(study: RobustnessStudy, mean_keep: float, text: str) -> Plan:
     """All kinds but those that are related to the text."""
     related = {BUILT_IN + kind for kind in RELATED.get(text, ("languages",))}
     kept = [kind for kind in dict.fromkeys(study.profile.kinds) if kind not in related]
     return make_plan(study.profile.of_kinds(*kept), mean_keep)
 
 
-def permuted(study: Study, mean_keep: float, text: str) -> Plan:
+def permuted(study: RobustnessStudy, mean_keep: float, text: str) -> Plan:
     """A control: the robust plan's heads dealt to other places."""
     return make_plan(study.profile, mean_keep, "permuted")
 
 
-PLANS: dict[str, Callable[[Study, float, str], Plan]] = {
+PLANS: dict[str, Callable[[RobustnessStudy, float, str], Plan]] = {
     "uniform": uniform,
     "specialised": specialised,
     "robust": robust,

@@ -17,7 +17,7 @@ Rows = Mapping[str, Mapping[str, list[float]]]
 def summarised(rows: Rows) -> dict[str, dict[str, Any]]:
     """Per plan and N: mean excess over kinds, its 95 % interval (kinds resampled), the worst kind, and the kinds where
     the uniform plan of the same N is better."""
-    found = {}
+    summary = {}
     for name, row in rows.items():
         means = {text: sum(windows) / len(windows) for text, windows in row.items()}
         interval = bootstrap_interval(
@@ -30,14 +30,14 @@ def summarised(rows: Rows) -> dict[str, dict[str, Any]]:
             if text in uniform and mean > RATIO * max(0.0, sum(uniform[text]) / len(uniform[text])) + SLACK
         ]
         worst = max(means, key=means.__getitem__)
-        found[name] = {
+        summary[name] = {
             "mean": sum(means.values()) / len(means),
             "interval": interval and [float(end) for end in interval],
             "worst": {"text": worst, "excess_nll": means[worst]},
             "kinds": len(means),
             "not_held": broken,
         }
-    return found
+    return summary
 
 
 def describe(result: dict[str, Any]) -> str:

@@ -53,20 +53,20 @@ def entity_page() -> str:
 
 def characters(separator: str) -> str:
     """A table of Unicode characters."""
-    found = (chr(code) for code in range(0x21, 0x2000))
+    every = (chr(code) for code in range(0x21, 0x2000))
     return "\n".join(
         separator.join((f"{ord(c):04X}", unicodedata.name(c), unicodedata.category(c), unicodedata.bidirectional(c)))
-        for c in found
+        for c in every
         if unicodedata.name(c, "")
     )
 
 
 def character_records() -> str:
     """JSON: the same characters as objects."""
-    found = [chr(code) for code in range(0xC0, 0x700) if unicodedata.name(chr(code), "")]
+    letters = [chr(code) for code in range(0xC0, 0x700) if unicodedata.name(chr(code), "")]
     rows = [
         {"code": ord(c), "name": unicodedata.name(c).title(), "lower": c.lower(), "category": unicodedata.category(c)}
-        for c in found
+        for c in letters
     ]
     return json.dumps({"version": 3, "characters": rows}, indent=1, ensure_ascii=False)
 
@@ -86,7 +86,7 @@ def access_log() -> str:
 def hexadecimal() -> str:
     """A dump of compressed bytes."""
     data = zlib.compress(stdlib_source().encode())
-    rows = [data[place : place + 16] for place in range(0, len(data), 16)]
+    rows = [data[start : start + 16] for start in range(0, len(data), 16)]
     return "\n".join(f"{16 * number:08x}  {row.hex(' ')}" for number, row in enumerate(rows))
 
 
@@ -121,26 +121,26 @@ def _chat(folder: Path) -> str:
 
 
 def _first(folder: Path, name: str, part: str) -> Path:
-    found = sorted(path for path in (folder / name).rglob("*.jsonl") if part in path.name)
-    if not found:
+    paths = sorted(path for path in (folder / name).rglob("*.jsonl") if part in path.name)
+    if not paths:
         raise GeosparseError(f"{folder / name} holds no .jsonl file of the part {part!r}: give the folder of the data.")
-    return found[0]
+    return paths[0]
 
 
-def texts_of(data: Path | None, own: Sequence[str]) -> dict[str, tuple[str, Cut]]:
+def texts_of(data: Path | None, given: Sequence[str]) -> dict[str, tuple[str, Cut]]:
     """Kinds of text by name, each with the text and how windows are cut from it.
 
     Args:
         data: Folder with `books/`, `wikitext2/` and `hub/`; None leaves out what is made of them.
-        own: Further kinds, "NAME=SOURCE" each.
+        given: Further kinds, "NAME=SOURCE" each.
 
     Raises:
         GeosparseError: A source that is not there, or not written as NAME=SOURCE.
     """
-    found: dict[str, tuple[str, Cut]] = {name: (make(), token_windows) for name, make in WITHOUT_DATA.items()}
+    known: dict[str, tuple[str, Cut]] = {name: (make(), token_windows) for name, make in WITHOUT_DATA.items()}
     if data is not None:
         novel, second = (load_texts(data / name)[0] for name in (NOVEL, SECOND_NOVEL))
-        found |= {
+        known |= {
             "novel": (novel, token_windows),
             "second novel": (second, token_windows),
             "novel, CR LF": (novel.replace("\n", "\r\n"), token_windows),
@@ -152,12 +152,12 @@ def texts_of(data: Path | None, own: Sequence[str]) -> dict[str, tuple[str, Cut]
             "wikitext": (load_texts(data / "wikitext2/wiki.test.raw")[0], token_windows),
             "chat": (_chat(data), token_windows),
         }
-    for entry in own:
+    for entry in given:
         name, _, source = entry.partition("=")
         if not name or not source:
             raise GeosparseError(f"A further kind of text is NAME=SOURCE, found {entry!r}.")
-        found[name] = ("\n\n".join(load_texts(source)), token_windows)
-    return found
+        known[name] = ("\n\n".join(load_texts(source)), token_windows)
+    return known
 
 
 def python_version() -> str:

@@ -18,7 +18,7 @@ import torch
 
 import geosparse as gs
 from geosparse.ops import KeyIndex
-from geosparse.sparsify.cache.sparse_cache import GrowingLayer
+from geosparse.sparsify.cache.growing import GrowingLayer
 
 from ...benchmarks.process_memory import resident_bytes
 from ...benchmarks.prompt import windows
@@ -42,8 +42,8 @@ def index_difference(ours: KeyIndex, key: torch.Tensor) -> int:
 def examine(cache: Any) -> dict[str, Any]:
     """Index and value sums of every growing layer against new ones, and bytes held per byte of keys and values."""
     layers = [layer for layer in cache.layers if isinstance(layer, GrowingLayer)]
-    found = [layer.slot.index for layer in layers]
-    indexed = [(index, layer.keys) for index, layer in zip(found, layers, strict=True) if index is not None]
+    indices = [layer.slot.index for layer in layers]
+    indexed = [(index, layer.keys) for index, layer in zip(indices, layers, strict=True) if index is not None]
     sums = [
         float((layer._value_sum - layer.values.double().sum(-2)).abs().max() / layer.values.abs().max())
         for layer in layers
@@ -101,8 +101,8 @@ def decode_and_examine(model: Any, prompt: torch.Tensor, plan: gs.Plan, new_toke
 def study(options: Options, model: Any, tokenizer: Any) -> Iterator[Finding]:
     """One prompt, one plan."""
     prompt = windows(tokenizer, options.text, options.context, 1)[0]
-    found = decode_and_examine(model, prompt, uniform(model, options), options.new_tokens)
-    yield Finding("drift.json", facts(options, "context", "new_tokens", "mean_keep", "selector", "tail") | found)
+    measured = decode_and_examine(model, prompt, uniform(model, options), options.new_tokens)
+    yield Finding("drift.json", facts(options, "context", "new_tokens", "mean_keep", "selector", "tail") | measured)
 
 
 def flags(add: Add) -> None:

@@ -41,13 +41,13 @@ INTERVAL_BLOCK = 64
 
 def variants(plan: gs.Plan) -> dict[str, gs.Plan]:
     """`plan` with every selector, and every tail that goes with it: "lowbit/centroid" and so on."""
-    found = {}
+    plans = {}
     for selector in SELECTORS:
         choices: tuple[PlanTail, ...] = TAILS if plan.head_tails is None else (plan.tail,)
         for tail in choices if SELECTORS[selector].knows_rest else ("renormalize",):
             tails = plan.head_tails if tail == plan.tail else None
-            found[f"{selector}/{tail}"] = replace(plan, selector=selector, tail=tail, head_tails=tails)
-    return found
+            plans[f"{selector}/{tail}"] = replace(plan, selector=selector, tail=tail, head_tails=tails)
+    return plans
 
 
 def token_losses(model: Any, ids: torch.Tensor, cache: Any) -> torch.Tensor:
@@ -64,15 +64,15 @@ def observed(model: Any, plans: dict[str, gs.Plan]) -> Iterator[dict[str, torch.
     shape = next(iter(plans.values())).n_keep.shape
     errors = {name: torch.zeros(shape, dtype=torch.float64, device="cpu") for name in plans}
 
-    def handler(place: int) -> Callable[..., torch.Tensor]:
-        window = layers[place].window
+    def handler(index: int) -> Callable[..., torch.Tensor]:
+        window = layers[index].window
         names = [layer.name for layer in layers]
         served = {
-            name: SparseAttention(place, rules_of(plan, place, window), Receipt(plan.budgets, names))
+            name: SparseAttention(index, rules_of(plan, index, window), Receipt(plan.budgets, names))
             for name, plan in plans.items()
         }
         unlimited = gs.Plan.uniform(model, 2**30)
-        dense = SparseAttention(place, rules_of(unlimited, place, window), Receipt(unlimited.budgets, names))
+        dense = SparseAttention(index, rules_of(unlimited, index, window), Receipt(unlimited.budgets, names))
         dense.prefill = "dense"
 
         def attend(module: torch.nn.Module, call: AttentionCall) -> torch.Tensor:
@@ -81,21 +81,21 @@ def observed(model: Any, plans: dict[str, gs.Plan]) -> Iterator[dict[str, torch.
             target = true[:, :, -ERROR_QUERIES:].double()
             for name, attention in served.items():
                 error = attention(module, last).double() - target
-                errors[name][place] = (error.square().sum((0, 2, 3)) / target.square().sum((0, 2, 3))).sqrt()
+                errors[name][index] = (error.square().sum((0, 2, 3)) / target.square().sum((0, 2, 3))).sqrt()
             return true
 
         return attend
 
-    with intercepted(model, {layer.module: handler(place) for place, layer in enumerate(layers)}):
+    with intercepted(model, {layer.module: handler(index) for index, layer in enumerate(layers)}):
         yield errors
 
 
-def compare(model: Any, plans: dict[str, gs.Plan], found: torch.Tensor, scored: int) -> dict[str, dict[str, Any]]:
-    """All `plans` and dense attention on the last `scored` tokens of the windows `found` `[W, L]`."""
+def compare(model: Any, plans: dict[str, gs.Plan], texts: torch.Tensor, scored: int) -> dict[str, dict[str, Any]]:
+    """All `plans` and dense attention on the last `scored` tokens of the windows `texts` `[W, L]`."""
     losses: dict[str, list[torch.Tensor]] = {name: [] for name in ("dense", *plans)}
     errors: dict[str, list[torch.Tensor]] = {name: [] for name in plans}
     counted: dict[str, float] = {}
-    for window in found:
+    for window in texts:
         cache = dense_prefix(model, window[None, : -scored - 1])
         tail = window[None, -scored - 1 :]
         losses["dense"].append(token_losses(model, tail, cache))
@@ -106,7 +106,10 @@ def compare(model: Any, plans: dict[str, gs.Plan], found: torch.Tensor, scored: 
             with gs.sparsified(model, plan) as receipt:
                 losses[name].append(token_losses(model, tail, cache))
             counted[name] = receipt.mean_kept
-            print(f"{found.shape[1]} {name}: {float((losses[name][-1] - losses['dense'][-1]).mean()):+.5f}", flush=True)
+            print(
+                f"{texts.shape[1]} {name}: {float((losses[name][-1] - losses['dense'][-1]).mean()):+.5f}",
+                flush=True,
+            )
     table: dict[str, dict[str, Any]] = {}
     for name, plan in plans.items():
         difference = torch.cat(losses[name]) - torch.cat(losses["dense"])
@@ -116,24 +119,24 @@ def compare(model: Any, plans: dict[str, gs.Plan], found: torch.Tensor, scored: 
             "excess_nll_interval": interval and list(interval),
             "mean_kept": counted[name],
             "output_error": float(torch.stack(errors[name]).mean()),
-            "bytes_per_step": layer_bytes(model, plan, found.shape[1]),
+            "bytes_per_step": layer_bytes(model, plan, texts.shape[1]),
         }
     for name, row in table.items():
         exact = table.get(f"topn/{name.split('/')[1]}", {}).get("excess_nll")
         row["excess_over_topn"] = row["excess_nll"] / exact - 1 if exact else None
     dense = torch.cat(losses["dense"])
-    table["dense"] = {"nll": float(dense.mean()), "bytes_per_step": layer_bytes(model, None, found.shape[1])}
+    table["dense"] = {"nll": float(dense.mean()), "bytes_per_step": layer_bytes(model, None, texts.shape[1])}
     return table
 
 
 def layer_bytes(model: Any, plan: gs.Plan | None, length: int) -> int:
     """Modelled bytes of cache and index per decode step at `length` visible tokens, all layers together."""
     total = 0
-    for place, layer in enumerate(attention_layers(model)):
+    for index, layer in enumerate(attention_layers(model)):
         visible = min(length, layer.window or length)
-        heads = [1] if plan is None else plan.n_keep[place].tolist()
+        heads = [1] if plan is None else plan.n_keep[index].tolist()
         selector = None if plan is None else plan.selector
-        if layer.window is not None and selector is not None and selector != "sink_recent":
+        if layer.window is not None and selector is not None and SELECTORS[selector].scans:
             selector = "topn"
         total += step_bytes(
             selector, heads, visible, layer.kv_heads, layer.key_dim, layer.value_dim, model.dtype.itemsize
@@ -169,10 +172,10 @@ def study(options: Options, model: Any, tokenizer: Any) -> Iterator[Finding]:
         plan = gs.Plan.load(options.plan)
         plans[f"{plan.policy} {plan.mean_keep:g}"] = plan
     for length, count in zip(options.lengths, options.windows, strict=True):
-        found = windows(tokenizer, options.text, length, count)
+        parts = windows(tokenizer, options.text, length, count)
         tables = []
         for budget, plan in plans.items():
-            table = compare(model, variants(plan), found, options.scored)
+            table = compare(model, variants(plan), parts, options.scored)
             tables.append({"budget": budget, "length": length, "windows": count, "variants": table})
         result = {"scored": options.scored, "tables": tables}
         yield Finding(f"selectors-{length}{planned}.json", result, describe(result))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from geosparse.ops import PAGE, Selector
 from geosparse.ops.key_index import WIDTH
-from geosparse.ops.selectors.paged_lowbit import OVERSAMPLE
+from geosparse.ops.selectors import SELECTORS
 
 BOUND_BYTES = 2
 
@@ -43,13 +43,13 @@ def step_bytes(
     kept = [min(n, visible) for n in n_keep]
     values = sum(kept) * value
     keys = sum(kept) * key
-    chosen = {factor: sum(min(pages, -(-factor * n // PAGE)) for n in n_keep) for factor in (1, OVERSAMPLE)}
-    if selector == "topn":
+    rule = SELECTORS[selector]
+    if rule.reads_every_key:
         return kv_heads * visible * key + values
-    if selector == "sink_recent":
+    if not rule.scans:
         return keys + values
-    if selector == "lowbit":
+    if rule.oversample is None:
         return kv_heads * (pages * (bounds + codes) + rest * key) + keys + values
-    if selector == "paged":
-        return kv_heads * (pages * bounds + rest * key) + chosen[1] * PAGE * key + values
-    return kv_heads * (pages * bounds + rest * key) + chosen[OVERSAMPLE] * codes + keys + values
+    chosen = sum(min(pages, -(-rule.oversample * n // PAGE)) for n in n_keep)
+    candidates = chosen * codes + keys if rule.coded else chosen * PAGE * key
+    return kv_heads * (pages * bounds + rest * key) + candidates + values

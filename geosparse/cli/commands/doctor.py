@@ -30,7 +30,7 @@ def run(options: Options) -> None:
         model, _ = load(options)
         shapes = {shape.key: shape for shape in (shape_of(model, layer) for layer in attention_layers(model))}
         data["break_even"] = {key: calibrate(shape) for key, shape in shapes.items()}
-        for key, found in data["break_even"].items():
-            words = (f"{word} " + ("never" if n == NEVER else f"from {n} tokens") for word, n in found.items())
-            text += f"\nsparse decoding is no slower than dense on {key}: {', '.join(words)}"
+        for key, break_even in data["break_even"].items():
+            facts = (f"{name} " + ("never" if n == NEVER else f"from {n} tokens") for name, n in break_even.items())
+            text += f"\nsparse decoding is no slower than dense on {key}: {', '.join(facts)}"
     show(options, data, text)

@@ -30,10 +30,10 @@ def run(options: Options) -> None:
         profile = Profile.load(options.artifact)
         wanted = options.envelopes or options.html is not None
         fitted = assumptions(profile)[1] is not None
-        found = bands(profile, show_progress=True) if wanted and fitted else None
+        measured_bands = bands(profile, show_progress=True) if wanted and fitted else None
         if options.html is not None:
-            write_profile_page(options.html, profile, found)
-        data, text = describe_profile(profile, found)
+            write_profile_page(options.html, profile, measured_bands)
+        data, text = describe_profile(profile, measured_bands)
     else:
         from ...artifacts.plan import Plan
         from ...reports.plan import write_plan_page

@@ -105,16 +105,16 @@ def _within_tolerance(options: Options, profile: Profile, chosen: dict[str, Any]
         "length": profile.length,
         "windows": 8,
     }
-    asked = {
+    request = {
         name: default if (value := getattr(options, name)) is None else value for name, default in defaults.items()
     }
-    search, verify = load_texts(asked["text"]), load_texts(asked["verify_text"])
+    search, verify = load_texts(request["text"]), load_texts(request["verify_text"])
     if search == verify:
         raise GeosparseError("--text and --verify-text are the same: verify on text that was not searched on.")
-    model, tokenizer = load_model(asked["model"])
+    model, tokenizer = load_model(request["model"])
     mention_missing_kernels("cpu")
     profile.check(model)
-    length, count = asked["length"], asked["windows"]
+    length, count = request["length"], request["windows"]
     return plan_within(
         model,
         lambda mean_keep: make_plan(profile, mean_keep, **chosen),

@@ -55,10 +55,10 @@ def run(
     """
     config = parse_arguments(arguments)
     plan = None if plan_path is None else Plan.load(plan_path)
-    place = device or config.device
+    target = device or config.device
 
     def load() -> tuple[Any, Any]:
-        return load_model(model_name, dtype=dtype, device=place, trust_remote_code=config.trust_remote_code)
+        return load_model(model_name, dtype=dtype, device=target, trust_remote_code=config.trust_remote_code)
 
     return evaluate_both(config, plan, load, dense)
 

@@ -155,18 +155,18 @@ def _check_numbers(config: Any) -> None:
             check_whole("--seed", seed, 0, MAX_SEED)
 
 
-def _int_or_text(word: Any) -> Any:
+def _int_or_text(text: Any) -> Any:
     try:
-        return int(word)
+        return int(text)
     except ValueError:
-        return word
+        return text
 
 
-def _float_or_text(word: str) -> Any:
+def _float_or_text(text: str) -> Any:
     try:
-        return float(word)
+        return float(text)
     except ValueError:
-        return word
+        return text
 
 
 def _check_model_args(config: Any) -> None:

@@ -42,7 +42,7 @@ def evaluate_both(
     """
     if plan is None and not dense:
         raise GeosparseError("There is nothing to evaluate: neither the dense model nor a plan was asked for.")
-    asked = settings(config)
+    requested = settings(config)
     with (
         tempfile.TemporaryDirectory(prefix="geosparse-") as folder,
         redirect_stdout(sys.stderr),
@@ -57,7 +57,7 @@ def evaluate_both(
         runs = {label: _evaluate(model, tokenizer, each, config, tasks) for label, each in plans.items()}
     if process_rank()[0] != 0:
         return {}
-    result = summarize(runs, model, plan, asked)
+    result = summarize(runs, model, plan, requested)
     for warning in result["warnings"]:
         say(f"geosparse: warning: {warning}")
     return result
@@ -95,7 +95,7 @@ class _LoadOnce:
 
 def _find_tasks(config: Any, tokenizer_folder: str) -> _LoadOnce:
     """Resolve `config.tasks`; RULER and its like will load the tokenizer from `tokenizer_folder`."""
-    asked = [name for names in config.tasks for name in names.split(",")]
+    requested = [name for names in config.tasks for name in names.split(",")]
     metadata = {"tokenizer": tokenizer_folder, "pretrained": tokenizer_folder} | config.metadata
     try:
         with as_sentence("lm-eval cannot find its tasks"):
@@ -103,15 +103,15 @@ def _find_tasks(config: Any, tokenizer_folder: str) -> _LoadOnce:
     except GeosparseError as error:
         if "Tasks not found" not in str(error):
             raise
-        raise GeosparseError(_unknown_task(asked, config.include_path)) from error
-    return _LoadOnce(manager, ", ".join(asked))
+        raise GeosparseError(_unknown_task(requested, config.include_path)) from error
+    return _LoadOnce(manager, ", ".join(requested))
 
 
-def _unknown_task(asked: list[str], include_path: str | None) -> str:
+def _unknown_task(requested: list[str], include_path: str | None) -> str:
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager(include_path=include_path)
-    name = next((name for name in asked if not manager.match_tasks([name])), asked[0])
+    name = next((name for name in requested if not manager.match_tasks([name])), requested[0])
     near = difflib.get_close_matches(name, manager.all_tasks, n=2, cutoff=0.5)
     hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "`lm-eval ls tasks` lists them."
     return f"lm-eval has no task {name!r}; {hint}"

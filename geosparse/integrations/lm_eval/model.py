@@ -68,9 +68,9 @@ def lm_class() -> Any:
         ) -> None:
             loaded_here = isinstance(pretrained, str)
             if loaded_here:
-                place = _usable(device)
-                found = load_model(pretrained, dtype=dtype, device=place, trust_remote_code=trust_remote_code)
-                pretrained, tokenizer = found[0], tokenizer or found[1]
+                target = _usable(device)
+                loaded = load_model(pretrained, dtype=dtype, device=target, trust_remote_code=trust_remote_code)
+                pretrained, tokenizer = loaded[0], tokenizer or loaded[1]
             with logging_at(logging.ERROR):  # the warnings about a model object are about accelerate
                 super().__init__(pretrained=pretrained, tokenizer=tokenizer, **options)
             if loaded_here:
@@ -123,7 +123,7 @@ def share(work: Work) -> float | None:
 
 def overall(work: dict[str, Work]) -> dict[str, float | None]:
     """All tasks together: kept over visible tokens, and tokens kept per query and head."""
-    kept, visible, queries = (sum(each[place] for each in work.values()) for place in range(3))
+    kept, visible, queries = (sum(each[column] for each in work.values()) for column in range(3))
     return {"density": kept / visible if visible else None, "mean_kept": kept / queries if queries else None}
 
 
@@ -164,15 +164,15 @@ def _by_task(lm: Any, answer: Callable[..., list[Any]], requests: list[Any], dis
     """Answer one task after the other, so that what the receipt counts is one task's; bars on a terminal only."""
     disable_tqdm = disable_tqdm or not sys.stderr.isatty()
     _compare(lm, requests)
-    places: dict[str, list[int]] = {}
-    for place, request in enumerate(requests):
-        places.setdefault(str(request.task_name), []).append(place)
+    positions: dict[str, list[int]] = {}
+    for position, request in enumerate(requests):
+        positions.setdefault(str(request.task_name), []).append(position)
     answers: list[Any] = [None] * len(requests)
     done: dict[str, Work] = {}
-    for task, mine in places.items():
+    for task, chosen in positions.items():
         before = _counted(lm.receipt)
-        for place, each in zip(mine, answer([requests[i] for i in mine], disable_tqdm), strict=True):
-            answers[place] = each
+        for position, each in zip(chosen, answer([requests[i] for i in chosen], disable_tqdm), strict=True):
+            answers[position] = each
         after = _counted(lm.receipt)
         done[task] = (after[0] - before[0], after[1] - before[1], after[2] - before[2])
     for part in _of_all_processes(lm, done):
@@ -211,14 +211,14 @@ def _start_of(lm: Any, requests: list[Any]) -> torch.Tensor:
     return torch.tensor(tokens, dtype=torch.int64, device="cpu")
 
 
-def _of_all_processes(lm: Any, mine: dict[str, Work]) -> list[dict[str, Work]]:
+def _of_all_processes(lm: Any, local: dict[str, Work]) -> list[dict[str, Work]]:
     if lm.world_size == 1:
-        return [mine]
+        return [local]
     from torch import distributed
 
-    found: list[Any] = [None] * lm.world_size
-    distributed.all_gather_object(found, mine)
-    return found
+    gathered: list[Any] = [None] * lm.world_size
+    distributed.all_gather_object(gathered, local)
+    return gathered
 
 
 def _counted(receipt: Receipt | None) -> Work:

@@ -97,12 +97,12 @@ def _number(value: Any) -> float | None:
 
 
 def _per_document(results: dict[str, Any], row: dict[str, Any]) -> dict[Any, float]:
-    found = {}
+    values = {}
     for sample in results["samples"].get(row["task"], ()):
         value = _number(sample.get(row["metric"]))
         if sample["filter"] == row["filter"] and value is not None and not _is_absent(row["metric"], value):
-            found[sample["doc_id"]] = value
-    return found
+            values[sample["doc_id"]] = value
+    return values
 
 
 def _paired(row: dict[str, Any], scores: Mapping[str, dict[Any, float]]) -> dict[str, Any]:
@@ -119,16 +119,20 @@ def _paired(row: dict[str, Any], scores: Mapping[str, dict[Any, float]]) -> dict
 
 
 def _warnings(rows: list[dict[str, Any]], sparse: HarnessRun | None) -> list[str]:
-    found: dict[str, None] = {}  # a set that keeps its order: the rows of a task say the same
+    warnings: dict[str, None] = {}  # a set that keeps its order: the rows of a task say the same
     for row in rows if sparse else ():
         task = row["task"]
         if (warning := too_short(task, row["density"])) is not None:
-            found[warning] = None
+            warnings[warning] = None
         if row["dense"] == 0 and row["higher_is_better"]:
-            found[f"{task}: the dense model scores 0 in {row['metric']}, so sparsity has nothing to lose there."] = None
+            warnings[f"{task}: the dense model scores 0 in {row['metric']}, so sparsity has nothing to lose there."] = (
+                None
+            )
     if sparse and sparse.density["density"] is None:
-        found["Every sparse answer came from the cache of --use_cache: nothing was computed, no density known."] = None
-    return list(found)
+        warnings["Every sparse answer came from the cache of --use_cache: nothing was computed, no density known."] = (
+            None
+        )
+    return list(warnings)
 
 
 def table(result: dict[str, Any]) -> str:

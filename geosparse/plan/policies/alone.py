@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from ..candidates import Choices
+from ..candidates import Candidates
 from .policy import policy
 
 
 @policy(
     "the same without the correction: each head is priced as if all others were dense", measure="alone", shareable=True
 )
-def alone(choices: Choices, total: int, seed: int) -> torch.Tensor:
+def alone(candidates: Candidates, total: int, seed: int) -> torch.Tensor:
     """Least summed (g . e)^2, without what the errors of other heads add or cancel."""
-    return choices.spend(choices.curves("alone"), total)
+    return candidates.spend(candidates.curves("alone"), total)

@@ -8,8 +8,8 @@ import torch
 
 from ...artifacts.profile import Profile
 
-STEPS = 100
-LOWEST, HIGHEST = 1e-30, 1e300
+BISECTIONS = 100
+MIN_FACTOR, MAX_FACTOR = 1e-30, 1e300
 
 
 def caps(profile: Profile, total: int) -> torch.Tensor:
@@ -23,7 +23,7 @@ def caps(profile: Profile, total: int) -> torch.Tensor:
     return most if int(most.sum()) >= total else torch.full_like(most, profile.length)
 
 
-def scale_to(
+def apportion(
     shape: Callable[[float], torch.Tensor], total: int, most: torch.Tensor, preference: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Budgets of the family `shape` that sum to `total`.
@@ -39,8 +39,8 @@ def scale_to(
         `[layers, Hq]` int64 from 1 to `most`: the family at the largest factor whose sum, after cutting to that range,
         is at most `total`, rounded down; what is missing goes one by one to the largest fractions.
     """
-    low, high = LOWEST, HIGHEST
-    for _ in range(STEPS):
+    low, high = MIN_FACTOR, MAX_FACTOR
+    for _ in range(BISECTIONS):
         middle = low**0.5 * high**0.5
         fits = _cut(shape(middle), most).sum() <= total
         low, high = (middle, high) if fits else (low, middle)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..candidates import Choices
+from ..candidates import Candidates
 from .policy import policy
 
 
@@ -14,7 +14,7 @@ from .policy import policy
     measure="fisher",
     shareable=True,
 )
-def fisher(choices: Choices, total: int, seed: int) -> torch.Tensor:
+def fisher(candidates: Candidates, total: int, seed: int) -> torch.Tensor:
     """Least summed price: (g . e)^2, the loss gradient times the head's error, squared, by the factor that the errors
     of all other heads make of it where the profile has a second pass (`geosparse.artifacts.interplay`)."""
-    return choices.spend(choices.curves("fisher"), total)
+    return candidates.spend(candidates.curves("fisher"), total)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from ..candidates import Choices
+from ..candidates import Candidates
 from .policy import policy
 
 
 @policy("heads that miss most attention mass", shareable=True)
-def mass(choices: Choices, total: int, seed: int) -> torch.Tensor:
+def mass(candidates: Candidates, total: int, seed: int) -> torch.Tensor:
     """Least summed missing attention mass 1 - M(N) (forward pass only; any tail alike).
 
     The weight of a learned sink, which no token has, counts as missing at every N below the limit.
     """
-    return choices.spend(choices.missing_mass(), total)
+    return candidates.spend(candidates.missing_mass(), total)

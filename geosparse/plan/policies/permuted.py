@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from ..candidates import Choices
+from ..candidates import Candidates
 from .fisher import fisher
 from .policy import policy
 
 
 @policy("control: the N of `fisher` on shuffled heads", deals=True)
-def permuted(choices: Choices, total: int, seed: int) -> torch.Tensor:
+def permuted(candidates: Candidates, total: int, seed: int) -> torch.Tensor:
     """The budgets of `fisher`, dealt to random heads of the model."""
-    return deal(fisher(choices, total, seed), seed)
+    return deal(fisher(candidates, total, seed), seed)
 
 
 def deal(table: torch.Tensor, seed: int) -> torch.Tensor:

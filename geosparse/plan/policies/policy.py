@@ -12,9 +12,9 @@ from ...errors import GeosparseError
 if TYPE_CHECKING:
     import torch
 
-    from ..candidates import Choices
+    from ..candidates import Candidates
 
-Budget = Callable[["Choices", int, int], "torch.Tensor"]
+Budget = Callable[["Candidates", int, int], "torch.Tensor"]
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,12 @@ class Policy:
 
     Attributes:
         name: By which users ask for it.
-        budgets: `(choices, total, seed)` -> `[layers, Hq]` int64 summing to `total` tokens, each from 1 to the
-            profile's length; where `choices.share_kv` is set equal within each KV group, the sum rounded down.
+        budgets: `(candidates, total, seed)` -> `[layers, Hq]` int64 summing to `total` tokens, each from 1 to the
+            profile's length; where `candidates.share_kv` is set equal within each KV group, the sum rounded down.
         favours: Which heads get more tokens, in a few words.
         reason: Why, one paragraph.
-        measure: The error that it pays for, one of `choices.MEASURES`; None for one that goes by something else. Only
-            policies with a measure take a budget in bytes.
+        measure: The error that it pays for, one of `candidates.MEASURES`; None for one that goes by something else.
+            Only policies with a measure take a budget in bytes.
         shareable: Whether it can give the heads of one KV group equal budgets.
         deals: Whether it deals the heads of the fisher plan to other places, with their selectors and tails.
     """
@@ -41,9 +41,9 @@ class Policy:
     shareable: bool = False
     deals: bool = False
 
-    def __call__(self, choices: Choices, total: int, seed: int = 0) -> torch.Tensor:
+    def __call__(self, candidates: Candidates, total: int, seed: int = 0) -> torch.Tensor:
         """Budgets `[layers, Hq]`; `total`: tokens over all heads, at least one each; `seed`: of the controls."""
-        return self.budgets(choices, total, seed)
+        return self.budgets(candidates, total, seed)
 
 
 def policy(
@@ -59,12 +59,12 @@ def policy(
 
 
 def adopt(name: str, content: object) -> Policy:
-    """The policy that a module or an entry point holds: a Policy, or a plain function `(choices, total, seed)`."""
+    """The policy that a module or an entry point holds: a Policy, or a plain function `(candidates, total, seed)`."""
     if isinstance(content, Policy):
         return content
     if not callable(content):
         raise GeosparseError(
             f"The policy {name!r} is a {type(content).__name__}: an entry point in the group 'geosparse.policies' "
-            "names a function (choices, total, seed) that returns budgets [layers, heads]."
+            "names a function (candidates, total, seed) that returns budgets [layers, heads]."
         )
     return Policy(name, content, "defined by another package", inspect.getdoc(content) or "")

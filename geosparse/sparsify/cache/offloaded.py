@@ -15,7 +15,7 @@ import torch
 
 from ...ops import IndexSlot, remember_index, remember_value_sum
 from ...ops.hot_pages import HotPages, remember_pages
-from .sparse_cache import GrowingLayer, device_of
+from .growing import GrowingLayer, device_of
 
 HOME = torch.device("cpu")
 

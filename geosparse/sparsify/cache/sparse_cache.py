@@ -1,15 +1,13 @@
-"""A key/value cache that grows in place: what a sparsified model decodes from.
+"""The key/value cache that a sparsified model decodes from, and how a model comes to use it.
 
-transformers' dynamic cache concatenates all keys and values anew at every step. Here each full-attention layer owns a
-buffer with room to spare; a step writes only its own tokens. Sliding-window layers keep transformers' own layer, whose
-memory is bounded anyway.
+Full-attention layers grow in place. Sliding-window layers keep transformers' own layer, whose memory is bounded anyway.
 """
 
 from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -20,231 +18,9 @@ from ...errors import GeosparseError
 from ...hf.layers import probe_of
 from ...hf.modes import evaluating
 from ...hf.signature import Remembered
-from ...ops import IndexSlot, KeyIndex, huge_pages, needs_gradient, remember_index, remember_value_sum
-from ...ops.modes import lasting
 from ..receipt import Receipt
-from .dense_keys import serve_dense
-
-# Room to spare, as a fraction: each token is copied about 1 / SPARE times in all, and memory is at most 1 + SPARE.
-SPARE = 0.125
-LEAST_SPARE = 64
-
-
-# What a stored layer does without: buffers with room to spare, and what is known of tensors by their identity.
-_UNSTORED = ("_key_buffer", "_value_buffer", "_summed", "_value_sum", "_indexed", "slot")
-
-
-class GrowingLayer(DynamicLayer):  # type: ignore[misc]
-    """A DynamicLayer whose `keys` and `values` `[B, Hkv, S, D]` are the filled part of larger buffers.
-
-    The sum of all values is kept up to date and goes with them, so that the centroid tail reads no values that a query
-    does not keep.
-
-    Everything else that a cache layer does (crop, reorder, select, repeat, reset) replaces `keys` and
-    `values` by other tensors, as in the parent; the next `update` then starts new buffers from them. With a gradient an
-    update concatenates, as in the parent: nothing that the backward pass reads is written over.
-
-    Copies (`copy`, `deepcopy`, `pickle`) hold the filled part and the index in memory of their own, and go on alone.
-    """
-
-    keys: Any
-    values: Any
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.dense = False  # whether a dense model decodes from it
-        self.pinned = False  # whether its buffers are page-locked host memory
-        self._key_buffer: torch.Tensor | None = None
-        self._value_buffer: torch.Tensor | None = None
-        self._summed: torch.Tensor | None = None  # the `values` that `_value_sum` is of; not kept up for a dense model
-        self._value_sum: torch.Tensor | None = None  # [B, Hkv, Dv] fp64
-        self._indexed: torch.Tensor | None = None  # the `keys` that the index is of
-        self.slot = self.new_slot()
-
-    def new_slot(self) -> IndexSlot:
-        """An empty place for an index."""
-        return IndexSlot()
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append `[B, Hkv, T, D]` and return all keys and values, views of the buffers."""
-        if not self.is_initialized:
-            _initialize(self, key_states, value_states)
-        if self.keys is not self._indexed:
-            self.slot.index = None
-        untouched = self.values is self._summed
-        # A dense model may keep the keys for its backward pass even where it has no gradient of theirs.
-        graph = torch.is_grad_enabled() and (
-            self.dense or needs_gradient(key_states, value_states, self.keys, self.values)
-        )
-        if graph:
-            self._key_buffer = self._value_buffer = None
-            self.keys = torch.cat([self.keys, key_states], dim=-2)
-            self.values = torch.cat([self.values, value_states], dim=-2)
-        else:
-            self._key_buffer, self.keys = _append(self._key_buffer, self.keys, key_states, self.pinned)
-            self._value_buffer, self.values = _append(self._value_buffer, self.values, value_states, self.pinned)
-        self._indexed = self.keys
-        if self.dense:
-            self._summed = None
-            return serve_dense(self.keys), self.values
-        remember_index(self.keys, self.slot)
-        if graph:
-            self._summed = self._value_sum = None
-            return self.keys, self.values
-        if untouched and self._value_sum is not None:
-            self._value_sum = self._value_sum + value_states.sum(-2, dtype=torch.float64)
-        else:
-            self._value_sum = self.values.sum(-2, dtype=torch.float64)
-        self._summed = self.values
-        remember_value_sum(self.values, self._value_sum)
-        return self.keys, self.values
-
-    def crop(self, tokens_to_remove: int) -> None:
-        """Take tokens from the end, as many as transformers' layer says, and the pages that reach into them."""
-        self._change_index(lambda: super(GrowingLayer, self).crop(tokens_to_remove), None)
-
-    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
-        """Let batch row i become row `beam_idx[i]` was, index and all."""
-        self._change_index(lambda: super(GrowingLayer, self).reorder_cache(beam_idx), beam_idx)
-
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """Keep the batch rows `indices`, index and all."""
-        self._change_index(lambda: super(GrowingLayer, self).batch_select_indices(indices), indices)
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat every batch row, index and all."""
-        rows = (
-            torch.arange(len(self.keys), dtype=torch.int64, device="cpu").repeat_interleave(repeats)
-            if self.get_seq_length()
-            else None
-        )
-        self._change_index(lambda: super(GrowingLayer, self).batch_repeat_interleave(repeats), rows)
-
-    def _change_index(self, change: Callable[[], None], rows: torch.Tensor | None) -> None:
-        """Let `change` replace the keys and the index follow: cut to their length, with the batch rows `rows`."""
-        index = self.slot.index if self.keys is self._indexed else None
-        change()
-        if not self.get_seq_length():
-            index = None  # an empty layer has no batch rows either
-        if index is not None:
-            index.truncate(self.get_seq_length())
-            if rows is not None:
-                index.take(rows)
-        self.slot.index, self._indexed = index, self.keys
-
-    def adopt(self, layer: Any) -> None:
-        """Fill this layer, which is empty, with the tokens of a full-attention layer that stays as it is.
-
-        Keys and values are copied, with their gradient where they have one; an index and a sum of values, where `layer`
-        has them.
-        """
-        if not layer.is_initialized:
-            return
-        device = device_of(layer)
-        self._fill(layer.keys.to(device), layer.values.to(device))
-        if isinstance(layer, GrowingLayer):
-            self._indexed = self.keys
-            self.slot.index = layer.current_index()
-            if layer.values is layer._summed:
-                self._summed, self._value_sum = self.values, layer._value_sum
-
-    def _fill(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        _initialize(self, keys, values)
-        if not keys.numel():
-            return
-        if needs_gradient(keys, values):
-            self.keys, self.values = keys.clone(), values.clone()
-        else:
-            self._key_buffer, self.keys = _append(None, self.keys, keys, self.pinned)
-            self._value_buffer, self.values = _append(None, self.values, values, self.pinned)
-
-    def current_index(self) -> KeyIndex | None:
-        """A copy of the index, if it is of these keys."""
-        index = self.slot.index if self.keys is self._indexed else None
-        return None if index is None else index.copy()
-
-    def _empty(self) -> GrowingLayer:
-        """A layer of the same kind without a token."""
-        return type(self)()
-
-    def __copy__(self) -> GrowingLayer:
-        twin = self._empty()
-        twin.dense = self.dense
-        twin.adopt(self)
-        return twin
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> GrowingLayer:
-        return self.__copy__()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What is stored: the filled part, without a graph, and the index."""
-        state = {name: value for name, value in vars(self).items() if name not in _UNSTORED}
-        if self.is_initialized:
-            for name in ("keys", "values"):
-                state[name] = state[name].detach().clone(memory_format=torch.contiguous_format)
-        return state | {"index": self.current_index()}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        index = state.pop("index")
-        self.__dict__.update(dict.fromkeys(_UNSTORED) | state)
-        self.slot = self.new_slot()
-        self.slot.index, self._indexed = index, self.keys
-
-    def reset(self) -> None:
-        """Forget all tokens and give the memory back."""
-        self._key_buffer = self._value_buffer = self._summed = self._value_sum = self._indexed = None
-        self.slot = self.new_slot()
-        super().reset()
-
-
-def _append(
-    buffer: torch.Tensor | None, filled: torch.Tensor, states: torch.Tensor, pinned: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """`states` behind `filled`: in `buffer` where `filled` is its beginning and there is room, else in a new one."""
-    start = filled.shape[-2] if filled.numel() else 0
-    stop = start + states.shape[-2]
-    fits = buffer is not None and (_begins(buffer, filled) if start else buffer.shape[:2] == states.shape[:2])
-    if buffer is None or not fits or stop > buffer.shape[-2]:
-        batch, heads, _, dim = states.shape
-        # Prompts arrive once: only a cache that has begun to grow needs room.
-        spare = max(LEAST_SPARE, int(SPARE * stop)) if start else LEAST_SPARE
-        shape = (batch, heads, stop + spare, dim)
-        if torch.is_inference_mode_enabled():  # the next token may come outside of it
-            with lasting():
-                buffer = _room(shape, states, pinned)
-        else:
-            buffer = _room(shape, states, pinned)
-        if start:
-            buffer[..., :start, :] = filled
-    buffer[..., start:stop, :] = states
-    return buffer, buffer[..., :stop, :]
-
-
-def _room(shape: tuple[int, ...], like: torch.Tensor, pinned: bool) -> torch.Tensor:
-    """A buffer without content."""
-    if pinned:
-        return torch.empty(shape, dtype=like.dtype, device=like.device, pin_memory=True)
-    return huge_pages.empty(shape, like.dtype, like.device)
-
-
-def device_of(layer: Any) -> torch.device:
-    """Where the queries of a cache layer are, wherever its keys are."""
-    device: torch.device = getattr(layer, "_device", None) or layer.device
-    return device
-
-
-def _begins(buffer: torch.Tensor, filled: torch.Tensor) -> bool:
-    """Whether `filled` is a view of the first tokens of `buffer`."""
-    same_place = filled.data_ptr() == buffer.data_ptr() and filled.stride() == buffer.stride()
-    return same_place and filled.shape[:2] == buffer.shape[:2]
-
-
-def _initialize(layer: Any, keys: torch.Tensor, values: torch.Tensor) -> None:
-    """`layer.lazy_initialization`, which asks for the values since transformers 5."""
-    asked = len(inspect.signature(layer.lazy_initialization).parameters)
-    layer.lazy_initialization(*(keys, values)[:asked])
+from .growing import GrowingLayer, initialize
+from .offloaded import OffloadedLayer
 
 
 class SparseCache(DynamicCache):  # type: ignore[misc]
@@ -329,7 +105,7 @@ def grow_in_place_(cache: Cache, dense: bool = False) -> None:
         if type(layer) is DynamicLayer:
             ours = cache.layers[index] = _growing_layer(getattr(cache, "hot_pages", None))
             if layer.is_initialized:
-                _initialize(ours, layer.keys, layer.values)
+                initialize(ours, layer.keys, layer.values)
                 ours.keys, ours.values = layer.keys, layer.values
         if isinstance(cache.layers[index], GrowingLayer):
             cache.layers[index].dense = dense
@@ -337,11 +113,7 @@ def grow_in_place_(cache: Cache, dense: bool = False) -> None:
 
 def _growing_layer(hot_pages: int | None) -> GrowingLayer:
     """A new layer; one that lives in host memory where a number of pages for the device is given."""
-    if hot_pages is None:
-        return GrowingLayer()
-    from .offloaded import OffloadedLayer
-
-    return OffloadedLayer(hot_pages)
+    return GrowingLayer() if hot_pages is None else OffloadedLayer(hot_pages)
 
 
 def _takes_our_cache(model: Any) -> bool:

@@ -23,7 +23,7 @@ from eval.harness.result import (
     read_result,
     write_result,
 )
-from eval.report.__main__ import BLOCK, DOCUMENTS, ROOT, find, main, make, renew
+from eval.report.__main__ import DOCUMENTS, GENERATED_TABLE, ROOT, find, main, make, renew
 from eval.report.chart import panel_chart, strips_chart
 from eval.report.figure import FILE, colours
 from eval.report.markdown import score_table
@@ -256,5 +256,5 @@ def test_the_committed_tables_are_those_of_the_committed_results() -> None:
     found = {loaded.result.run.recipe: loaded for loaded in find(ROOT / "results")}
     for document in DOCUMENTS:
         text = document.read_text(encoding="utf-8")
-        assert BLOCK.search(text)
+        assert GENERATED_TABLE.search(text)
         assert renew(text, found) == text

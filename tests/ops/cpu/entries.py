@@ -19,7 +19,7 @@ HEADS, KV_HEADS, KEYS, DIM = 6, 2, 50, 64
 BUDGETS = (1, 3, 17, 40, 25, 59)
 # Heads without an index, so that prefill has a kernel of its own, and all selectors with a tail that they take.
 PLAIN = tuple(("topn", tail) for tail in TAILS[1:])
-MIXED = tuple((word, "renormalize" if word == "sink_recent" else "blend50") for word in (*SELECTORS, "topn"))
+MIXED = tuple((word, "blend50" if SELECTORS[word].knows_rest else "renormalize") for word in (*SELECTORS, "topn"))
 
 
 def tensors(*shapes, seed=0, dtype=torch.float32):

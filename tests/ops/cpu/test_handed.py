@@ -8,6 +8,7 @@ import torch
 
 from geosparse.errors import GeosparseError
 from geosparse.ops import (
+    SELECTORS,
     AttentionCall,
     IndexSlot,
     KeyIndex,
@@ -239,7 +240,7 @@ def test_nothing_to_see_and_nobody_to_see_it(queries):
 def test_the_largest_budget_is_all():
     q, k, v = tensors(2, 6, 2, 1, 50, 64)
     n_keep = torch.full((1, 6, 1), torch.iinfo(torch.int64).max)
-    for selector in ("topn", "lowbit", "paged", "paged+lowbit", "sink_recent"):
+    for selector in SELECTORS:
         remember_index(k, IndexSlot())
         found = cpu_attention(q, k, v, n_keep, tail="renormalize", scaling=0.1, selector=selector)
         true = reference_attention(q, k, v, [50] * 6, tail="renormalize", scaling=0.1)

@@ -75,7 +75,7 @@ def test_terms_and_rows_that_see_little(extra, tail):
 
 def test_every_head_its_own_selector_and_tail():
     q, k, v = tensors(1, 10, 2, 75, 64)
-    words = [*SELECTORS, *reversed(SELECTORS)]
+    words = [*SELECTORS, *reversed(SELECTORS.names)]
     tails = [TAILS[head % len(TAILS)] for head in range(10)]
     check(q, k, v, budgets(10, 75), tail=tails, selector=words)
 

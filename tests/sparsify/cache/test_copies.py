@@ -11,7 +11,7 @@ from transformers import DynamicCache
 import geosparse as gs
 from geosparse.ops import PAGE
 from geosparse.sparsify.cache.dense_keys import CachedKeys
-from geosparse.sparsify.cache.sparse_cache import GrowingLayer
+from geosparse.sparsify.cache.growing import GrowingLayer
 
 from ...tiny import tiny_model, tokens
 

@@ -19,7 +19,7 @@ KINDS = ["llama", "gemma3_text", "gpt_oss", "gemma2"]
 
 
 def varied(model, selector, tail="centroid", **changes):
-    plan = gs.Plan.uniform(model, 1, "renormalize" if selector == "sink_recent" else tail, selector=selector)
+    plan = gs.Plan.uniform(model, 1, tail if SELECTORS[selector].knows_rest else "renormalize", selector=selector)
     plan.n_keep.copy_(torch.arange(2, plan.n_keep.numel() + 2).view_as(plan.n_keep))
     return replace(plan, **changes)
 

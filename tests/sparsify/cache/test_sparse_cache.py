@@ -6,7 +6,8 @@ from transformers import DynamicCache
 
 import geosparse as gs
 from geosparse.ops.cpu import value_sum_of
-from geosparse.sparsify.cache.sparse_cache import SPARE, GrowingLayer, SparseCache
+from geosparse.sparsify.cache.growing import SPARE, GrowingLayer
+from geosparse.sparsify.cache.sparse_cache import SparseCache
 
 from ...tiny import EXTRA, tiny_model, tokens
 

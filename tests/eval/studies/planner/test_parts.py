@@ -12,7 +12,7 @@ def test_the_tolerance_is_tried_on_other_texts(monkeypatch):
     texts = ["pydoc:test", "pydoc:calibration", "pydoc:planning"]
     config = gs.ProfileConfig(length=32, windows=1, queries=8, kinds=())
     profile = gs.profile_model(model, tokenizer, gs.load_texts(texts[1]), config)
-    first, *others = parts.tolerance(parts.Study(model, tokenizer, profile, texts[1], texts, 32, 2))
+    first, *others = parts.tolerance(parts.PlannerStudy(model, tokenizer, profile, texts[1], texts, 32, 2))
     assert first["verified"]["limit"] <= 0.5
     assert [row["text"] for row in others] == texts[:2]
     assert all(row["holds"] == (row["increase"] <= 0.5) for row in others)
