@@ -84,7 +84,16 @@ class LayerBuffers:
     def __init__(
         self, rows: VisibleRows, capacity: int, kv_heads: int, dim: int, value_dim: int, dtype: torch.dtype
     ) -> None:
-        """Args: what the rows see, the most tokens, and the layer's shape."""
+        """Buffers of zeros.
+
+        Args:
+            rows: What the rows see.
+            capacity: The most tokens.
+            kv_heads: KV heads of the layer.
+            dim: Numbers of a key.
+            value_dim: Numbers of a value.
+            dtype: Of keys and values.
+        """
         rows.hold(capacity)
         self.rows = rows
         batch, device, width = len(rows.first), rows.first.device, -(-dim // WIDTH) * WIDTH
