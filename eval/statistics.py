@@ -90,7 +90,7 @@ def bootstrap_interval(
     picks = _resamples(len(values), resamples, seed)
     counts = torch.zeros(picks.shape, dtype=torch.float64, device="cpu")
     counts.scatter_add_(1, picks, torch.ones_like(picks).double())
-    flat = values.double().flatten(1)
+    flat = values.double().reshape(len(values), -1)
     known = torch.isfinite(flat)
     means = (counts @ flat.masked_fill(~known, 0.0)) / (counts @ known.double())
     low, high = means.nanquantile(_edges(level), dim=0)

@@ -76,11 +76,13 @@ def _union(
     query: torch.Tensor, layer: LayerBuffers, budgets: torch.Tensor, shape: ModelShape, selector: Selector
 ) -> dict[str, float]:
     """Tokens that a KV head's group keeps, as one set, and the share of the sum of its heads' budgets that this is."""
-    scores = stages.score_tokens(query, layer.key, *layer.rows, shape.dim**-0.5, None)
-    chosen = stages.select(scores, budgets, *layer.rows, shape.kv_heads)
+    scores = stages.score_tokens(query, layer.key, *layer.rows.ends, shape.dim**-0.5, None)
+    chosen = stages.select(scores, budgets, *layer.rows.ends, shape.kv_heads)
     served = torch.ones(shape.heads, dtype=torch.int32, device=query.device)
     kept = chosen if SELECTORS[selector].scans else None
-    count = stages.list_tokens(scores, kept, *layer.rows, budgets, served, shape.kv_heads, layer.key.shape[2], False)[2]
+    count = stages.list_tokens(
+        scores, kept, *layer.rows.ends, budgets, served, shape.kv_heads, layer.key.shape[2], False
+    )[2]
     tokens = float(count.sum(-1).float().mean())
     return {"tokens": tokens, "over_mean_budget": tokens / float(budgets.float().mean())}
 
@@ -102,7 +104,7 @@ def stage_times(
     tails = passes_of(shape.heads, "renormalize", "paged", device)[0].tails
     calls: dict[str, list[Callable[[], Any]]] = {}
     for layer in layers:
-        rows = layer.rows
+        rows = layer.rows.ends
         bound = partial(stages.score_pages, query, layer.low, layer.high, *rows, layer.key.shape[2], scale, None, False)
         bounds = bound()
         pick = partial(stages.select, bounds[0], budgets, *rows, kv_heads, 1)

@@ -48,13 +48,12 @@ class Decoder:
         ]
         self.head = torch.randn(shape.vocabulary, hidden, device=device, dtype=DTYPE)
         self.state = torch.randn(batch, hidden, device=device, dtype=DTYPE)
-        self.first_lengths = self.rows.length.clone()
 
     def step(self, attend: Any) -> torch.Tensor:
         """Logits `[B, vocabulary]` of one token per row; the caches take it in, at the same place each time."""
         shape, linear = self.shape, torch.nn.functional.linear
         state = self.state
-        self.rows.length.copy_(self.first_lengths)
+        self.rows.restart_()
         self.rows.advance_()
         for cache, (mix, out, grow, shrink) in zip(self.caches, self.weights, strict=True):
             mixed = linear(_norm(state), mix).view(len(state), -1, shape.dim)

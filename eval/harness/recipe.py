@@ -8,19 +8,27 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
 from geosparse.errors import GeosparseError, did_you_mean
-from geosparse.utils.files import dump_json, os_errors_as
+from geosparse.utils.bounds import check_number, check_whole
+from geosparse.utils.files import MAX_COUNT, check_readable, dump_json, os_errors_as
 
 from .checkout import ROOT
 from .task import Task
+from .unique_yaml import parse_yaml
 
 RECIPES = ROOT / "recipes"
 BASE = RECIPES / "base.yaml"
+MAX_RECIPE = 1 << 20
+# Whole numbers of which none is a setting, too; all others count from 1.
+FROM_ZERO = frozenset({"seed", "timed", "num_fewshot"})
+MAX_ENTRIES = 10_000
+"""Variants or tasks that the lists of one entry may stand for."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,7 @@ class Variant:
         policy, tail, selector, seed: As `make_plan` takes them.
         mean_keep: Tokens kept per head; null where `density` is given.
         density: The same as a fraction of each task's context.
-        length: Context to plan for; null: each task's own.
+        length: Context to plan for; null: each task's given.
         peer: A method of `eval.baselines` instead of a plan; it keeps `density` of the context.
     """
 
@@ -134,11 +142,11 @@ def load_recipe(path: Path | str, kinds: Mapping[str, type[Task]]) -> Recipe:
     profile = _build(
         ProfileSettings, base["profile"] | _mapping(given.get("profile", {}), "profile"), f"{path}: profile"
     )
-    entries = [entry for item in given.get("variants", []) for entry in _product(_mapping(item, "a variant"))]
+    entries = [entry for item in _list(given, "variants", path) for entry in _product(_mapping(item, "a variant"))]
     variants = tuple(_build(Variant, base["variant"] | entry, f"{path}: variant") for entry in entries)
     tasks = tuple(
         task
-        for item in given.get("tasks", [])
+        for item in _list(given, "tasks", path)
         for entry in _product(_mapping(item, "a task"))
         for task in [_task(kinds, base, entry, path)]
     )
@@ -147,6 +155,9 @@ def load_recipe(path: Path | str, kinds: Mapping[str, type[Task]]) -> Recipe:
     _refuse_repeats([variant.id for variant in variants], "variant", path)
     _refuse_repeats([task.id for task in tasks], "task", path)
     plain = {key: given.get(key, base[key]) for key in ("title", "model", "dtype", "environment", "not_run_here")}
+    for key, value in plain.items():
+        if not isinstance(value, str):
+            raise GeosparseError(f"{path}: {key} should be text, found {value!r}.")
     return Recipe(_name(path), profile=profile, variants=variants, tasks=tasks, **plain)
 
 
@@ -156,14 +167,17 @@ def _name(path: Path) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    import yaml
+    from yaml import YAMLError
 
-    with os_errors_as("read the recipe", path):
-        text = path.read_text(encoding="utf-8")
+    if check_readable(path) > MAX_RECIPE:
+        raise GeosparseError(f"{path} has more than {MAX_RECIPE} bytes: a recipe is a few lines of YAML.")
     try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise GeosparseError(f"{path} is not YAML: {str(error).splitlines()[0]}; correct it.") from error
+        with os_errors_as("read the recipe", path):
+            data = parse_yaml(path.read_text(encoding="utf-8"))
+    # What PyYAML makes of a date that is none is a plain ValueError, as text that is not UTF-8 is.
+    except (YAMLError, ValueError, RecursionError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise GeosparseError(f"{path} is not YAML: {reason}; correct it.") from error
     return _mapping(data, str(path))
 
 
@@ -173,9 +187,20 @@ def _mapping(data: Any, what: str) -> dict[str, Any]:
     return data
 
 
+def _list(given: Mapping[str, Any], key: str, path: Path) -> list[Any]:
+    value = given.get(key, [])
+    if not isinstance(value, list):
+        raise GeosparseError(f"{path}: {key} should be a list, found {type(value).__name__}.")
+    return value
+
+
 def _product(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One entry per combination of the elements of its lists."""
     choices = [value if isinstance(value, list) else [value] for value in entry.values()]
+    if (count := math.prod(map(len, choices))) > MAX_ENTRIES:
+        raise GeosparseError(
+            f"The lists of one entry stand for {count} of them, more than {MAX_ENTRIES}: shorten them."
+        )
     return [dict(zip(entry, combination, strict=True)) for combination in itertools.product(*choices)]
 
 
@@ -205,7 +230,17 @@ def _build(kind: Any, values: dict[str, Any], where: str) -> Any:
             values = values | {key: TypeAdapter(hint).validate_python(value, strict=True)}
         except ValidationError as error:
             raise GeosparseError(f"{where}: {key} should be {types[key]}, found {values[key]!r}.") from error
+        for number in values[key] if isinstance(values[key], tuple) else (values[key],):
+            _check_bounds(f"{where}: {key}", key, number)
     return kind(**values)
+
+
+def _check_bounds(where: str, key: str, value: Any) -> None:
+    """Raise GeosparseError where a number is none that its setting can have; words and null pass."""
+    if isinstance(value, float):
+        check_number(where, value, above=0, most=1 if key == "density" else MAX_COUNT)
+    elif isinstance(value, int):
+        check_whole(where, value, least=0 if key in FROM_ZERO else 1)
 
 
 def _refuse_repeats(ids: list[str], what: str, path: Path) -> None:

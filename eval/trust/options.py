@@ -195,15 +195,6 @@ def is_numeric(action: argparse.Action) -> bool:
     return False
 
 
-def looks_numeric(action: argparse.Action) -> bool:
-    """Whether an option's default says that its text is read as numbers later: it would escape `is_numeric`."""
-    default = action.default
-    words = default if isinstance(default, list | tuple) else [default]
-    return any(isinstance(word, str) and word.replace(",", "").replace(".", "").isdigit() for word in words) or any(
-        isinstance(word, int | float) and not isinstance(word, bool) for word in words
-    )
-
-
 def required(command: str, parser: argparse.ArgumentParser, but: argparse.Action) -> list[str]:
     """Words for what the command cannot do without."""
     words = [] if command != "geosparse lm-eval" else ["model", "--tasks=arc_easy"]

@@ -22,15 +22,28 @@ class AdapterParts(NamedTuple):
     extra: list[tuple[str, Any]]
 
 
+# Modules of torch that pass calls on to a model, and where they keep it.
+WRAPPERS = {
+    "DataParallel": "module",
+    "DistributedDataParallel": "module",
+    "FullyShardedDataParallel": "module",
+    "OptimizedModule": "_orig_mod",
+}
+
+
 def inner_model(model: Any) -> Any:
     """The transformers model inside a PeftModel, adapters included; any other model as it is.
 
     Raises:
-        GeosparseError: The adapter is not in the model's modules but in virtual tokens before its input.
+        GeosparseError: The adapter is not in the model's modules but in virtual tokens before its input; or something
+            else is wrapped around the model.
     """
     peft = sys.modules.get("peft")  # whose classes a model cannot be of where nobody has imported it
     kinds = tuple(getattr(peft, name) for name in ("PeftModel", "PeftMixedModel") if hasattr(peft, name))
     if not isinstance(model, kinds):
+        kind = type(model).__name__
+        if kind in WRAPPERS:
+            raise GeosparseError(f"{kind} is a wrapper around a model: give model.{WRAPPERS[kind]}, the model itself.")
         return model
     config: Any = getattr(model, "active_peft_config", None)
     if getattr(config, "is_prompt_learning", False):

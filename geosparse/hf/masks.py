@@ -24,7 +24,14 @@ class SpanMask(torch.Tensor):
     def __new__(
         cls, span: Span, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device | str
     ) -> SpanMask:
-        """Args: what is visible, `[B, 1, T, S]`, bool or the dtype of a mask that is added, where it would lie."""
+        """A mask that is not stored.
+
+        Args:
+            span: What is visible.
+            shape: `[B, 1, T, S]`.
+            dtype: bool, or that of a mask that is added to the logits.
+            device: Where it would lie.
+        """
         mask: SpanMask = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=torch.device(device))
         mask.span, mask.lengths = span, shape[2:]
         return mask

@@ -13,7 +13,11 @@ class Signature:
     """The modules of a model, their parameters, and its configuration; without holding on to them."""
 
     def __init__(self, model: Any) -> None:
-        """Args: a model of transformers."""
+        """Note what `model` is made of.
+
+        Args:
+            model: A model of transformers.
+        """
         self._parts = [(weakref.ref(part), form) for part, form in _parts(model)]
         self._config = model.config.to_dict()
 
@@ -43,7 +47,11 @@ class Remembered(Generic[T]):
     """What a function found out about each model; found out anew where the model has changed since."""
 
     def __init__(self, find: Callable[[Any], T]) -> None:
-        """Args: the function."""
+        """Remember nothing yet.
+
+        Args:
+            find: What is remembered per model: a function of it.
+        """
         self.find = find
         self._known: weakref.WeakKeyDictionary[Any, tuple[Signature, T]] = weakref.WeakKeyDictionary()
 

@@ -12,8 +12,9 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -35,6 +36,59 @@ from .loss import density, served
 WARMUP = 2
 
 
+@dataclass
+class SpeedRun:
+    """One way to decode a prompt: what decodes, and what decoding gave.
+
+    Attributes:
+        model: The model, dense or sparsified.
+        cache: The filled cache of the prompt.
+        token: `[1, 1]`, the first new token.
+        plan: What the model follows; None for dense attention.
+        tokens: The ids decoded, greedily.
+        seconds: Of each decode step.
+    """
+
+    model: Any
+    cache: Any
+    token: torch.Tensor
+    plan: Plan | None = None
+    tokens: list[int] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+    def step(self) -> None:
+        """Decode one more token and time it."""
+        self.tokens.append(int(self.token))
+        start = _now(self.token.device)
+        output = self.model(self.token, past_key_values=self.cache, use_cache=True)
+        self.seconds.append(_now(self.token.device) - start)
+        self.token = output.logits[:, -1:].argmax(-1)
+
+    @property
+    def ms_per_token(self) -> float:
+        """Median milliseconds of a step, without those of the warm-up."""
+        return 1e3 * median(self.seconds[WARMUP:])
+
+    def speed(self, model: Any, context: int) -> dict[str, float]:
+        """Time of a step, modelled bytes that it reads at `context` tokens, and their rate.
+
+        Args:
+            model: The dense model, whose weights are read.
+            context: Visible tokens.
+        """
+        read = _bytes_per_token(model, context, self.plan)
+        return {
+            "ms_per_token": self.ms_per_token,
+            "tokens_per_second": 1e3 / self.ms_per_token,
+            "bytes_per_token": read,
+            "gb_per_second": read / self.ms_per_token / 1e6,
+        }
+
+    def same_tokens(self, other: SpeedRun) -> int:
+        """How many of the tokens are those of `other`."""
+        return sum(map(operator.eq, self.tokens, other.tokens))
+
+
 def bench(
     model: Any, plan: Plan | None, prompt: torch.Tensor, new_tokens: int, show_progress: bool = False
 ) -> dict[str, Any]:
@@ -49,9 +103,10 @@ def bench(
 
     Returns:
         A JSON object: per variant seconds of prefill, median milliseconds per decoded token, tokens/s, modelled bytes
-        read per token (weights plus what `traffic` says of the cache) and the GB/s they amount to; the ratios of decode
-        speeds, dense from a `SparseCache` (`cache_ratio`), dense with our products too (`products_ratio`) and sparse
-        (`ratio`) over the baseline, and how many of the tokens are the baseline's; the error of the correctness gate.
+        read per token (weights plus what `plan.cost_model` says of the cache) and the GB/s they amount to; the ratios
+        of decode speeds, dense from a `SparseCache` (`cache_ratio`), dense with our products too (`products_ratio`) and
+        sparse (`ratio`) over the baseline, and how many of the tokens are the baseline's; the error of the correctness
+        gate.
 
     Raises:
         GeosparseError: Sparse attention with every token kept does not reproduce the dense logits here.
@@ -62,37 +117,36 @@ def bench(
     device = input_device(model)
     ids = prompt[None].to(device)
     gate = _gate(model, ids)
-    dense, cache, token = _prefill(model, ids)
+    dense_prefill, cache, token = _prefill(model, ids)
     from ..sparsify.cache.sparse_cache import SparseCache
 
     in_place, beside = (SparseCache.from_cache(cache, model.config) for _ in range(2))
     ours_dense = twin_of(model)
     with products(ours_dense), _sparse_twin(model, plan) as (twin, receipt):
-        runs = {
-            "dense": _Run(model, cache, token),
-            "dense, SparseCache": _Run(model, in_place, token),
-            "dense, own products": _Run(ours_dense, beside, token),
-        }
+        dense = SpeedRun(model, cache, token)
+        in_cache = SpeedRun(model, in_place, token)
+        with_products = SpeedRun(ours_dense, beside, token)
+        runs = {"dense": dense, "dense, SparseCache": in_cache, "dense, own products": with_products}
         prefill: dict[str, Any] = {}
         if plan is not None:
             prefill, ours, first = _prefill(twin, ids)
             receipt.reset()
-            runs[f"sparse {plan.mean_keep:g}"] = _Run(twin, ours, first)
-        tokens, steps = _decode(runs, new_tokens, show_progress)
-    for step, followed in zip(steps, (None, None, None, plan), strict=False):
-        _add_bandwidth(model, ids.shape[1], step, followed)
-    same = [sum(map(operator.eq, tokens[0], others)) for others in tokens]
+            sparse = runs[f"sparse {plan.mean_keep:g}"] = SpeedRun(twin, ours, first, plan)
+        _decode(list(runs.values()), new_tokens, ", ".join(runs), show_progress)
+    context, decoded = ids.shape[1], len(dense.tokens)
     result = {
-        "context": ids.shape[1],
+        "context": context,
         "new_tokens": new_tokens,
         "device": device_name(device),
         "dtype": str(model.dtype).removeprefix("torch."),
         "baseline": f"transformers, {model.config._attn_implementation} attention, dynamic cache",
-        "dense": dense | steps[0],
-        "dense_sparse_cache": steps[1] | {"same_tokens": same[1], "tokens": len(tokens[0])},
-        "dense_own_products": steps[2] | {"same_tokens": same[2], "tokens": len(tokens[0])},
-        "cache_ratio": steps[0]["ms_per_token"] / steps[1]["ms_per_token"],
-        "products_ratio": steps[0]["ms_per_token"] / steps[2]["ms_per_token"],
+        "dense": dense_prefill | dense.speed(model, context),
+        "dense_sparse_cache": in_cache.speed(model, context)
+        | {"same_tokens": in_cache.same_tokens(dense), "tokens": decoded},
+        "dense_own_products": with_products.speed(model, context)
+        | {"same_tokens": with_products.same_tokens(dense), "tokens": decoded},
+        "cache_ratio": dense.ms_per_token / in_cache.ms_per_token,
+        "products_ratio": dense.ms_per_token / with_products.ms_per_token,
         "gate": gate,
         "note": f"single queries through {_path(model)}",
     } | served(model, plan)
@@ -100,9 +154,9 @@ def bench(
         return result
     planned = {"policy": plan.policy, "tail": plan.tail, "mean_keep": plan.mean_keep}
     return result | {
-        "sparse": prefill | steps[3] | planned | density(receipt),
-        "ratio": steps[0]["ms_per_token"] / steps[3]["ms_per_token"],
-        "same_tokens": same[3],
+        "sparse": prefill | sparse.speed(model, context) | planned | density(receipt),
+        "ratio": dense.ms_per_token / sparse.ms_per_token,
+        "same_tokens": sparse.same_tokens(dense),
         "note": "; ".join([f"selected through {_path(model)}", *_read_by(plan), *receipt.notes]),
     }
 
@@ -168,31 +222,12 @@ def _prefill(model: Any, ids: torch.Tensor) -> tuple[dict[str, Any], Any, torch.
     return {"prefill_seconds": seconds}, output.past_key_values, output.logits[:, -1:].argmax(-1)
 
 
-class _Run(NamedTuple):
-    model: Any
-    cache: Any
-    token: torch.Tensor  # the first new one, [1, 1]
-
-
-def _decode(
-    runs: dict[str, _Run], new_tokens: int, show_progress: bool
-) -> tuple[list[list[int]], list[dict[str, float]]]:
-    """Decode greedily, one token of each run in turn, so that what the machine does meanwhile hits all: the tokens of
-    each, and their median time."""
-    tokens: list[list[int]] = [[] for _ in runs]
-    times: list[list[float]] = [[] for _ in runs]
-    following = [run.token for run in runs.values()]
+def _decode(runs: list[SpeedRun], new_tokens: int, title: str, show_progress: bool) -> None:
+    """Decode one token of each run in turn, so that what the machine does meanwhile hits all."""
     with torch.no_grad():
-        for _ in track(range(new_tokens + WARMUP), ", ".join(runs), show_progress):
-            for index, run in enumerate(runs.values()):
-                token = following[index]
-                tokens[index].append(int(token))
-                start = _now(token.device)
-                output = run.model(token, past_key_values=run.cache, use_cache=True)
-                times[index].append(_now(token.device) - start)
-                following[index] = output.logits[:, -1:].argmax(-1)
-    steps = [median(taken[WARMUP:]) for taken in times]
-    return tokens, [{"ms_per_token": 1e3 * step, "tokens_per_second": 1 / step} for step in steps]
+        for _ in track(range(new_tokens + WARMUP), title, show_progress):
+            for run in runs:
+                run.step()
 
 
 def _now(device: torch.device) -> float:
@@ -201,8 +236,8 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _add_bandwidth(model: Any, context: int, variant: dict[str, Any], plan: Plan | None) -> None:
-    """Modelled bytes per decoded token: the weights, and what `traffic` says of the cache."""
+def _bytes_per_token(model: Any, context: int, plan: Plan | None) -> float:
+    """Modelled bytes per decoded token: the weights, and what `plan.cost_model` says of the cache."""
     total: float = sum(part.nbytes for _, part in held(model) if isinstance(part, torch.Tensor))
     for index, layer in enumerate(attention_layers(model)):
         seen = min(context, layer.window or context)
@@ -212,5 +247,4 @@ def _add_bandwidth(model: Any, context: int, variant: dict[str, Any], plan: Plan
         else:
             n_keep = plan.budgets.of(index).at(torch.tensor(seen, dtype=torch.int64, device="cpu"))
             total += layer_bytes(n_keep, plan.selectors_of(index), layer.kv_heads, seen, rows)
-    variant["bytes_per_token"] = total
-    variant["gb_per_second"] = total / variant["ms_per_token"] / 1e6
+    return total

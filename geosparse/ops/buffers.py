@@ -68,6 +68,47 @@ def check(
     )
 
 
+def check_layout(
+    name: str,
+    tensor: torch.Tensor,
+    dtypes: Sequence[torch.dtype],
+    shape: tuple[int, ...],
+    strides: tuple[int, ...] | None,
+    device: torch.device,
+) -> None:
+    """Raise GeosparseError unless `tensor` lies in memory where a kernel looks for it.
+
+    Args:
+        name: For the error.
+        tensor: To hand over.
+        dtypes: Those that the kernel takes.
+        shape: The one that the kernel takes.
+        strides: Where the kernel looks, in elements; None: contiguous.
+        device: Where the kernel runs.
+    """
+    if (
+        tensor.dtype in dtypes
+        and tensor.shape == shape
+        and tensor.device == device
+        and (tensor.is_contiguous() if strides is None else _lies(tensor, strides))
+        and type(tensor) in PLAIN
+        and has_memory(tensor)
+    ):
+        return
+    form = "contiguous" if strides is None else f"with strides {list(strides)}"
+    raise GeosparseError(
+        f"The attention kernels take {name} as {_words(dtypes[0], shape, device)}, {form}, found "
+        f"{_words(tensor.dtype, tuple(tensor.shape), tensor.device)} with strides {list(tensor.stride())} as a "
+        f"{type(tensor).__name__}: pass such a plain tensor, or choose path='torch'."
+    )
+
+
+def _lies(tensor: torch.Tensor, strides: tuple[int, ...]) -> bool:
+    """Whether the elements of `tensor` are these steps apart; where there is only one, there is no step."""
+    pairs = zip(tensor.shape, tensor.stride(), strides, strict=True)
+    return all(size == 1 or here == told for size, here, told in pairs)
+
+
 def has_memory(tensor: torch.Tensor) -> bool:
     """Whether there are numbers where a plain tensor says that it has some, and they are what it means."""
     try:

@@ -26,7 +26,11 @@ class HotPages:
     """The device's copies of one layer's pages."""
 
     def __init__(self, capacity: int) -> None:
-        """Args: pages per row to keep; a step that reads more at once gets more."""
+        """Room for pages, empty.
+
+        Args:
+            capacity: Pages per row to keep; a step that reads more at once gets more.
+        """
         self.capacity = capacity
         self.fetched = 0  # pages copied to the device so far
         self.clear()

@@ -41,8 +41,13 @@ class KeyIndex:
     """The complete pages of one layer's keys, kept up to date as the keys grow."""
 
     def __init__(self, first: tuple[int, ...], bits: int = 4, device: torch.device | None = None) -> None:
-        """Args: per batch row the first key that is not padding; bits per channel, 4 or 8; where to keep it (default:
-        where the keys are)."""
+        """An index without pages.
+
+        Args:
+            first: Per batch row the first key that is not padding.
+            bits: Bits per channel, 4 or 8.
+            device: Where to keep it; by default where the keys are.
+        """
         self.first = first
         self.bits = bits
         self.device = device
@@ -190,7 +195,11 @@ class IndexSlot:
     """Where a cache layer keeps its index; it goes with the layer's keys as an attribute of the tensor."""
 
     def __init__(self, device: torch.device | None = None) -> None:
-        """Args: where the index is to be, if not where the keys are."""
+        """A slot without an index.
+
+        Args:
+            device: Where the index is to be; by default where the keys are.
+        """
         self.index: KeyIndex | None = None
         self.device = device
 

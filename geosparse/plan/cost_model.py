@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import torch
 
-from ..artifacts.plan import Plan
 from ..ops import SELECTORS, Selector
 from ..ops.key_index import PAGE
 from ..ops.spec import per_head
@@ -108,19 +107,6 @@ def split_bytes(
         layer_bytes(n_keep, [SELECTORS.names[index] for index in indices.tolist()], kv_heads, seen, rows)
         for n_keep, indices, seen in zip(budgets[:, ::step], selectors[:, ::step], limits, strict=True)
     )
-
-
-def plan_bytes(plan: Plan, limits: Sequence[int], itemsize: int = ITEMSIZE) -> float:
-    """`split_bytes` of a plan whose queries see `limits` tokens, one number per layer; keys are as wide as values."""
-    model = plan.model
-    rows = TokenBytes(model.head_dim, model.head_dim, itemsize)
-    budgets = torch.stack(
-        [
-            plan.budgets.of(layer).at(torch.tensor(seen, dtype=torch.int64, device="cpu"))
-            for layer, seen in enumerate(limits)
-        ]
-    )
-    return split_bytes(budgets, plan.selector_places, model.kv_heads, limits, rows, plan.share_kv)
 
 
 def dense_bytes(kv_heads: int, limits: Sequence[int], rows: TokenBytes) -> float:

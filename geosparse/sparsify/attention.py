@@ -51,13 +51,15 @@ class SparseAttention:
         prefill: str = "exact",
         dense_below: int = 0,
     ) -> None:
-        """Args:
-        layer: Its place in the plan.
-        rules: Of its heads.
-        receipt: Where to count.
-        path: The path of `ops.dispatch` for selected tokens, or "auto".
-        prefill: How several queries at once are served: "exact", "dense" or "block".
-        dense_below: Context in tokens below which single queries are served densely, because that is faster.
+        """Attention of one layer.
+
+        Args:
+            layer: Its place in the plan.
+            rules: Of its heads.
+            receipt: Where to count.
+            path: The path of `ops.dispatch` for selected tokens, or "auto".
+            prefill: How several queries at once are served: "exact", "dense" or "block".
+            dense_below: Context in tokens below which single queries are served densely, because that is faster.
         """
         self.layer = layer
         self.rules = rules

@@ -30,7 +30,12 @@ class Receipt:
     """Totals per layer and query head since the model was sparsified (or since `reset`)."""
 
     def __init__(self, budgets: Budgets, names: list[str]) -> None:
-        """Args: the plan's budgets `[layers, Hq]` and the layers' names."""
+        """A receipt that counts from zero.
+
+        Args:
+            budgets: Of the plan, `[layers, Hq]`.
+            names: Of the layers.
+        """
         self._budgets = budgets
         self._names = names
         self._notes: dict[tuple[int, str, str], None] = {}

@@ -122,8 +122,11 @@ def test_the_output_matrix_is_what_the_module_does(kind, folder):
     layer = attention_layers(model)[0]
     modes = [module.training for module in model.modules()]
     matrix = layer.output_matrix()
-    # fp32: exact; bf16 and the scale of fixed activations: half a step of 2^-8 and of 1/127.
-    allowed = 1e-2 if "static" in kind or "nf4" in kind or "fp4" in kind else 4e-3 if kind in ROUNDING else 1e-5
+    # fp32: exact; bf16 and the scale of fixed activations: half a step of 2^-8 and of 1/127. 4-bit kernels of CPUs with
+    # bf16 round the code's value, the block's scale and their product to bf16, by 2^-9 each.
+    allowed = 1e-2 if "static" in kind else 4e-3 if kind in ROUNDING else 1e-5
+    if "nf4" in kind or "fp4" in kind:
+        allowed = 3 * 2**-9
     assert off(matrix, expected) <= allowed
     assert torch.equal(matrix, layer.output_matrix())  # no dropout of an adapter
     assert not matrix.requires_grad

@@ -1,8 +1,6 @@
 """A selector that another package adds: measured, planned and served like a built-in one, by plain PyTorch."""
 
 import os
-import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +8,7 @@ import torch
 import geosparse as gs
 from geosparse.cli.doctor import examine
 from geosparse.ops import PATHS, SELECTORS, Span, cpu
+from geosparse.ops.dispatch import SERVING_PATHS
 from geosparse.ops.selectors import Choice, SelectorRule, selector
 
 from ..plugins import add, command, install
@@ -110,7 +109,7 @@ def test_a_model_decodes_by_it_and_the_receipt_says_what_serves(monkeypatch):
     found, receipt = decode(model)
     slow = "layers 0-1: plain PyTorch, because the selector leaning has no kernels"
     assert (slow in receipt.notes) == (receipt.path != "torch")
-    monkeypatch.setattr("geosparse.sparsify.attention.best_path", lambda *_: "reference")
+    monkeypatch.setattr("geosparse.sparsify.attention.attend", SERVING_PATHS["reference"])
     true, _ = decode(tiny_model().double())
     assert (found - true).abs().max() < 1e-4
     with torch.no_grad():
@@ -157,15 +156,3 @@ def test_every_selector_says_what_it_keeps_and_reads(name):
     assert rule.reads
     assert rule.reason.endswith(".")
     assert not (rule.coded and not rule.indexed)
-
-
-def test_the_numbers_of_the_kernels_are_those_of_the_registry():
-    source = (Path(cpu.__file__).parent / "csrc" / "kernels.cpp").read_text(encoding="utf-8")
-    (numbers,) = re.findall(r"enum Selector \{([^}]*)\}", source)
-    known = {name.lower(): int(number) for name, number in re.findall(r"(\w+) = (\d+)", numbers)}
-    assert known == {name.replace("+", "_"): SELECTORS[name].kernel for name in SELECTORS.built_in}
-    from geosparse.ops.selectors.paged_lowbit import OVERSAMPLE
-    from geosparse.ops.selectors.sink_recent import SINKS
-
-    constants = dict(re.findall(r"constexpr long (\w+) = (\d+);", source))
-    assert (int(constants["SINKS"]), int(constants["OVERSAMPLE"])) == (SINKS, OVERSAMPLE)

@@ -6,7 +6,7 @@ import torch
 import geosparse as gs
 from geosparse.ops import SELECTORS
 from geosparse.plan.byte_budget import Market
-from geosparse.plan.cost_model import TokenBytes, dense_bytes, layer_bytes, plan_bytes, shared_rows, split_bytes
+from geosparse.plan.cost_model import TokenBytes, dense_bytes, layer_bytes, shared_rows, split_bytes
 from geosparse.plan.policies import POLICIES
 
 from ..synthetic import synthetic
@@ -40,7 +40,7 @@ def test_bytes_are_within_the_budget_and_more_cost_less(policy, share_kv):
     damages = []
     for fraction in (0.4, 0.6, 0.8):
         plan = gs.make_plan(source, bytes_read=fraction * dense, policy=policy, share_kv=share_kv)
-        read = plan_bytes(plan, [512] * 3)
+        read = split_bytes(plan.n_keep, plan.selector_places, 2, [512] * 3, TokenBytes(8, 8), share_kv)
         assert read == pytest.approx(plan.predicted["bytes"])
         assert 0.85 * fraction * dense < read <= fraction * dense
         damages.append(plan.predicted["damage"])

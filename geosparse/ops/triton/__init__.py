@@ -7,9 +7,10 @@ from functools import lru_cache
 
 import torch
 
+from ..buffers import zeros
 from ..call import AttentionCall, HeadRules, as_function
 from ..cpu.decode import value_sum_of
-from ..key_index import index_of
+from ..key_index import PAGE, WIDTH, index_of
 from ..selectors import needs_index, rules_of
 from ..spec import Attended, Keep, per_head
 from ..tails import MEAN_FRACTION
@@ -110,10 +111,10 @@ def _indexed(keys: Keys, first: tuple[int, ...]) -> Keys:
     if index.low.dim() == 4:
         return keys._replace(low=index.low, high=index.high, codes=index.codes)
     batch, kv_heads = keys.key.shape[:2]
-    empty = keys.first.new_zeros(batch, kv_heads, 1, 16, dtype=torch.float16)
-    return keys._replace(
-        low=empty, high=empty, codes=keys.first.new_zeros(batch, kv_heads, 1, 2, 16, 4, dtype=torch.uint8)
-    )
+    width, device = -(-keys.key.shape[-1] // WIDTH) * WIDTH, keys.key.device
+    empty = zeros((batch, kv_heads, 1, width), torch.float16, device)
+    codes = zeros((batch, kv_heads, 1, width // 8, PAGE, 4), torch.uint8, device)
+    return keys._replace(low=empty, high=empty, codes=codes)
 
 
 def _value_sum(value: torch.Tensor, span: Span) -> torch.Tensor:

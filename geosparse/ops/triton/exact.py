@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import torch
 
+from ..buffers import empty, numbers, zeros
 from ..call import AttentionCall, HeadRules
 from ..spec import Attended, per_head
 from ..tails import MEAN_FRACTION, TAIL_RULES, TAILS
+from .launch import launch
 from .library import precision
-from .stages import launch, width_of
+from .stages import width_of
 
 ROWS, WIDE_ROWS = 64, 32  # queries of a program; of one with more than 128 channels, for the sake of shared memory
 TILE = 64  # keys of a step
@@ -44,9 +46,9 @@ def exact_prefill(
     device = query.device
     rows = rows or (ROWS if max(dim, value_dim) <= 128 else WIDE_ROWS)
     query, key, value = (part if part.stride(-1) == 1 else part.contiguous() for part in (query, key, value))
-    starts = torch.tensor(list(first), dtype=torch.int32, device="cpu").to(device)
+    starts = numbers(list(first), torch.int32, device)
     words = per_head(rules.tail, heads)
-    tails = torch.tensor([TAILS.index(word) for word in words], dtype=torch.int32, device="cpu").to(device)
+    tails = numbers([TAILS.index(word) for word in words], torch.int32, device)
     budgets = (
         n_keep
         if isinstance(n_keep, torch.Tensor)
@@ -54,19 +56,20 @@ def exact_prefill(
     )
     budgets = budgets.to(device, torch.int32).expand(batch, heads, queries)
     centred = any(MEAN_FRACTION.get(word, 0.0) > 0 for word in words)
-    prefix = _value_prefix(value, first) if centred else value.new_zeros(1, dtype=torch.float32)
-    output = query.new_zeros(batch, heads, queries, value_dim)
+    prefix = _value_prefix(value, first) if centred else zeros((1,), torch.float32, device)
+    output = zeros((batch, heads, queries, value_dim), query.dtype, device)
     blocks = -(-queries // rows)
-    kept = torch.zeros(batch, heads, blocks, dtype=torch.int32, device=device)
+    kept = zeros((batch, heads, blocks), torch.int32, device)
     each = batch * heads * rows * room * 4
     together = max(1, min(blocks, SCRATCH_BYTES // each))
-    scratch = query.new_empty(together * each // 4, dtype=torch.float32)
+    scratch = empty((together * each // 4,), torch.float32, device)
     codes = key if coded is None else coded
     for start in range(0, blocks, together):
         launch(
             attend_exactly, (min(together, blocks - start), batch * heads),
-            query, key, value, codes, starts, budgets, tails, prefix, starts if sink is None else sink, scratch, output,
-            kept, start, queries, keys, scaling, softcap or 1.0,
+            query, key, value, codes, starts, budgets, tails, prefix,
+            starts if sink is None else sink.contiguous(), scratch, output, kept,
+            start, queries, keys, scaling, softcap or 1.0,
             *query.stride()[:3], *key.stride()[:3], *value.stride()[:3], *codes.stride()[:3],
             blocks, prefix.shape[2] if prefix.dim() == 4 else 1, *budgets.stride(),
             KV=kv_heads, G=heads // kv_heads, D=dim, DV=value_dim, DP=width_of(dim), DVP=width_of(value_dim),
@@ -79,7 +82,7 @@ def exact_prefill(
 def _value_prefix(value: torch.Tensor, first: tuple[int, ...]) -> torch.Tensor:
     """Sums of the values before each whole tile, tiles counted from `first` on, fp32 `[B, Hkv, tiles + 1, Dv]`."""
     batch, kv_heads, keys, dim = value.shape
-    sums = value.new_zeros(batch, kv_heads, (keys - min(first)) // TILE + 1, dim, dtype=torch.float32)
+    sums = zeros((batch, kv_heads, (keys - min(first)) // TILE + 1, dim), torch.float32, value.device)
     for row, start in enumerate(first):
         count = (keys - start) // TILE
         if count > 0:

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 
 import torch
 
+from ..buffers import empty, numbers, zeros
 from ..call import AttentionCall
 from ..spec import Attended
+from .launch import launch
 from .library import precision
-from .stages import launch, width_of
+from .stages import width_of
 
 TILE = 64  # key blocks whose bounds a program scores
 
@@ -31,15 +33,15 @@ def block_prefill(call: AttentionCall, wanted: Sequence[int], block: int) -> Att
     scaling, softcap, sink = call.terms
     (batch, heads, queries, dim), (_, kv_heads, keys, value_dim) = query.shape, value.shape
     first = call.span.starts(batch)
-    starts = torch.tensor(list(first), dtype=torch.int32, device="cpu").to(query.device)
+    starts = numbers(list(first), torch.int32, query.device)
     low, high = _bounds(key, first, block)
     query, key, value = (part if part.stride(-1) == 1 else part.contiguous() for part in (query, key, value))
     picks, counts = _choose(query, low, high, starts, keys, wanted, block)
-    output = query.new_zeros(batch, heads, queries, value_dim)
+    output = zeros((batch, heads, queries, value_dim), query.dtype, query.device)
     query_blocks = counts.shape[-1]
     launch(
         attend_blocks, (query_blocks, batch * heads),
-        query, key, value, starts, picks, counts, starts if sink is None else sink, output,
+        query, key, value, starts, picks, counts, starts if sink is None else sink.contiguous(), output,
         queries, keys, scaling, softcap or 1.0, *query.stride()[:3], *key.stride()[:3], *value.stride()[:3],
         query_blocks, picks.shape[-1],
         KV=kv_heads, G=heads // kv_heads, D=dim, DV=value_dim, DP=width_of(dim), DVP=width_of(value_dim),
@@ -62,7 +64,7 @@ def _choose(
 
     (batch, heads, queries, dim), (_, kv_heads, key_blocks, _) = query.shape, low.shape
     query_blocks = -(-queries // block)
-    scores = query.new_empty(batch, kv_heads, query_blocks, key_blocks, dtype=torch.float32)
+    scores = empty((batch, kv_heads, query_blocks, key_blocks), torch.float32, query.device)
     launch(
         score_blocks, (batch * kv_heads, query_blocks, -(-key_blocks // TILE)),
         query, low, high, first, scores,
@@ -82,7 +84,8 @@ def _choose(
 def _bounds(key: torch.Tensor, first: Sequence[int], block: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Smallest and largest key per channel of each whole block `[B, Hkv, Sb, D]`, blocks counted from `first` on."""
     batch, kv_heads, keys, dim = key.shape
-    low, high = key.new_zeros(2, batch, kv_heads, max(1, (keys - min(first)) // block), dim).unbind()
+    shape = (2, batch, kv_heads, max(1, (keys - min(first)) // block), dim)
+    low, high = zeros(shape, key.dtype, key.device).unbind()
     for start in set(first):
         rows = [row for row, other in enumerate(first) if other == start] if len(set(first)) > 1 else slice(None)
         count = (keys - start) // block

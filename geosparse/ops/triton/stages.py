@@ -7,13 +7,12 @@ The stages are also operators of torch, `torch.ops.geosparse_triton.NAME`, for g
 
 from __future__ import annotations
 
-import sys
-from typing import Any
-
 import torch
 
+from ..buffers import empty
 from ..key_index import PAGE
 from ..selectors.sink_recent import SINKS
+from .launch import launch
 from .library import mixed_precision, precision, shares
 
 SEGMENT = 512
@@ -45,7 +44,7 @@ def score_pages(
     from .kernels.bounds import score_bounds
 
     (batch, heads, dim), kv_heads = query.shape, low.shape[1]
-    scores = query.new_empty(1 + mean, batch, heads, page_room(capacity), dtype=torch.float32)
+    scores = empty((1 + mean, batch, heads, page_room(capacity)), torch.float32, query.device)
     query = _unit(query)
     programs = shares(query.device, batch * kv_heads, _ceil(scores.shape[-1], 16))
     launch(
@@ -87,7 +86,7 @@ def score_tokens(
 
     (batch, heads, dim), kv_heads = query.shape, key.shape[1]
     room = _padded(key.shape[2]) if pages is None else pages.shape[-1] * PAGE
-    scores = query.new_empty(batch, heads, room, dtype=torch.float32)
+    scores = empty((batch, heads, room), torch.float32, query.device)
     query, key = _unit(query), _unit(key)
     index = query[None] if low is None else low
     coded = query if codes is None else codes.view(torch.int32)
@@ -129,7 +128,7 @@ def select(
     from .kernels.threshold import find_threshold
 
     batch, heads, row = scores.shape
-    chosen = first.new_empty(2, batch, heads)
+    chosen = empty((2, batch, heads), torch.int32, scores.device)
     rows = PAGES if factor else TOKENS if count is None else LISTED
     launch(
         find_threshold, (batch * heads,),
@@ -168,10 +167,10 @@ def list_pages(
 
     batch, heads, row = scores.shape[1:]
     group = heads // kv_heads
-    pages = first.new_empty(batch, kv_heads, row)
-    words = torch.empty_like(pages)
-    count = first.new_empty(batch, kv_heads)
-    rest = scores.new_empty(2, batch, heads, 1)
+    device = scores.device
+    pages, words = (empty((batch, kv_heads, row), torch.int32, device) for _ in range(2))
+    count = empty((batch, kv_heads), torch.int32, device)
+    rest = empty((2, batch, heads, 1), torch.float32, device)
     launch(
         kernels.list_pages, (batch * kv_heads,),
         scores[0], scores[-1], first, length, chosen[0], chosen[1], served, pages, words, count, rest[0], rest[1],
@@ -214,10 +213,10 @@ def list_tokens(
     heads, batch = served.shape[0], first.shape[0]
     group = heads // kv_heads
     segments = _ceil(capacity, SEGMENT)
-    tokens = first.new_empty(batch, kv_heads, segments, SEGMENT)
-    words = torch.empty_like(tokens)
-    count = first.new_empty(batch, kv_heads, segments)
-    mass = first.new_empty(2, batch, heads, segments, dtype=torch.float32)
+    device = first.device
+    tokens, words = (empty((batch, kv_heads, segments, SEGMENT), torch.int32, device) for _ in range(2))
+    count = empty((batch, kv_heads, segments), torch.int32, device)
+    mass = empty((2, batch, heads, segments), torch.float32, device)
     launch(
         kernels.list_tokens, (batch * kv_heads, segments),
         mass if scores is None else scores, first, length, *((first, first) if chosen is None else chosen.unbind()),
@@ -274,7 +273,8 @@ def attend(
 
     (batch, heads, dim), (_, kv_heads, keys, value_dim) = query.shape, value.shape
     group = heads // kv_heads
-    output, kept = query.new_empty(batch, heads, value_dim), first.new_empty(batch, heads)
+    device = query.device
+    output, kept = empty((batch, heads, value_dim), query.dtype, device), empty((batch, heads), torch.int32, device)
     query, key, value = _unit(query), _unit(key), _unit(value)
     paged = chosen is not None
     kind = EVERY if entries is None else LISTED if paged else SEGMENTS
@@ -282,10 +282,10 @@ def attend(
     parts = (
         count.shape[-1] if segmented and count is not None else shares(key.device, batch * kv_heads, _ceil(keys, 64))
     )
-    sums = query.new_empty(batch, heads, parts, value_dim, dtype=torch.float32)
-    plain = torch.empty_like(sums) if even else sums
-    maxima, totals, near_max, near_sum = query.new_empty(4, batch, heads, parts, dtype=torch.float32).unbind()
-    counts = first.new_empty(batch, heads, parts)
+    sums = empty((batch, heads, parts, value_dim), torch.float32, device)
+    plain = empty(sums.shape, torch.float32, device) if even else sums
+    maxima, totals, near_max, near_sum = empty((4, batch, heads, parts), torch.float32, device).unbind()
+    counts = empty((batch, heads, parts), torch.int32, device)
     near = paged and far is not None
     scored = maxima if scores is None else scores
     launch(
@@ -304,24 +304,12 @@ def attend(
     launch(
         combine_parts, (batch * heads,),
         sums, plain, maxima, totals, counts, near_max, near_sum, *((maxima, maxima) if far is None else far.unbind()),
-        tails, tails if sink is None else sink, sums if value_sum is None else value_sum, first, length, output, kept,
-        parts, 0 if far is None else far.shape[-1],
+        tails, tails if sink is None else _unit(sink), sums if value_sum is None else value_sum, first, length,
+        output, kept, parts, 0 if far is None else far.shape[-1],
         HEADS=heads, G=group, DV=value_dim, DVP=width_of(value_dim),
         REST=near, FAR=far is not None, SUNK=sink is not None, MEAN=value_sum is not None, EVEN=even, BLOCK=16,
     )  # fmt: skip
     return output, kept
-
-
-def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
-    """Run `kernel`; not on tensors without data, on which a stage only says what shapes it makes."""
-    if not any(has_no_data(arg) for arg in args):
-        kernel[grid](*args, **constants)
-
-
-def has_no_data(arg: Any) -> bool:
-    """Whether `arg` is one of torch's fake tensors; their module is heavy and loaded by whoever makes one."""
-    fake = sys.modules.get("torch._subclasses.fake_tensor")
-    return fake is not None and isinstance(arg, fake.FakeTensor)
 
 
 def page_room(capacity: int) -> int:

@@ -24,7 +24,11 @@ class OffloadedLayer(GrowingLayer):
     """A GrowingLayer at home in host memory, pinned where the device is a GPU."""
 
     def __init__(self, hot_pages: int) -> None:
-        """Args: pages per KV head and batch row on the device."""
+        """An empty layer.
+
+        Args:
+            hot_pages: Pages per KV head and batch row on the device.
+        """
         self.pages = HotPages(hot_pages)
         self._device: torch.device | None = None
         super().__init__()

@@ -31,8 +31,13 @@ class SparseCache(DynamicCache):  # type: ignore[misc]
     """
 
     def __init__(self, config: Any, hot_pages: int | None = None) -> None:
-        """Args: the config of the model, which says which layers slide; where keys and values are to live in host
-        memory, the pages per layer and KV head that stay on the device, those read last (`offload`)."""
+        """An empty cache.
+
+        Args:
+            config: Of the model; it says which layers slide.
+            hot_pages: Keys and values live in host memory, and as many pages per layer and KV head, those read last,
+                stay on the device (see `offloaded`); None: all stay on the device.
+        """
         super().__init__(config=config)
         self.hot_pages = hot_pages
         grow_in_place_(self, dense=True)

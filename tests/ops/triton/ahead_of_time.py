@@ -77,7 +77,7 @@ def main():
         heads = 2 * group
         layer = LayerBuffers(VisibleRows.of([0, 0], [50, 60], "cpu"), 4096, 2, dim, dim, dtype)
         layer.append(torch.zeros(2, 2, 1, dim, dtype=dtype), torch.zeros(2, 2, 1, dim, dtype=dtype))
-        buffers.encode_index(layer.key, layer.low, layer.high, layer.codes, *layer.rows)
+        buffers.encode_index(layer.key, layer.low, layer.high, layer.codes, *layer.rows.ends)
         query, budgets = torch.zeros(2, heads, dim, dtype=dtype), torch.ones(1, heads, dtype=torch.int32)
         softcap, sink = (5.0, torch.zeros(heads)) if terms else (None, None)
         for selector, tail in product(selectors, TAILS):

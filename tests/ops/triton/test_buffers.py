@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from geosparse.errors import GeosparseError
 from geosparse.ops import KeyIndex, Span, reference_attention
 from geosparse.ops.triton.buffers import LayerBuffers, VisibleRows
 from geosparse.ops.triton.decode import decode, dense, passes_of
@@ -64,3 +65,35 @@ def test_decode_of_a_growing_context(selector, tail):
         query[:, :, None], key, value, [60] * 6, tail="drop", scaling=0.1, mask=Span((0, 30))
     ).output[:, :, 0]
     assert (dense(query, buffers.keys, 0.1) - plain).abs().max() <= allowed
+
+
+def test_full_buffers_are_refused():
+    rows = VisibleRows.of([0, 2], [7, 9], DEVICE)
+    with pytest.raises(GeosparseError, match="up to 9 tokens, and the buffers hold 8"):
+        LayerBuffers(rows, 8, 2, 32, 32, torch.float32)
+    layers = [LayerBuffers(rows, capacity, 2, 32, 32, torch.float32) for capacity in (30, 10)]
+    rows.advance_()
+    for layer in layers:
+        layer.append(torch.ones(2, 2, 1, 32, device=DEVICE), torch.ones(2, 2, 1, 32, device=DEVICE))
+    with pytest.raises(GeosparseError, match="hold 10 tokens and are full"):
+        rows.advance_()
+    assert rows.length.tolist() == [8, 10]
+    rows.restart_()
+    rows.advance_()
+    assert rows.length.tolist() == [8, 10]
+
+
+def test_a_replayed_step_stays_within_the_buffers():
+    """A CUDA graph repeats what was done on the device; the number that is kept in Python stays behind."""
+    rows = VisibleRows.of([0], [8], DEVICE)
+    LayerBuffers(rows, 9, 2, 32, 32, torch.float32)
+    for _ in range(3):
+        rows._longest = 8
+        rows.advance_()
+    assert rows.length.tolist() == [9]
+
+
+@pytest.mark.parametrize(("first", "length"), [([0], [1, 2]), ([-1], [3]), ([4], [3])])
+def test_rows_that_are_none_are_refused(first, length):
+    with pytest.raises(GeosparseError, match="Expected rows that start at 0 or later"):
+        VisibleRows.of(first, length, DEVICE)

@@ -17,7 +17,7 @@ pytestmark = needs_kernels
 def kept(scores, budgets, first, length):
     """`[B, Hq, R]` bool: what `select` says of rows of scores that count from `first`."""
     rows = VisibleRows.of(first, length, DEVICE)
-    least, last = stages.select(scores, budgets, *rows, 1)
+    least, last = stages.select(scores, budgets, *rows.ends, 1)
     bits = torch.where(scores == 0, 0.0, scores).view(torch.int32)
     order = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
     place = torch.arange(scores.shape[-1], device=DEVICE)
@@ -62,8 +62,8 @@ def test_pages_are_listed_once_with_the_heads_that_chose_them():
     scores = torch.tensor([[[5.0, 1.0, 4.0, 0.0, 0.0], [0.0, 2.0, 4.0, 0.0, 9.0]]], device=DEVICE)[None]
     rows, served = VisibleRows.of([0], [83], DEVICE), torch.ones(2, dtype=torch.int32, device=DEVICE)
     budgets = torch.tensor([[32, 17]], dtype=torch.int32, device=DEVICE)
-    chosen = stages.select(scores[0], budgets, *rows, 1, 1)
-    pages, words, count, _ = stages.list_pages(scores, chosen, *rows, served, 1)
+    chosen = stages.select(scores[0], budgets, *rows.ends, 1, 1)
+    pages, words, count, _ = stages.list_pages(scores, chosen, *rows.ends, served, 1)
     assert int(count) == 4
     assert pages[0, 0, :4].tolist() == [0, 2, 4, 5]
     assert words[0, 0, :4].tolist() == [0b01, 0b11, 0b10, 0b11]
