@@ -119,13 +119,16 @@ def test_the_whole_chain_as_text(run, tmp_path):
     ("line", "keys"),
     [
         ("profile model --text book.txt --length 64 --windows 2 --out {}/p.safetensors", {"budgets", "nll", "out"}),
-        ("plan p.safetensors --mean-keep 3 --policy permuted --tail drop --seed 5 --out {}/q.json", {"n_keep", "out"}),
+        (
+            "plan p.safetensors --mean-keep 3 --policy permuted --tail drop --seed 5 --out {}/q.json",
+            {"n_keep", "out", "path"},
+        ),
         ("plan p.safetensors --density 0.1 --out {}/q.json", {"budget", "n_keep", "out"}),
         ("plan p.safetensors --bytes 9000 --out {}/q.json", {"predicted", "selectors", "out"}),
         (
             "plan p.safetensors --tolerance 5 --model model --text book.txt --verify-text verify.txt --windows 4 "
             "--out {}/q.json",
-            {"verified", "n_keep"},
+            {"verified", "n_keep", "out", "path", "path_reason"},
         ),
         ("plan --diff plan.json plan.json", {"settings", "change", "rank_correlation", "most_changed"}),
         ("inspect plan.json", {"n_keep", "policy"}),

@@ -80,17 +80,21 @@ def run(options: Options) -> None:
         raise GeosparseError("--robust and --specialised exclude each other: give one of the two.")
     chosen["robust"] = not options.specialised
     profile = Profile.load(options.profile)
+    ran: dict[str, str | None] = {"path": None, "path_reason": "no model was run"}
     if options.tolerance is None:
         plan = make_plan(profile, options.mean_keep, bytes_read=options.bytes, **chosen)
     else:
-        plan = _within_tolerance(options, profile, chosen)
+        plan, ran = _within_tolerance(options, profile, chosen)
     plan.save(options.out)
     data, text = describe_plan(plan)
+    data |= ran
     show(options, data | {"out": str(options.out)}, f"{text}\nWrote {options.out}.")
 
 
-def _within_tolerance(options: Options, profile: Profile, chosen: dict[str, Any]) -> Plan:
+def _within_tolerance(options: Options, profile: Profile, chosen: dict[str, Any]) -> tuple[Plan, dict[str, str | None]]:
+    """The plan, and what served the attention while it was searched for."""
     from ...hf.loading import load_model
+    from ...measure.loss import served
     from ...measure.tolerance import plan_within
     from ...plan.make_plan import make_plan
     from ...text import load_texts, token_windows
@@ -115,7 +119,7 @@ def _within_tolerance(options: Options, profile: Profile, chosen: dict[str, Any]
     mention_missing_kernels("cpu")
     profile.check(model)
     length, count = request["length"], request["windows"]
-    return plan_within(
+    plan = plan_within(
         model,
         lambda mean_keep: make_plan(profile, mean_keep, **chosen),
         options.tolerance,
@@ -124,6 +128,7 @@ def _within_tolerance(options: Options, profile: Profile, chosen: dict[str, Any]
         show_progress=True,
         say=say,
     )
+    return plan, dict(served(model, plan))
 
 
 def _diff(options: Options) -> None:
