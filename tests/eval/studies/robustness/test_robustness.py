@@ -6,7 +6,7 @@ import pytest
 
 import geosparse as gs
 from eval.studies.robustness.__main__ import main
-from eval.studies.robustness.plans import PLANS, RELATED, Study, left_out
+from eval.studies.robustness.plans import PLANS, RELATED, RobustnessStudy, left_out
 from eval.studies.robustness.table import RATIO, SLACK, describe, summarised
 from eval.studies.robustness.texts import WITHOUT_DATA, texts_of
 from geosparse.text.kinds import KINDS, kind_text
@@ -35,7 +35,7 @@ def test_further_texts_by_name(tmp_path):
 def test_a_plan_that_leaves_out_what_is_related_to_the_text():
     assert all(set(kinds) <= set(KINDS) for kinds in RELATED.values())
     profile = of_kinds(("text", "builtin:logs", "builtin:languages"), lengths=(64,) * 3)
-    study = Study(None, None, profile, {}, 64, 1)
+    study = RobustnessStudy(None, None, profile, {}, 64, 1)
     assert left_out(study, 8, "access log").kinds.keys() == {"text", "builtin:languages"}
     assert left_out(study, 8, "german").kinds.keys() == {"text", "builtin:logs"}
     assert PLANS["robust"](study, 8, "german").kinds.keys() == {"text", "builtin:logs", "builtin:languages"}
@@ -67,7 +67,7 @@ def test_the_command_resumes(tmp_path, capsys, monkeypatch):
     first = json.loads(out.read_text())
     assert first["rows"].keys() == {"uniform 4", "robust 4"}
     assert len(first["rows"]["robust 4"]["logs"]) == 1
-    monkeypatch.setattr(Study, "excess", lambda *arguments: pytest.fail("what is done is not run again"))
+    monkeypatch.setattr(RobustnessStudy, "excess", lambda *arguments: pytest.fail("what is done is not run again"))
     assert main([*line.split(), "--mean-keep", "4", "--plans", "uniform,robust", "--out", str(out)]) == 0
     assert json.loads(out.read_text())["rows"] == first["rows"]
     assert "kinds not held" in capsys.readouterr().out
