@@ -18,8 +18,10 @@ import torch
 
 import geosparse as gs
 from geosparse.hf.interface import ATTRIBUTE
-from geosparse.ops import SELECTORS, TAILS, Selector, Tail
+from geosparse.ops import SELECTORS, TAILS, AttentionCall, Selector, Tail
+from geosparse.ops.dispatch import SERVING_PATHS
 from geosparse.ops.selectors import fits
+from geosparse.sparsify.attention import SERVERS
 from geosparse.utils.console import Parser, json_text, run_command
 from geosparse.utils.files import check_writable, write_json
 from geosparse.utils.provenance import versions
@@ -94,12 +96,12 @@ class _ByReference:
     """A handler whose attention is the fp64 reference."""
 
     def __init__(self, handler: Any) -> None:
-        handler.path = "reference"
+        handler.servers = SERVERS | {"selected": SERVING_PATHS["reference"]}
         self.handler = handler
 
-    def __call__(self, module: Any, query: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        output: torch.Tensor = self.handler(module, query, *args, **kwargs)
-        return output.to(query.dtype)
+    def __call__(self, module: Any, call: AttentionCall) -> torch.Tensor:
+        output: torch.Tensor = self.handler(module, call)
+        return output.to(call.query.dtype)
 
 
 @contextmanager

@@ -13,6 +13,8 @@ import torch
 from .key_index import PAGE
 from .modes import lasting
 
+NOTE = "_geosparse_pages"  # the attribute of keys that says which pages are on the device
+
 
 class Resident(NamedTuple):
     """Tokens on the device: keys `[B, Hkv, U, D]`, values `[B, Hkv, U, Dv]`, places `[B, Hkv, U]` (-1: no token)."""
@@ -122,9 +124,9 @@ class HotPages:
 
 def remember_pages(key: torch.Tensor, pages: HotPages) -> None:
     """Say, on the tensor itself, that the home of `key` is host memory and which pages are on the device."""
-    key._geosparse_pages = pages  # type: ignore[attr-defined]
+    setattr(key, NOTE, pages)
 
 
 def pages_of(key: torch.Tensor) -> HotPages | None:
     """What `remember_pages` said of this very tensor; None for keys that are on the device altogether."""
-    return getattr(key, "_geosparse_pages", None)
+    return getattr(key, NOTE, None)

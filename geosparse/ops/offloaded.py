@@ -7,7 +7,7 @@ import torch
 from ..errors import GeosparseError
 from .call import AttentionCall, HeadRules
 from .cpu import value_sum_of
-from .hot_pages import HotPages, Resident
+from .hot_pages import Resident, pages_of
 from .key_index import index_of
 from .selectors import SELECTORS, SelectorView, choose, fits, needs_index, reads_codes
 from .spec import Attended, Selectors, Tails, keep_tensor, per_head
@@ -23,18 +23,20 @@ def reads_every_key(selectors: Selectors, tails: Tails, heads: int) -> bool:
     return any(SELECTORS[name].reads_every_key or not fits(name, tail) for name, tail in pairs)
 
 
-def attend_offloaded(call: AttentionCall, rules: HeadRules, pages: HotPages) -> Attended:
+def attend_offloaded(call: AttentionCall, rules: HeadRules) -> Attended:
     """`reference_attention` of one query per row in fp32; of the keys and values only some pages are read.
 
     Args:
-        call: The query on the device, keys and values in host memory; its mask is a Span without a window, or None.
+        call: The query on the device, keys and values in host memory, with pages noted on the keys (`remember_pages`);
+            its mask is a Span without a window, or None.
         rules: Without a selector that `reads_every_key`.
-        pages: The device's copies.
 
     Raises:
         GeosparseError: Autograd is to go through it.
     """
     query, key, value, span = call.query, call.key, call.value, call.span
+    pages = pages_of(key)
+    assert pages is not None
     scaling, softcap, sink = call.terms
     if call.needs_gradient:
         raise GeosparseError(

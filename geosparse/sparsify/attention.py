@@ -11,12 +11,13 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
+from ..hf.call import call_of
 from ..hf.dense import attend_dense
 from ..hf.interface import register
-from ..ops import Attended, AttentionCall, HeadRules, Selectors, attend, needs_index, visible_rows
+from ..ops import AttentionCall, HeadRules, Selectors, attend, needs_index, visible_rows
 from ..ops.call import CAUSAL
 from ..ops.dispatch import SERVING_PATHS
-from ..ops.hot_pages import HotPages
+from ..ops.hot_pages import NOTE
 from ..ops.offloaded import attend_offloaded, reads_every_key
 from ..ops.selectors import EXACT, rules_of
 from ..ops.spec import per_head
@@ -66,7 +67,7 @@ class SparseAttention:
         self.receipt = receipt
         self.prefill = prefill
         self.dense_below = dense_below
-        self.path = attend if path == "auto" else SERVING_PATHS[path]
+        self.servers = SERVERS if path == "auto" else SERVERS | {"selected": SERVING_PATHS[path]}
         heads = len(rules.n_keep)
         self._paged = needs_index(rules.selector)
         self._exact = rules._replace(selector=_without_index(rules.selector, heads)) if self._paged else rules
@@ -84,7 +85,7 @@ class SparseAttention:
         """Sparse attention `[B, Hq, T, Dv]`."""
         if torch.compiler.is_compiling():
             if call.needs_gradient:
-                return self._outside(self.serve, call)
+                return self._outside(self._serve_given, call)
             return attend_compiled(self._number, call)
         return self.serve(call)
 
@@ -100,14 +101,16 @@ class SparseAttention:
         if mode != "offloaded" and key.device != query.device:
             call = call._replace(key=call.key.to(query.device), value=call.value.to(query.device))
         visible = visible_rows(CAUSAL if mask is None else mask, len(query), queries, keys, query.device)
-        result = SERVERS[mode](self, call, visible)
-        if why:
-            self.receipt.count_otherwise(self.layer, visible, None if mode == "dense" else result.kept, mode, why)
-        else:
-            self.receipt.count(self.layer, visible, result.kept)
-        return result.output
+        rules = self.rules if mode in UNSELECTED else self._rules_at(call, visible)
+        output, kept = self.servers[mode](call, rules)
+        self.receipt.record(self.layer, visible, kept, mode, why)
+        return output
 
-    def rules_at(self, call: AttentionCall, visible: torch.Tensor) -> HeadRules:
+    def _serve_given(self, call: AttentionCall) -> torch.Tensor:
+        """`serve` of a call that was read inside of a graph, where a mask stays as the model gave it."""
+        return self.serve(call_of(*call[:3], call.mask, call.terms, call.window))
+
+    def _rules_at(self, call: AttentionCall, visible: torch.Tensor) -> HeadRules:
         """The rules for a call: N by what its queries see, and selectors without an index where pages have no start."""
         rules, mask = self.rules, call.mask
         if self._paged and (rules.window is not None or isinstance(mask, torch.Tensor)):
@@ -130,7 +133,7 @@ class SparseAttention:
             return Served("block", "prefill is in blocks")
         if queries == 1 and keys < self.dense_below:
             return Served("dense", f"below {self.dense_below} tokens that is faster here")
-        if pages_of(call.key) is None or graph:
+        if graph or getattr(call.key, NOTE, None) is None:
             return SELECTED
         if self._every_key or call.bias is not None or isinstance(call.mask, torch.Tensor):
             self.receipt.note(self.layer, "read as a whole in spite of offloading", "a head scores every key")
@@ -151,35 +154,21 @@ class SparseAttention:
 SELECTED = Served("selected")
 
 
-def _selected(layer: SparseAttention, call: AttentionCall, visible: torch.Tensor) -> Attended:
-    return layer.path(call, layer.rules_at(call, visible))
+def _dense(call: AttentionCall, rules: HeadRules) -> tuple[torch.Tensor, None]:
+    """Dense attention, which keeps all that is visible."""
+    return attend_dense(call), None
 
 
-def _offloaded(layer: SparseAttention, call: AttentionCall, visible: torch.Tensor) -> Attended:
-    pages = pages_of(call.key)
-    assert pages is not None
-    return attend_offloaded(call, layer.rules_at(call, visible), pages)
+Server = Callable[[AttentionCall, HeadRules], tuple[torch.Tensor, torch.Tensor | None]]
 
-
-def _dense(layer: SparseAttention, call: AttentionCall, visible: torch.Tensor) -> Attended:
-    return Attended(attend_dense(call), visible.sum().expand(call.query.shape[1]))
-
-
-def _block(layer: SparseAttention, call: AttentionCall, visible: torch.Tensor) -> Attended:
-    return attend_blocks(call, layer.rules)
-
-
-SERVERS: dict[Mode, Callable[[SparseAttention, AttentionCall, torch.Tensor], Attended]] = {
-    "selected": _selected,
-    "offloaded": _offloaded,
+# Mode -> what serves it: the output `[B, Hq, T, Dv]` and the tokens kept per head, None for all that are visible.
+SERVERS: dict[Mode, Server] = {
+    "selected": attend,
+    "offloaded": attend_offloaded,
     "dense": _dense,
-    "block": _block,
+    "block": attend_blocks,
 }
-
-
-def pages_of(key: torch.Tensor) -> HotPages | None:
-    """The device's copies of pages of offloaded keys, which their cache noted on them."""
-    return getattr(key, "_geosparse_pages", None)
+UNSELECTED: frozenset[Mode] = frozenset({"dense", "block"})  # modes that take the budgets as they are, or none
 
 
 def _without_index(selectors: Selectors, heads: int) -> list[str]:

@@ -66,6 +66,15 @@ class Receipt:
             self._pending_rows = 0
             self._totals = torch.zeros(4, *self._budgets.n_keep.shape, dtype=torch.int64, device="cpu")
 
+    def record(
+        self, layer: int, visible_rows: torch.Tensor, kept: torch.Tensor | None, mode: str, why: str = ""
+    ) -> None:
+        """Add one attention call: by the plan, or where there is a `why` as `count_otherwise`; else as there."""
+        if why or kept is None:
+            self.count_otherwise(layer, visible_rows, kept, mode, why)
+        else:
+            self.count(layer, visible_rows, kept)
+
     def count(self, layer: int, visible_rows: torch.Tensor, kept: torch.Tensor) -> None:
         """Add one attention call; nothing is read back from the device before somebody looks.
 

@@ -67,8 +67,9 @@ class Oracle:
         """The summed loss, through this attention; `added` (layer -> tensor) moves a layer's output."""
 
         def handler(layer):
-            def attention(module, query, key, value, attention_mask, **kwargs):
-                self.inputs.setdefault(layer, (query, key, value, kwargs["scaling"], kwargs.get("softcap")))
+            def attention(module, call):
+                inputs = (call.query, call.key, call.value, call.terms.scaling, call.terms.softcap)
+                self.inputs.setdefault(layer, inputs)
                 return self.attend(layer, LENGTH) + self.added.get(layer, 0.0)
 
             return attention

@@ -18,7 +18,7 @@ from geosparse.ops import (
     reference_attention,
     torch_chunked,
 )
-from geosparse.ops.hot_pages import HotPages
+from geosparse.ops.hot_pages import HotPages, remember_pages
 from geosparse.ops.key_index import IndexSlot, KeyIndex, remember_index
 from geosparse.ops.offloaded import attend_offloaded
 from geosparse.ops.selectors import choose
@@ -185,5 +185,6 @@ def test_the_sink_alone_may_have_a_gradient():
 def test_offloaded_pages_have_none_and_say_so():
     query, key, value = inputs(1)
     call = AttentionCall(query.requires_grad_(), key, value, None, None, Terms(1.0))
+    remember_pages(key, HotPages(2))
     with pytest.raises(gs.GeosparseError, match="no gradient"):
-        attend_offloaded(call, HeadRules(N_KEEP, "drop", "lowbit"), HotPages(2))
+        attend_offloaded(call, HeadRules(N_KEEP, "drop", "lowbit"))

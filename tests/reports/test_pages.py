@@ -32,7 +32,8 @@ def strings(path):
 
 @pytest.mark.parametrize("folder", [PACKAGE, ROOT / "eval"], ids=lambda folder: folder.name)
 def test_no_markup_is_written_in_python(folder):
-    modules = sorted(folder.rglob("*.py"))
+    # What `texts.py` writes is read by models, not by people.
+    modules = [path for path in sorted(folder.rglob("*.py")) if path.name != "texts.py"]
     assert modules
     found = [(path.name, text) for path in modules for text in strings(path) if MARKUP.search(text)]
     assert found == []

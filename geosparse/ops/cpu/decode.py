@@ -1,4 +1,8 @@
-"""One query per row over a cache: the arguments of one fused kernel call, put together in a few microseconds."""
+"""One query per row over a cache: the arguments of one fused kernel call, put together in a few microseconds.
+
+The kernel has two callers: fast_call.c, and `pack` for torch older than 2.10, masks with holes, values of another width
+than the keys, and whatever tensors have to be copied or refused by a sentence first.
+"""
 
 from __future__ import annotations
 
