@@ -127,11 +127,13 @@ def _means(profile: Profile) -> Arrays:
 
 
 def _weighted(kinds: Mapping[str, Arrays], losses: Mapping[str, float]) -> Arrays:
-    """The mean over kinds, each error divided by the loss of the uniform plan on its kind."""
-    weight = torch.tensor([1.0 / losses[kind] for kind in kinds], dtype=torch.float64, device="cpu")
-    weight /= weight.sum()
+    """The mean over kinds, each error divided by the loss of the uniform plan on its kind; (g . e)^2 is in nats again,
+    such that the uniform plan loses what it loses on average over kinds."""
+    loss = torch.tensor([losses[kind] for kind in kinds], dtype=torch.float64, device="cpu")
+    weight = (1.0 / loss) / (1.0 / loss).sum()
     stacked = {name: torch.stack([part[name] for part in kinds.values()]) for name in next(iter(kinds.values()))}
     found = {name: torch.einsum("k,k...->...", weight, stacked[name]) for name in WEIGHTED}
+    found["fisher"] *= loss.mean() * (1.0 / loss).mean()
     # The geometry was measured on the text that was given only.
     found |= {name: stacked[name].nanmean(0) for name in METRICS}
     return found | {"signatures": typical(stacked["signatures"])}

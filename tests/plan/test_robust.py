@@ -68,10 +68,11 @@ def test_how_much_a_kind_loses_in_all_does_not_matter():
 
 
 def test_predictions_are_half_the_summed_price():
-    profile = of_kinds(("text", "builtin:code"))
+    profile = of_kinds(("text", "builtin:code"), scales=[1.0, 7.0])
     plan = gs.make_plan(profile, 8, "uniform", "blend50", selector="topn")
     for kind, part in kinds_of(profile).items():
         assert plan.kinds[kind] == pytest.approx(uniform_loss(part, 8), rel=1e-6)
+    assert plan.predicted["damage"] == pytest.approx(sum(plan.kinds.values()) / 2, rel=1e-4)
 
 
 def test_other_lengths_are_moved_as_the_length_with_all_kinds_is():

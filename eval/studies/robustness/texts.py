@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import html.entities
 import inspect
 import json
@@ -14,6 +13,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import torch
 
@@ -42,13 +42,19 @@ def c_headers() -> str:
 
 def entity_page() -> str:
     """HTML: a page with a table of all named entities."""
-    rows = [
-        f'    <tr id="{name.strip(";")}"><td class="glyph">{html.escape(text)}</td><td><code>&amp;{name}</code></td>'
-        f'<td><a href="/unicode/{ord(text[0]):04x}">U+{ord(text[0]):04X}</a></td></tr>'
-        for name, text in html.entities.html5.items()
-        if name.endswith(";")
-    ]
-    return "<html>\n<body>\n  <table>\n" + "\n".join(rows) + "\n  </table>\n</body>\n</html>"
+    page = ElementTree.Element("html")
+    table = ElementTree.SubElement(ElementTree.SubElement(page, "body"), "table")
+    for name, text in html.entities.html5.items():
+        if not name.endswith(";"):
+            continue
+        row = ElementTree.SubElement(table, "tr", id=name.strip(";"))
+        ElementTree.SubElement(row, "td", {"class": "glyph"}).text = f"U+{ord(text[0]):04X}"
+        ElementTree.SubElement(ElementTree.SubElement(row, "td"), "code").text = f"&{name}"
+        ElementTree.SubElement(row, "a", href=f"/unicode/{ord(text[0]):04x}").text = unicodedata.name(
+            text[0], "control"
+        )
+    ElementTree.indent(page)
+    return ElementTree.tostring(page, encoding="unicode", method="html")
 
 
 def characters(separator: str) -> str:
