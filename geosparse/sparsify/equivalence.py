@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -9,7 +10,15 @@ from typing import Any
 
 import torch
 
+from ..errors import GeosparseError
 from ..hf.interface import Handler, install, uninstall
+from ..hf.layers import attention_layers, probe_of
+from ..hf.modes import evaluating
+from ..hf.nonfinite import ADVICE, first_fault
+from ..hf.signature import Remembered
+from ..ops import Budgets, HeadRules
+from .attention import SparseAttention
+from .receipt import Receipt
 
 LEAST = 1e-6
 """Outputs no larger than this are compared absolutely."""
@@ -86,3 +95,42 @@ def reproduce(
 def _remove(hooks: Iterable[Any]) -> None:
     for hook in hooks:
         hook.remove()
+
+
+def _reproduced(model: Any) -> bool:
+    """Hold our attention with every token kept against the model's own on a few tokens, layer by layer.
+
+    This is what notices an architecture, or a release of transformers, that does more in its attention than the
+    interface says.
+    """
+    tokens = probe_of(model)[None]
+    layers = attention_layers(model)
+    unlimited = Budgets(torch.full((len(layers), layers[0].heads), tokens.shape[1], dtype=torch.int64, device="cpu"))
+    receipt = Receipt(unlimited, [layer.name for layer in layers])
+    handlers: dict[torch.nn.Module, Handler] = {
+        layer.module: SparseAttention(index, HeadRules.of(unlimited.of(index), "drop"), receipt)
+        for index, layer in enumerate(layers)
+    }
+    with evaluating(model):
+        logits, errors = reproduce(model, tokens, {layer.module: layer.name for layer in layers}, handlers)
+    if not (bool(torch.isfinite(logits).all()) and all(math.isfinite(error) for error in errors.values())):
+        raise GeosparseError(
+            f"The logits of this {type(model).__name__} are not finite: its weights or its dtype, {layers[0].dtype}, "
+            f"overflow, first at {first_fault(model, tokens)}; {ADVICE}."
+        )
+    # Not a test of rounding but of meaning: another formula is off by far more. Our arithmetic is fp32.
+    eps, single = torch.finfo(layers[0].dtype).eps, torch.finfo(torch.float32).eps
+    allowed = 2000 * single if eps <= single else 32 * eps
+    # Modules that round what they take, to int8 say, make other steps of a difference that is none.
+    rounding = {layer.name: layer.rounding() for layer in layers}
+    for name, error in errors.items():
+        if not error <= allowed + 8 * rounding[name]:
+            raise GeosparseError(
+                f"{type(model).__name__} is not supported: its attention cannot be reproduced through the interface "
+                f"(with every token kept, the output of {name} is off by {100 * error:.2g} %)."
+            )
+    return True
+
+
+check_reproduces = Remembered(_reproduced)
+"""`_reproduced`, remembered for as long as a model's modules, weights and configuration are the same."""

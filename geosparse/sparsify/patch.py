@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -15,18 +14,15 @@ from ..errors import GeosparseError, did_you_mean
 from ..hf.action import device_of_module
 from ..hf.adapters import inner_model
 from ..hf.interface import ATTRIBUTE, Handler, Installation, configs_of, install, installed, uninstall
-from ..hf.layers import AttentionLayer, attention_layers, input_device, probe_of
-from ..hf.modes import evaluating
-from ..hf.nonfinite import ADVICE, first_fault
-from ..hf.signature import Remembered
-from ..ops import SELECTORS, Budgets, HeadRules
+from ..hf.layers import AttentionLayer, attention_layers, input_device
+from ..ops import SELECTORS, HeadRules
 from ..ops.selectors import ECONOMICAL, EXACT
 from ..ops.serving import missing_kernels, serving, warn_once
 from ..ops.spec import per_head
 from ..utils.bounds import check_whole
 from .attention import SparseAttention
 from .break_even import Shape, break_even
-from .equivalence import reproduce
+from .equivalence import check_reproduces
 from .linear import install_products, remove_products
 from .norms import TERMS
 from .receipt import Receipt
@@ -93,7 +89,7 @@ def _sparsify(
     """`sparsify_` of a dense model; an exception may leave it half done."""
     plan.check(model)
     layers = attention_layers(model)
-    _check_dense_budget(model)
+    check_reproduces(model)
     receipt = Receipt(plan.budgets, [layer.name for layer in layers])
     weight = model.get_input_embeddings().weight
     receipt.served_by(serving(weight.device, weight.dtype), missing_kernels(weight.device))
@@ -217,41 +213,3 @@ def sparsified(
     finally:
         if RECORD in model.__dict__:
             restore_(model)
-
-
-def _reproduced(model: Any) -> bool:
-    """Hold our attention with every token kept against the model's own on a few tokens, layer by layer.
-
-    This is what notices an architecture, or a release of transformers, that does more in its attention than the
-    interface says.
-    """
-    tokens = probe_of(model)[None]
-    layers = attention_layers(model)
-    unlimited = Budgets(torch.full((len(layers), layers[0].heads), tokens.shape[1], dtype=torch.int64, device="cpu"))
-    receipt = Receipt(unlimited, [layer.name for layer in layers])
-    handlers: dict[torch.nn.Module, Handler] = {
-        layer.module: SparseAttention(index, HeadRules.of(unlimited.of(index), "drop"), receipt)
-        for index, layer in enumerate(layers)
-    }
-    with evaluating(model):
-        logits, errors = reproduce(model, tokens, {layer.module: layer.name for layer in layers}, handlers)
-    if not (bool(torch.isfinite(logits).all()) and all(math.isfinite(error) for error in errors.values())):
-        raise GeosparseError(
-            f"The logits of this {type(model).__name__} are not finite: its weights or its dtype, {layers[0].dtype}, "
-            f"overflow, first at {first_fault(model, tokens)}; {ADVICE}."
-        )
-    # Not a test of rounding but of meaning: another formula is off by far more. Our arithmetic is fp32.
-    eps, single = torch.finfo(layers[0].dtype).eps, torch.finfo(torch.float32).eps
-    allowed = 2000 * single if eps <= single else 32 * eps
-    # Modules that round what they take, to int8 say, make other steps of a difference that is none.
-    rounding = {layer.name: layer.rounding() for layer in layers}
-    for name, error in errors.items():
-        if not error <= allowed + 8 * rounding[name]:
-            raise GeosparseError(
-                f"{type(model).__name__} is not supported: its attention cannot be reproduced through the interface "
-                f"(with every token kept, the output of {name} is off by {100 * error:.2g} %)."
-            )
-    return True
-
-
-_check_dense_budget = Remembered(_reproduced)

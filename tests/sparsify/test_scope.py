@@ -45,7 +45,7 @@ def broken(*args, **kwargs):
     raise Broken
 
 
-STEPS = ["_check_dense_budget", "Receipt", "rules_of", "_break_even", "SparseAttention", "install", "install_products"]
+STEPS = ["check_reproduces", "Receipt", "rules_of", "_break_even", "SparseAttention", "install", "install_products"]
 
 
 @pytest.mark.parametrize("step", [*STEPS, "hook", "half of the products"])

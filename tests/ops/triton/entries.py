@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from geosparse.ops import TAILS, Span
+from geosparse.ops import TAILS, AttentionCall, Span, Terms
 from geosparse.ops.triton import block_prefill, triton_attention
 from geosparse.ops.triton.buffers import LayerBuffers, VisibleRows
 from geosparse.ops.triton.decode import decode, dense, passes_of
@@ -41,7 +41,8 @@ def attended(queries, selector, tail, first=(0, 9), dtype=torch.float32):
 def blocks():
     """`block_prefill`."""
     query, key, value = normal((2, HEADS, 40, DIM), (2, KV_HEADS, KEYS, DIM), (2, KV_HEADS, KEYS, DIM))
-    return block_prefill(query, key, value, [0, 9], [1, 2], 16, sink=sink(), **TERMS)
+    call = AttentionCall(query, key, value, Span((0, 9)), None, Terms(0.1, 5.0, sink()))
+    return block_prefill(call, [1, 2], 16)
 
 
 def buffered(selector=None, dtype=torch.float32):
