@@ -342,7 +342,7 @@ BAD = [
     ("plan p.safetensors --mean-keep 4", "geosparse plan needs --out"),
     ("plan p.safetensors --mean-keep 4 --robust --specialised --out {}/q", "--specialised exclude each other"),
     ("profile model --text book.txt --text book.txt --out {}/p", "--text names the same text twice: book.txt"),
-    ("score model --text builtin:cod", "Unknown text 'builtin:cod'; did you mean 'code'?"),
+    ("score model --text builtin:cod", "Unknown text 'builtin:cod'; did you mean 'code'"),
     ("plan --mean-keep 4 --out {}/q", "geosparse plan needs PROFILE"),
     ("plan --diff plan.json", "argument --diff: expected 2 arguments"),
     ("plan --diff plan.json none.json", "Cannot read none.json: No such file or directory"),
