@@ -46,6 +46,7 @@ ENTRIES = {
     "eval.studies.geometry.regimes": "options_of",
     "eval.gpu": "main",
     "eval.studies.planner": "main",
+    "eval.studies.robustness": "main",
     "eval.report": "main",
     "eval.run": "main",
     "eval.studies.runtime.drift": "main",
@@ -60,6 +61,7 @@ ENTRIES = {
     "eval.trust.load": "main",
     "eval.trust.mutation": "main",
     "eval.trust.options": "main",
+    "eval.trust.trace": "main",
 }
 """The commands of `eval`, and what takes their command line."""
 LM_EVAL_TEXTS = ("--batch_size",)

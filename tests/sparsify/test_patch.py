@@ -222,6 +222,7 @@ def test_an_unreached_layer_is_noticed():
 
 def test_a_wrong_count_is_noticed(monkeypatch):
     from geosparse import ops
+    from geosparse.sparsify import attention
 
     def lying(call, rules):
         result = ops.attend(call, rules)
@@ -231,7 +232,7 @@ def test_a_wrong_count_is_noticed(monkeypatch):
     plan = varied_plan(model)
     gs.sparsify_(model, plan)
     gs.restore_(model)
-    monkeypatch.setattr("geosparse.sparsify.attention.attend", lying)
+    monkeypatch.setitem(attention.SERVERS, "selected", lying)
     with pytest.raises(gs.GeosparseError, match=r"kept .* tokens where the plan says"), gs.sparsified(model, plan):
         logits(model, tokens(1, 10))
 
