@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import geosparse as gs
+from geosparse.ops.dispatch import SERVING_PATHS
 from geosparse.sparsify import attention
 from tests.tiny import tiny_model, tokens
 
@@ -21,7 +22,7 @@ def test_decoding_step_by_step(monkeypatch, kind, selector):
     plan = gs.Plan.uniform(model, 7, selector=selector, tail="centroid")
 
     def logits(path):
-        monkeypatch.setattr(attention, "best_path", lambda *_: path)
+        monkeypatch.setitem(attention.SERVERS, "selected", SERVING_PATHS[path])
         with torch.no_grad(), gs.sparsified(model, plan) as receipt:
             cache = model(ids[:, :37], attention_mask=seen[:, :37], use_cache=True).past_key_values
             steps = [
