@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .budgets import Budgets, budgets_of_row
-from .spec import Attended, Keep, Selectors, Tails, needs_gradient
+from .spec import Attended, Keep, Selectors, Tails
 from .visibility import Span, Visibility
 
 CAUSAL = Span()
@@ -66,7 +66,12 @@ class AttentionCall(NamedTuple):
     @property
     def needs_gradient(self) -> bool:
         """Whether autograd is to go through the call."""
-        return torch.is_grad_enabled() and needs_gradient(self.query, self.key, self.value, self.bias, self.terms.sink)
+        if not torch.is_grad_enabled():
+            return False
+        if self.query.requires_grad or self.key.requires_grad or self.value.requires_grad:
+            return True
+        bias, sink = self.bias, self.terms.sink
+        return (bias is not None and bias.requires_grad) or (sink is not None and sink.requires_grad)
 
 
 class HeadRules(NamedTuple):

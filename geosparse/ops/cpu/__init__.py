@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -29,14 +28,15 @@ FIRST = (0,)  # key that is not padding
 
 def supports(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor | None) -> bool:
     """Whether `cpu_attention` takes these tensors; autograd and an additive bias stay with the torch path."""
-    tensors = (query, key, value)
-    return (
-        bias is None
-        and all(tensor.device.type == "cpu" and tensor.dtype in DTYPES and type(tensor) in PLAIN for tensor in tensors)
-        and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
-        and query.shape[-1] <= MAX_DIM
-        and library() is not None
-    )
+    if bias is not None or query.shape[-1] > MAX_DIM or library() is None:
+        return False
+    graph = torch.is_grad_enabled()
+    for tensor in (query, key, value):
+        if type(tensor) not in PLAIN or not tensor.is_cpu or tensor.dtype not in DTYPES:
+            return False
+        if graph and tensor.requires_grad:
+            return False
+    return True
 
 
 def attend_cpu(call: AttentionCall, rules: HeadRules) -> Attended:
@@ -46,27 +46,28 @@ def attend_cpu(call: AttentionCall, rules: HeadRules) -> Attended:
     several queries get their scores and outputs from matrix products and everything between from a kernel. Selectors
     without a kernel for that, shared selections, biases and autograd stay with the torch path.
     """
-    batch, heads, queries, _ = call.query.shape
-    words = _kernel_rules(heads, _hashable(rules.tail), _hashable(rules.selector))
-    served = words.decodes if queries == 1 else words.prefills
-    if rules.share_kv or not served or call.bias is not None or (torch.is_grad_enabled() and call.needs_gradient):
+    query, key, _, mask, bias, terms, *_ = call
+    n_keep, tail, selector, share_kv, *_ = rules
+    batch, heads, queries, _ = query.shape
+    one = queries == 1
+    tail, selector = tail if type(tail) is str else tuple(tail), selector if type(selector) is str else tuple(selector)
+    fixed = n_keep if type(n_keep) is tuple else None if isinstance(n_keep, torch.Tensor) else tuple(n_keep)
+    kernel_rules, indexed, decodes, prefills = _handed(heads, batch, tail, selector, fixed, one)
+    if share_kv or not (decodes if one else prefills) or bias is not None or call.needs_gradient:
         return attend_chunked(call, rules)
-    if call.terms.sink is not None:
-        sink = call.terms.sink.detach().float().contiguous()
-        call = call._replace(terms=call.terms._replace(sink=sink))
-    mask = call.mask
-    first = FIRST * batch if mask is None else mask.starts(batch) if isinstance(mask, Span) else ()
-    index = index_of(call.key, first if mask is None else page_starts(mask, batch)) if words.indexed else None
-    budgets = rules.n_keep
-    if isinstance(budgets, torch.Tensor):
-        budgets = keep_tensor(budgets, "cpu")
-        budgets = budgets[..., 0].contiguous() if queries == 1 else budgets
-    else:
-        budgets = _budgets(tuple(budgets), queries == 1)
-    kernel_rules = KernelRules(budgets, words.tails, words.selectors, first)
-    if queries == 1:
+    if terms.sink is not None:
+        call = call._replace(terms=terms._replace(sink=terms.sink.detach().float().contiguous()))
+    if mask is not None:
+        kernel_rules = kernel_rules._replace(first=mask.starts(batch) if isinstance(mask, Span) else ())
+    index = None
+    if indexed:
+        index = index_of(key, kernel_rules.first if mask is None else page_starts(mask, batch))
+    if fixed is None:
+        budgets = keep_tensor(n_keep, "cpu")
+        kernel_rules = kernel_rules._replace(budgets=budgets[..., 0].contiguous() if one else budgets)
+    if one:
         return decode(call, kernel_rules, index)
-    return prefill(call, kernel_rules, None if index is None else index.decoded(call.key.shape[2], call.key.shape[3]))
+    return prefill(call, kernel_rules, None if index is None else index.decoded(key.shape[2], key.shape[3]))
 
 
 def serve_cpu(call: AttentionCall, rules: HeadRules) -> Attended | None:
@@ -77,34 +78,38 @@ def serve_cpu(call: AttentionCall, rules: HeadRules) -> Attended | None:
 cpu_attention = as_function(attend_cpu, "cpu_attention")
 
 
-class _Words(NamedTuple):
-    """The words of a layer's heads as the kernels take them, and what they imply."""
+class _Handed(NamedTuple):
+    """What the kernels are handed for a layer's heads under plain causality, and what their words imply."""
 
-    tails: torch.Tensor  # [Hq] int64 places in TAILS
-    selectors: torch.Tensor  # [Hq] int64 numbers of enum Selector; -1: no kernel
+    rules: KernelRules
     indexed: bool
     decodes: bool  # the kernel for one query serves all heads
     prefills: bool  # the kernels for several queries do
 
 
-def _hashable(words: str | Sequence[str]) -> str | tuple[str, ...]:
-    return words if type(words) is str else tuple(words)
-
-
 @lru_cache(maxsize=4096)
-def _kernel_rules(heads: int, tail: str | tuple[str, ...], selector: str | tuple[str, ...]) -> _Words:
-    """Worked out once; the same few words come back at every token."""
+def _handed(
+    heads: int,
+    batch: int,
+    tail: str | tuple[str, ...],
+    selector: str | tuple[str, ...],
+    n_keep: tuple[int, ...] | None,
+    one: bool,
+) -> _Handed:
+    """Worked out once; the same few words and budgets come back at every token. Without budgets: a tensor has them."""
     tails, selectors = per_head(tail, heads), [SELECTORS[name] for name in per_head(selector, heads)]
     # A head without scores does not know the mass of what it left out.
     known = all(map(fits, per_head(selector, heads), tails))
     decodes = known and all(rule.kernel is not None for rule in selectors)
-    return _Words(
+    budgets = _remembered(list(n_keep or (1,) * heads))
+    rules = KernelRules(
+        budgets[None] if one else budgets[None, :, None],
         _remembered([TAILS.index(name) for name in tails]),
         _remembered([-1 if rule.kernel is None else rule.kernel for rule in selectors]),
-        any(rule.indexed for rule in selectors),
-        decodes,
-        decodes and all(rule.prefill_kernel for rule in selectors),
+        FIRST * batch,
     )
+    prefills = decodes and all(rule.prefill_kernel for rule in selectors)
+    return _Handed(rules, any(rule.indexed for rule in selectors), decodes, prefills)
 
 
 def _remembered(numbers: list[int]) -> torch.Tensor:
@@ -112,13 +117,6 @@ def _remembered(numbers: list[int]) -> torch.Tensor:
     made = buffers.numbers(numbers, torch.int64)
     buffers.check("the rules of the heads", made, torch.int64, (len(numbers),))
     return made
-
-
-@lru_cache(maxsize=4096)
-def _budgets(n_keep: tuple[int, ...], one: bool) -> torch.Tensor:
-    """`n_keep` as a tensor `[1, Hq, 1]`, or `[1, Hq]` for one query; the same few tuples come back at every token."""
-    found = _remembered(list(n_keep))
-    return found[None] if one else found[None, :, None]
 
 
 __all__ = [

@@ -38,7 +38,7 @@ def decode(call: AttentionCall, rules: KernelRules, index: KeyIndex | None) -> A
     """
     query, key, value, mask, _, (scaling, softcap, sink), *_ = call
     in_c = direct()
-    if in_c is not None and not isinstance(mask, torch.Tensor):
+    if in_c is not None and (mask is None or not isinstance(mask, torch.Tensor)):
         first = None
         total: torch.Tensor | None = getattr(value, "_geosparse_value_sum", None)
         if mask is not None and not mask.is_causal:
@@ -47,7 +47,9 @@ def decode(call: AttentionCall, rules: KernelRules, index: KeyIndex | None) -> A
             first, total = buffers.numbers(starts, torch.int64), value_sum_of(value, starts)
         low, high, codes, bits = NO_CODES if index is None else (index.low, index.high, index.codes, index.bits)
         settings = bits, torch.get_num_threads(), scaling, softcap or 0.0
-        result = in_c.decode(query, key, value, *rules[:3], first, total, sink, low, high, codes, *settings)
+        budgets, tails, selectors, _ = rules
+        states = query, key, value, budgets, tails, selectors
+        result = in_c.decode(*states, first, total, sink, low, high, codes, *settings)
         if result is not None:
             return result
     if not key.shape[2] or not query.shape[0]:

@@ -118,8 +118,7 @@ if library() is not None and direct() is not None:
 
 def forget():
     """Let tensors that are made once be made again, under the defaults of the moment."""
-    cpu_module._kernel_rules.cache_clear()
-    cpu_module._budgets.cache_clear()
+    cpu_module._handed.cache_clear()
 
 
 def all_results():
