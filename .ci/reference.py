@@ -102,7 +102,7 @@ def tails_table() -> str:
 
     rows = []
     for name, rule in TAIL_RULES.items():
-        beta = f"{rule.mean_fraction:g}" if rule.gives_all else "-"
+        beta = f"{rule.shares.mean:g}" if rule.shares.gives_all else "-"
         rows.append((_name(name, DEFAULT_TAIL), rule.meaning, beta))
     rows += [(_name(name, DEFAULT_TAIL), meaning, "-") for name, meaning in FAMILY_MEANING.items()]
     return _rows(("name", "where the missing mass goes", "β"), rows)

@@ -15,20 +15,25 @@ from ..hf.identity import ModelIdentity, identify, parse_identity
 from ..ops import SELECTORS, TAIL_FAMILIES, TAILS, Budgets, Selector, Selectors, Tail, Tails, check_tail
 from ..ops.selectors import EXACT, check_installed, fits, shareable
 from ..ops.spec import per_head
+from ..ops.tails import FITTED, TailShares
 from ..utils.bounds import as_whole, check_whole
 from ..utils.files import MAX_COUNT, damaged, dump_json, is_count, is_number, read_json, require, write_json
 from ..utils.provenance import versions
 from .seen import Seen
 
 SCHEMA = "geosparse.plan/1"
+FITTED_SCHEMA = "geosparse.plan/2"
+"""Of plans with a fitted tail, which an older geosparse refuses by it; all others stay readable there."""
 PlanTail = Tail  # or a name in ops.TAIL_FAMILIES
 MAX_GROWTH = 4.0
+MAX_SHARE = 100.0
 MAX_FILE = 8 << 20
 VERIFIED = ("tolerance", "increase", "limit", "windows", "failed")
 """The numbers that every verification has."""
 # Written only where they say something; a file without them is an older plan.
-OPTIONAL = {"head_tails", "head_selectors", "growth", "share_kv", "selector", "verified", "kinds", "seen"}
-DECISIVE = ("n_keep", "tail", "head_tails", "selector", "head_selectors", "growth", "share_kv", "reference_length")
+_PER_HEAD = ("head_tails", "tail_shares", "head_selectors", "growth")
+OPTIONAL = {*_PER_HEAD, "share_kv", "selector", "verified", "kinds", "seen"}
+DECISIVE = ("n_keep", "tail", "selector", *_PER_HEAD, "share_kv", "reference_length")
 """What a model sees of a plan; all else says where it comes from."""
 
 
@@ -38,7 +43,7 @@ class Plan:
 
     Attributes:
         n_keep: `[layers, Hq]` int64, tokens kept per query head at up to `reference_length` visible tokens.
-        tail: What stands for the discarded tokens: one of `ops.TAILS`; "best" or "blend" when heads differ.
+        tail: What stands for the discarded tokens: one of `ops.TAILS`; "best", "blend" or "fitted" when heads differ.
         head_tails: `[layers, Hq]` int64 places in `ops.TAILS`, where `tail` is one of `ops.TAIL_FAMILIES`; else None.
         reference_length: Context length, tokens, at which the budgets were chosen.
         policy: How they were chosen.
@@ -56,6 +61,8 @@ class Plan:
             a plan that was not verified.
         kinds: The kinds of text that its profile saw, and the predicted excess on each, nats per token: half the summed
             (g . e)^2; empty for a plan without a profile.
+        tail_shares: `[layers, Hq, 4]` fp64, the shares of each head's tail in the order of `ops.tails.TailShares`,
+            where `tail` is "fitted"; else None.
         seen: The range of each head's kept mass over the windows of that profile; None for a plan without one.
     """
 
@@ -76,6 +83,7 @@ class Plan:
     verified: dict[str, Any] = field(default_factory=dict)
     kinds: dict[str, float] = field(default_factory=dict)
     seen: Seen | None = None
+    tail_shares: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         """Check everything that does not need the model."""
@@ -85,6 +93,14 @@ class Plan:
         differ = self.tail in TAIL_FAMILIES
         require(differ == (self.head_tails is not None), f"head_tails go with the tails {families} only.")
         require(_are_indices(self.head_tails, shape, len(TAILS)), "head_tails do not fit the heads.")
+        require(
+            (self.tail == FITTED) == (self.tail_shares is not None), f"tail_shares go with the tail {FITTED!r} only."
+        )
+        if self.tail_shares is not None:
+            sound = tuple(self.tail_shares.shape) == (*shape, len(TailShares._fields))
+            sound = sound and self.tail_shares.dtype == torch.float64
+            sound = sound and bool((self.tail_shares.abs() <= MAX_SHARE).all())
+            require(sound, f"tail_shares holds four numbers of at most {MAX_SHARE:g} per head.")
         SELECTORS.check(self.selector)
         require(_are_indices(self.head_selectors, shape, len(SELECTORS.names)), "head_selectors do not fit the heads.")
         if tuple(self.n_keep.shape) != shape or self.n_keep.dtype != torch.int64:
@@ -178,6 +194,8 @@ class Plan:
 
     def tails_of(self, layer: int) -> Tails:
         """The tail of a layer's heads, as the attention paths take it."""
+        if self.tail_shares is not None:
+            return [TailShares(*shares) for shares in self.tail_shares[layer].tolist()]
         if self.head_tails is None:
             return self.tail
         return [TAILS[index] for index in self.head_tails[layer].tolist()]
@@ -214,13 +232,16 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """The plan as a JSON object."""
         data = {item.name: getattr(self, item.name) for item in fields(self)}
-        data |= {"schema": SCHEMA, "n_keep": self.n_keep.tolist(), "model": self.model.to_json()}
+        schema = SCHEMA if self.tail_shares is None else FITTED_SCHEMA
+        data |= {"schema": schema, "n_keep": self.n_keep.tolist(), "model": self.model.to_json()}
         tables = (("head_tails", self.head_tails, TAILS), ("head_selectors", self.head_selectors, SELECTORS.names))
         for key, indices, names in tables:
             data[key] = None if indices is None else [[names[index] for index in row] for row in indices.tolist()]
         data["seen"] = None if self.seen is None else self.seen.to_json()
-        data["growth"] = None if self.growth is None else self.growth.tolist()
-        defaults: dict[str, Any] = dict.fromkeys(("head_tails", "head_selectors", "growth", "seen"))
+        for key in ("growth", "tail_shares"):
+            numbers = getattr(self, key)
+            data[key] = None if numbers is None else numbers.tolist()
+        defaults: dict[str, Any] = dict.fromkeys((*_PER_HEAD, "seen"))
         defaults |= {"share_kv": False, "selector": EXACT, "verified": {}, "kinds": {}}
         return {key: value for key, value in data.items() if key not in defaults or value != defaults[key]}
 
@@ -253,9 +274,9 @@ class Plan:
     @classmethod
     def from_json(cls, data: Any) -> Plan:
         """The plan in a JSON object; raises GeosparseError where anything is missing, unknown or of the wrong type."""
-        if not isinstance(data, dict) or data.get("schema") != SCHEMA:
-            schema = data.get("schema") if isinstance(data, dict) else type(data).__name__
-            raise GeosparseError(f"expected schema {SCHEMA}, found {schema!r}.")
+        schema = data.get("schema") if isinstance(data, dict) else type(data).__name__
+        if not isinstance(data, dict) or schema not in (SCHEMA, FITTED_SCHEMA):
+            raise GeosparseError(f"expected schema {SCHEMA} or {FITTED_SCHEMA}, found {schema!r}.")
         known = {item.name for item in fields(cls)}
         for key in data.keys() - known - {"schema"}:
             raise GeosparseError(f"the key {key!r} is not known.")
@@ -286,6 +307,8 @@ class Plan:
             values["seen"] = Seen.from_json(data["seen"], identity.layers, identity.heads)
         if "growth" in data:
             values["growth"] = _parse_growth(data["growth"], identity)
+        if "tail_shares" in data:
+            values["tail_shares"] = _parse_shares(data["tail_shares"], identity)
         return cls(n_keep=_parse_budgets(data["n_keep"], identity), model=identity, **values)
 
 
@@ -320,6 +343,15 @@ def _parse_growth(rows: Any, identity: ModelIdentity) -> torch.Tensor:
     require(numbers, "growth holds something that is not a number.")
     sound = all(0 <= power <= MAX_GROWTH for row in rows for power in row)
     require(sound, f"growth holds one exponent from 0 to {MAX_GROWTH:g} per head.")
+    return torch.tensor(rows, dtype=torch.float64, device="cpu")
+
+
+def _parse_shares(rows: Any, identity: ModelIdentity) -> torch.Tensor:
+    require(_is_table(rows, identity), "tail_shares is misshapen.")
+    heads = [shares for row in rows for shares in row]
+    fours = all(isinstance(shares, list) and len(shares) == len(TailShares._fields) for shares in heads)
+    require(fours, "tail_shares is misshapen.")
+    require(all(map(is_number, (share for shares in heads for share in shares))), "tail_shares holds no numbers.")
     return torch.tensor(rows, dtype=torch.float64, device="cpu")
 
 

@@ -16,9 +16,9 @@ from torch.utils.checkpoint import checkpoint
 from .call import AttentionCall, HeadRules, Terms
 from .key_index import KeyIndex
 from .selectors import SelectorView, choose, needs_index, reads_codes
-from .spec import Attended, keep_tensor, tail_flags
+from .spec import Attended, keep_tensor, tail_parts
 from .torch_chunked import chunk_rows, logit_of, visible_mean
-from .visibility import chunk_of, page_starts
+from .visibility import chunk_of, page_mean, page_starts
 
 
 class _Chunk(NamedTuple):
@@ -82,19 +82,24 @@ def _attend(
     settings = finish, terms.scaling, rows.low, rows.pages, rows.coded
     sight = SelectorView(query, scores, rows.seen, rows.budgets, *settings)
     choice = choose(sight, rules.selector, kv_heads, rules.share_kv)
-    flags = tail_flags(rules.tail, heads, scores)
+    parts = tail_parts(rules.tail, heads, scores)
     known = scores if choice.estimate is scores else torch.where(choice.keep > 0, scores, choice.estimate)
-    known = known.masked_fill(flags.renormalize & (choice.keep == 0), -torch.inf)
+    known = known.masked_fill(parts.renormalize & (choice.keep == 0), -torch.inf)
     if sink is not None:
         known = torch.cat([known, sink.float()[None, :, None, None].expand(batch, heads, queries, 1)], dim=-1)
     # A softmax over nothing has no gradient, not even the zero that masks would make of it.
     blind = ~rows.seen.any(-1, keepdim=True)
     alpha = known.masked_fill(blind, 0.0).softmax(-1).masked_fill(blind, 0.0)[..., :keys]
     weight = alpha * choice.keep
-    missing = (alpha - weight).sum(-1, keepdim=True)
-    weight = weight + choice.keep * (flags.even * missing / choice.keep.sum(-1, keepdim=True).clamp_min(1))
+    rest = alpha - weight
+    missing, keep = rest.sum(-1, keepdim=True), choice.keep
+    tiny = torch.finfo(missing.dtype).tiny
+    weight = weight * (1 + parts.weighted * missing / (1 - missing).clamp_min(tiny))
+    weight = weight + keep * (parts.kept * missing / keep.sum(-1, keepdim=True).clamp_min(1))
+    if bool(parts.pages.any()):
+        weight = weight + parts.pages * page_mean(rest, rows.seen)
     output = (weight.reshape(batch, kv_heads, -1, keys) @ value).view(batch, heads, queries, -1)
-    if bool(flags.centred.any()):
+    if bool(parts.mean.any()):
         mean = visible_mean(value, rows.seen).repeat_interleave(heads // kv_heads, dim=1)
-        output = output + torch.where(flags.centred, (1 - flags.even) * missing, 0.0) * mean
+        output = output + parts.mean * missing * mean
     return output, choice.kept.long().sum((0, 2))

@@ -13,17 +13,18 @@ with W the key dimension rounded up to a multiple of WIDTH. A key is about `low 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from . import huge_pages
-from .modes import lasting
+from .pages import PAGE, Pages
 
-PAGE = 16
+if TYPE_CHECKING:
+    from .value_means import ValueMeans
+
 WIDTH = 16
 LEVELS = {4: 15, 8: 255}
-SPARE = 0.125
 HALF_MAX = torch.finfo(torch.float16).max
 # The expected range of 16 normal draws is 3.532 standard deviations (Tippett 1925): variance over squared half range.
 SPREAD = (2 / 3.532) ** 2
@@ -37,8 +38,13 @@ class PageScores(NamedTuple):
     variance: torch.Tensor  # of the dot products, if the page's keys scatter independently between the bounds
 
 
-class KeyIndex:
+class KeyIndex(Pages):
     """The complete pages of one layer's keys, kept up to date as the keys grow."""
+
+    PARTS = ("low", "high", "codes")
+    low: torch.Tensor
+    high: torch.Tensor
+    codes: torch.Tensor
 
     def __init__(self, first: tuple[int, ...], bits: int = 4, device: torch.device | None = None) -> None:
         """An index without pages.
@@ -48,95 +54,26 @@ class KeyIndex:
             bits: Bits per channel, 4 or 8.
             device: Where to keep it; by default where the keys are.
         """
-        self.first = first
+        super().__init__(first, device)
         self.bits = bits
-        self.device = device
-        self.pages = [0] * len(first)
-        self.heads = 1
-        self.low = self.high = self.codes = torch.empty(0, dtype=torch.float32, device="cpu")
 
-    def extend(self, key: torch.Tensor) -> KeyIndex:
-        """Take in the pages of `key` `[B, Hkv, S, D]` that are complete and not yet here; earlier ones are not read."""
-        self.heads, keys = key.shape[1:3]
-        goal = [max(0, keys - first) // PAGE for first in self.first]
-        if goal != self.pages:
-            with lasting():
-                self._take_in(key, goal)
-        return self
-
-    def _take_in(self, key: torch.Tensor, goal: list[int]) -> None:
-        """`extend` to the pages `goal` of each row."""
-        batch, heads, _, dim = key.shape
-        device = self.device or key.device
-        self._reserve(max(goal), batch, heads, -(-dim // WIDTH) * WIDTH, device)
-        rows = range(batch) if len(set(zip(self.first, self.pages, strict=True))) > 1 else [slice(None)]
-        for row in rows:
-            place = 0 if isinstance(row, slice) else row
-            start, stop = self.pages[place], goal[place]
-            if stop > start:
-                first = self.first[place]
-                block = key[row, :, first + start * PAGE : first + stop * PAGE].to(device).float()
-                pages = block.reshape(*block.shape[:-2], stop - start, PAGE, dim)
-                low, high, codes = encode(pages, self.bits)
-                self.low[row, :, start:stop], self.high[row, :, start:stop] = low, high
-                self.codes[row, :, start:stop] = codes
-        self.pages = goal
-
-    def _reserve(self, pages: int, batch: int, heads: int, width: int, device: torch.device) -> None:
-        """Room for `pages` pages, amortised."""
-        have = self.low.shape[2] if self.low.dim() == 4 else 0
-        if pages <= have:
-            return
-        room = pages if not have else pages + max(8, int(SPARE * pages))
-        blocks = width * self.bits // 32
-        bounds, codes = (batch, heads, room, width), (batch, heads, room, blocks, PAGE, 4)
+    def empty(self, rooms: tuple[int, int, int, int], device: torch.device) -> tuple[torch.Tensor, ...]:
+        """Bounds and codes, zeroed, in one piece of memory."""
+        batch, heads, room, dim = rooms
+        width = -(-dim // WIDTH) * WIDTH
+        bounds, codes = (batch, heads, room, width), (batch, heads, room, width * self.bits // 32, PAGE, 4)
         sizes = [2 * math.prod(bounds)] * 2 + [math.prod(codes)]
         whole = huge_pages.empty((sum(sizes),), torch.uint8, device).zero_()
         low, high, coded = torch.split(whole, sizes)
-        grown = (low.view(torch.float16).view(bounds), high.view(torch.float16).view(bounds), coded.view(codes))
-        for new, old in zip(grown, (self.low, self.high, self.codes), strict=True):
-            if have:
-                new[:, :, :have] = old
-        self.low, self.high, self.codes = grown
+        return low.view(torch.float16).view(bounds), high.view(torch.float16).view(bounds), coded.view(codes)
 
-    def truncate(self, keys: int) -> None:
-        """Forget the pages that reach beyond `keys` tokens."""
-        goal = [max(0, keys - first) // PAGE for first in self.first]
-        self.pages = [min(have, most) for have, most in zip(self.pages, goal, strict=True)]
+    def encode(self, block: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """`encode` of pages, in the bits of this index."""
+        return encode(block, self.bits)
 
-    def take(self, rows: torch.Tensor) -> None:
-        """Replace the batch rows by `rows` `[B']` of them."""
-        places = rows.tolist()
-        self.first = tuple(self.first[row] for row in places)
-        self.pages = [self.pages[row] for row in places]
-        if self.low.dim() == 4:
-            with lasting():
-                rows = rows.to(self.low.device)
-                self.low, self.high, self.codes = self.low[rows], self.high[rows], self.codes[rows]
-
-    def copy(self) -> KeyIndex:
-        """The same pages in memory of their own, without room to spare."""
-        twin = KeyIndex(self.first, self.bits, self.device)
-        twin.pages, twin.heads = list(self.pages), self.heads
-        if self.low.dim() == 4:
-            filled = slice(max(self.pages))
-            with lasting():
-                parts = (part[:, :, filled].clone() for part in (self.low, self.high, self.codes))
-                twin.low, twin.high, twin.codes = parts
-        return twin
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What is stored: filled pages only."""
-        return dict(vars(self.copy()))
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> KeyIndex:
-        return self.copy()
-
-    __copy__ = copy
-
-    def bytes(self) -> int:
-        """Bytes held, room to spare included."""
-        return sum(part.numel() * part.element_size() for part in (self.low, self.high, self.codes))
+    def twin(self) -> KeyIndex:
+        """The same without pages."""
+        return KeyIndex(self.first, self.bits, self.device)
 
     def decoded(self, keys: int, dim: int) -> torch.Tensor:
         """The keys as the codes have them, `[B, Hkv, S, D]` fp32; zeros outside complete pages."""
@@ -192,26 +129,48 @@ def _step(low: torch.Tensor, high: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 class IndexSlot:
-    """Where a cache layer keeps its index; it goes with the layer's keys as an attribute of the tensor."""
+    """Where a cache layer keeps what is known of its pages; it goes with its keys and values as an attribute."""
 
     def __init__(self, device: torch.device | None = None) -> None:
-        """A slot without an index.
+        """An empty slot.
 
         Args:
-            device: Where the index is to be; by default where the keys are.
+            device: Where the pages are to be; by default where the keys are.
         """
         self.index: KeyIndex | None = None
+        self.means: ValueMeans | None = None
         self.device = device
 
+    @property
+    def held(self) -> tuple[Pages, ...]:
+        """The index and the means, where there are any."""
+        return tuple(pages for pages in (self.index, self.means) if pages is not None)
 
-def remember_index(key: torch.Tensor, slot: IndexSlot) -> None:
-    """Say, on the tensor itself, where the index of `key` is kept."""
-    key._geosparse_index = slot  # type: ignore[attr-defined]
+    def clear(self) -> None:
+        """Forget all pages."""
+        self.index = self.means = None
+
+    def copy(self) -> IndexSlot:
+        """The same pages in memory of their own."""
+        twin = IndexSlot(self.device)
+        twin.index = None if self.index is None else self.index.copy()
+        twin.means = None if self.means is None else self.means.copy()
+        return twin
+
+
+def remember_index(rows: torch.Tensor, slot: IndexSlot) -> None:
+    """Say, on the tensor itself, where the pages of `rows`, keys or values, are kept."""
+    rows._geosparse_index = slot  # type: ignore[attr-defined]
+
+
+def slot_of(rows: torch.Tensor) -> IndexSlot:
+    """What `remember_index` said of this very tensor; else an empty slot."""
+    return getattr(rows, "_geosparse_index", None) or IndexSlot()
 
 
 def index_of(key: torch.Tensor, first: tuple[int, ...], bits: int = 4) -> KeyIndex:
     """The index of `key` `[B, Hkv, S, D]`: the remembered one, brought up to date, or else a new one."""
-    slot = getattr(key, "_geosparse_index", None) or IndexSlot()
+    slot = slot_of(key)
     if slot.index is None or slot.index.first != first or slot.index.bits != bits:
         slot.index = KeyIndex(first, bits, slot.device)
     return slot.index.extend(key)

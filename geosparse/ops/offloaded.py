@@ -9,9 +9,12 @@ from .call import AttentionCall, HeadRules
 from .cpu import value_sum_of
 from .hot_pages import Resident, pages_of
 from .key_index import index_of
+from .pages import PAGE
 from .selectors import SELECTORS, SelectorView, choose, fits, needs_index, reads_codes
 from .spec import Attended, Selectors, Tails, keep_tensor, per_head
-from .torch_chunked import add_tail_, kept_weights, logit_of
+from .tails import shares_of
+from .torch_chunked import add_mean_, logit_of, token_weights
+from .value_means import means_of
 
 # The logit of a token whose key was not read: of no weight, but not unseen.
 UNREAD = -1e30
@@ -73,14 +76,32 @@ def attend_offloaded(call: AttentionCall, rules: HeadRules) -> Attended:
         oversample = torch.tensor(times, device=device, dtype=torch.int64)[None, :, None]
         candidates = sight.candidates(oversample.clamp_min(1) * sight.budgets)
         needed = torch.where((oversample > 0).unsqueeze(-1), candidates, needed)
+    paged = any(shares_of(tail).pages for tail in per_head(rules.tail, heads))
+    if paged:
+        needed = needed | (seen & ~sight.indexed)  # what is in no page yet has its weight alone
     found = read(needed[:, :, 0])
     choice = choose(sight, rules.selector)
-    weight, lost = kept_weights(scores, choice, seen, rules.tail, sink)
+    weight, by_page, left = token_weights(scores, choice, seen, rules.tail, sink)
+    if by_page is not None:
+        weight += by_page.where(~sight.indexed, 0.0)
     there = found.places.repeat_interleave(heads // kv_heads, dim=1).unsqueeze(2)
     part = weight.gather(-1, there.clamp_min(0)).where(there >= 0, 0.0)
     output = (part.view(batch, kv_heads, -1, part.shape[-1]) @ found.value.float()).view(batch, heads, 1, -1)
-    output = add_tail_(output, weight, lost, rules.tail, lambda: _visible_mean(value, span.starts(batch), device))
+    if by_page is not None:
+        output += _of_pages(by_page, value, span.starts(batch))
+    output = add_mean_(output, left, lambda: _visible_mean(value, span.starts(batch), device))
     return Attended(output.to(query.dtype), choice.kept.long().sum((0, 2)))
+
+
+def _of_pages(by_page: torch.Tensor, value: torch.Tensor, starts: tuple[int, ...]) -> torch.Tensor:
+    """The mean values of complete pages, `[B, Hq, 1, Dv]`, times the weights of their tokens `[B, Hq, 1, S]`."""
+    held = means_of(value, starts)
+    output = by_page.new_zeros(*by_page.shape[:3], value.shape[-1])
+    for row, (first, pages) in enumerate(zip(starts, held.pages, strict=True)):
+        weight = by_page[row, :, 0, first : first + pages * PAGE : PAGE] * PAGE  # [Hq, P], the same all over a page
+        means = held.means[row, :, :pages].float().to(weight.device)
+        output[row, :, 0] = (weight.view(len(means), -1, pages) @ means).flatten(0, 1)
+    return output
 
 
 def _visible_mean(value: torch.Tensor, starts: tuple[int, ...], device: torch.device) -> torch.Tensor:

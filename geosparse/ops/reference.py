@@ -7,8 +7,8 @@ import torch
 from .call import AttentionCall, HeadRules, as_function
 from .key_index import index_of
 from .selectors import SelectorView, choose, needs_index
-from .spec import Attended, keep_tensor, tail_flags
-from .visibility import dense_mask, page_starts
+from .spec import Attended, keep_tensor, tail_parts
+from .visibility import dense_mask, page_mean, page_starts
 
 
 def attend_reference(call: AttentionCall, rules: HeadRules, dtype: torch.dtype = torch.float64) -> Attended:
@@ -58,15 +58,14 @@ def attend_reference(call: AttentionCall, rules: HeadRules, dtype: torch.dtype =
     alpha, lost = alpha[..., :-1], alpha[..., -1:]
     weight = alpha * keep
     mass = weight.sum(-1, keepdim=True)
-    missing = 1 - mass - lost
-    flags = tail_flags(rules.tail, heads, query)
+    missing, certain = 1 - mass - lost, (mass + lost).clamp_min(torch.finfo(dtype).tiny)
+    mean, kept, weighted, pages, renormalize = tail_parts(rules.tail, heads, query)
+    weight = torch.where(renormalize, weight / certain, weight * (1 + weighted * missing / certain))
+    missing = torch.where(renormalize, 0.0, missing)
+    weight = weight + kept * missing * keep / keep.sum(-1, keepdim=True).clamp_min(1)
+    weight = weight + mean * missing * seen / seen.sum(-1, keepdim=True).clamp_min(1)
+    weight = weight + pages * page_mean(alpha * ~keep, seen)
     output = weight @ value
-    output = torch.where(flags.renormalize, output / (mass + lost).clamp_min(torch.finfo(dtype).tiny), output)
-    for part, tokens in ((1 - flags.even, seen.expand_as(keep)), (flags.even, keep)):
-        count = tokens.sum(-1, keepdim=True)
-        mean = tokens.to(dtype) @ value / count.clamp_min(1)
-        given = flags.centred | (flags.even > 0)
-        output = torch.where(given & (count > 0), output + missing * part * mean, output)
     return Attended(output, keep.sum((0, 2, 3)))
 
 

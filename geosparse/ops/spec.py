@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 
 from ..errors import GeosparseError
-from .tails import TAIL_RULES
+from .tails import TailShares, shares_of
 
 Tail = str  # a name in ops.tails.TAILS
-Tails = Tail | Sequence[Tail]  # one for all heads, or one per query head
+Tails = Tail | Sequence[Tail | TailShares]  # one name for all heads, or one tail per query head
+T = TypeVar("T")
 Selector = str  # a name in ops.selectors.SELECTORS
 Selectors = Selector | Sequence[Selector]  # one for all heads, or one per query head
 
 Keep = Sequence[int] | torch.Tensor  # Hq budgets, or int64 [B or 1, Hq, T or 1]
 
 
-def per_head(words: str | Sequence[str], heads: int) -> list[str]:
-    """One word per head."""
+def per_head(words: str | Sequence[T], heads: int) -> list[str | T]:
+    """One word, or other rule, per head."""
     return [words] * heads if isinstance(words, str) else list(words)
 
 
@@ -37,28 +38,23 @@ def keep_tensor(n_keep: Keep, device: torch.device | str) -> torch.Tensor:
     return torch.tensor(list(n_keep), dtype=torch.int64, device=device)[None, :, None]
 
 
-class TailFlags(NamedTuple):
-    """What the tails of the heads do, `[1, Hq, 1, 1]` each.
+class TailParts(NamedTuple):
+    """The shares of the heads' tails (`ops.tails`), `[1, Hq, 1, 1]` fp32 each, and which of them renormalize, bool."""
 
-    Attributes:
-        renormalize: bool, the kept weights are scaled to the sum 1.
-        centred: bool, a part of the missing mass goes to the mean of the visible values.
-        even: fp32, the part of the missing mass that goes to the kept tokens, to each the same.
-    """
-
+    mean: torch.Tensor
+    kept: torch.Tensor
+    weighted: torch.Tensor
+    pages: torch.Tensor
     renormalize: torch.Tensor
-    centred: torch.Tensor
-    even: torch.Tensor
 
 
-def tail_flags(tail: Tails, heads: int, like: torch.Tensor) -> TailFlags:
-    """The flags of a layer's heads, on the device of `like`."""
-    rules = [TAIL_RULES[name] for name in per_head(tail, heads)]
-    pairs = [[rule.renormalize for rule in rules], [rule.mean_fraction > 0 for rule in rules]]
-    flags = torch.tensor(pairs, dtype=torch.bool, device="cpu")
-    renormalize, centred = flags.view(2, 1, heads, 1, 1).to(like.device)
-    even = torch.tensor([rule.kept_fraction for rule in rules], dtype=torch.float32, device="cpu")
-    return TailFlags(renormalize, centred, even.view(1, heads, 1, 1).to(like.device))
+def tail_parts(tail: Tails, heads: int, like: torch.Tensor) -> TailParts:
+    """The tails of a layer's heads, on the device of `like`."""
+    shares = [shares_of(each) for each in per_head(tail, heads)]
+    numbers = torch.tensor(shares, dtype=torch.float32, device="cpu").T.contiguous().view(4, 1, heads, 1, 1)
+    renormalize = torch.tensor([each.renormalize for each in shares], dtype=torch.bool, device="cpu")
+    mean, kept, weighted, pages = numbers.to(like.device)
+    return TailParts(mean, kept, weighted, pages, renormalize.view(1, heads, 1, 1).to(like.device))
 
 
 class Attended(NamedTuple):

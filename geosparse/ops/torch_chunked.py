@@ -9,8 +9,8 @@ import torch
 from .call import AttentionCall, HeadRules, as_function
 from .key_index import index_of
 from .selectors import Choice, SelectorView, choose, needs_index, reads_codes
-from .spec import Attended, Tails, keep_tensor, tail_flags
-from .visibility import chunk_of, page_starts
+from .spec import Attended, Tails, keep_tensor, tail_parts
+from .visibility import chunk_of, page_mean, page_starts
 
 # Scores of one chunk, bytes; a handful of tensors of this size are alive at once. A GPU needs larger ones to be busy.
 CHUNK_BYTES = 8 << 20
@@ -96,56 +96,42 @@ def _attend(
 ) -> torch.Tensor:
     """The kept tokens' weighted values plus the tail, `[B, Hq, T, Dv]` in fp32."""
     batch, heads, queries, keys = scores.shape
-    weight, lost = kept_weights(scores, choice, seen, tail, sink)
+    weight, pages, left = token_weights(scores, choice, seen, tail, sink)
+    if pages is not None:
+        weight += pages
     grouped = weight.view(batch, value.shape[1], -1, keys)
     output = (grouped @ value).view(batch, heads, queries, -1)
-    return add_tail_(output, weight, lost, tail, lambda: visible_mean(value, seen))
+    return add_mean_(output, left, lambda: visible_mean(value, seen))
 
 
-def kept_weights(
+def token_weights(
     scores: torch.Tensor, choice: Choice, seen: torch.Tensor, tail: Tails, sink: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor | float]:
-    """Weights `[B, Hq, T, S]` of the kept tokens, zero elsewhere, and the weight that `sink` takes.
-
-    They are parts of all mass that the selector knows of, with what the tail gives them of the missing mass; for heads
-    that renormalise, of the kept mass, which may be so small a part of all that fp32 would lose it.
-    """
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+    """The weights of kept tokens, zero elsewhere, those that all tokens have by their pages (None: no tail gives to
+    pages), both `[B, Hq, T, S]`, and that of the mean of the visible values, `[B, Hq, T, 1]`."""
+    parts = tail_parts(tail, scores.shape[1], scores)
     known = scores if choice.estimate is scores else torch.where(choice.keep > 0, scores, choice.estimate)
-    flags = tail_flags(tail, scores.shape[1], scores)
-    if flags.renormalize.any():
-        known = known.masked_fill(flags.renormalize & (choice.keep == 0), -torch.inf)
-    weight, lost = attention_weights(known, seen, sink)
-    weight.mul_(choice.keep)
-    if flags.even.any():
-        missing = (1 - weight.sum(-1, keepdim=True) - lost).clamp_min_(0.0)
-        weight.addcmul_(choice.keep, flags.even * missing / choice.keep.sum(-1, keepdim=True).clamp_min(1))
-    return weight, lost
+    if parts.renormalize.any():
+        # The kept mass may be so small a part of all that fp32 would lose it.
+        known = known.masked_fill(parts.renormalize & (choice.keep == 0), -torch.inf)
+    alpha, lost = attention_weights(known, seen, sink)
+    weight = alpha * choice.keep
+    mass = weight.sum(-1, keepdim=True) + lost
+    missing = (1 - mass).clamp_min_(0.0).masked_fill_(parts.renormalize, 0.0)
+    if parts.weighted.any():
+        weight *= 1 + parts.weighted * missing / mass.clamp_min(torch.finfo(mass.dtype).tiny)
+    if parts.kept.any():
+        weight.addcmul_(choice.keep, parts.kept * missing / choice.keep.sum(-1, keepdim=True).clamp_min(1))
+    by_page = parts.pages * page_mean(alpha * (choice.keep == 0), seen) if parts.pages.any() else None
+    return weight, by_page, parts.mean * missing
 
 
-def add_tail_(
-    output: torch.Tensor,
-    weight: torch.Tensor,
-    lost: torch.Tensor | float,
-    tail: Tails,
-    mean: Callable[[], torch.Tensor],
-) -> torch.Tensor:
-    """What stands for the tokens that are not kept, added to their output `[B, Hq, T, Dv]` in place.
-
-    Args:
-        output: Of the kept tokens.
-        weight: Theirs, `[B, Hq, T, S]`, from `kept_weights`: what they lack of 1 is left to the mean.
-        lost: The weight of a learned sink.
-        tail: As in `reference_attention`.
-        mean: Of the visible values, `[B, Hkv, T, Dv]`; asked only where a tail needs it.
-    """
-    heads, mass = output.shape[1], weight.sum(-1, keepdim=True)
-    flags = tail_flags(tail, heads, output)
-    if flags.renormalize.any():
-        output /= torch.where(flags.renormalize, (mass + lost).clamp_min(torch.finfo(mass.dtype).tiny), 1.0)
-    if flags.centred.any():
+def add_mean_(output: torch.Tensor, left: torch.Tensor, mean: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """`output` `[B, Hq, T, Dv]` in place with the weights `left` `[B, Hq, T, 1]` of the mean of the visible values,
+    `[B, Hkv, T, Dv]`, which is asked only where it has a weight."""
+    if left.any():
         values = mean()
-        values = values.repeat_interleave(heads // values.shape[1], dim=1)
-        output.addcmul_(torch.where(flags.centred, (1 - mass - lost).clamp_min(0.0), 0.0), values)
+        output.addcmul_(left, values.repeat_interleave(output.shape[1] // values.shape[1], dim=1))
     return output
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from .pages import PAGE
+
 
 def causal_mask(queries: int, keys: int, device: torch.device | str = "cpu") -> torch.Tensor:
     """`[1, 1, T, S]` bool: the last query sees every key, each earlier one a key fewer."""
@@ -103,6 +105,20 @@ def page_starts(seen: Visibility, batch: int) -> tuple[int, ...]:
     assert isinstance(seen, Span)
     assert seen.window is None
     return seen.starts(batch)
+
+
+def page_mean(weight: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    """Every visible token's share of its page's weight: the mean over its page, or its own behind the complete ones.
+
+    Args:
+        weight: `[B, Hq, T, S]`, zero where not visible.
+        seen: `[B or 1, 1, T, S]` bool. Pages are PAGE visible tokens each, counted from the first.
+    """
+    rank = seen.cumsum(-1) - 1
+    page = (rank.clamp_min(0) // PAGE).expand(weight.shape)
+    complete = seen & (rank // PAGE < seen.sum(-1, keepdim=True) // PAGE)
+    sums = weight.new_zeros(*weight.shape[:-1], weight.shape[-1] // PAGE + 1).scatter_add(-1, page, weight)
+    return torch.where(complete, sums.gather(-1, page) / PAGE, weight)
 
 
 def visible_rows(seen: Visibility, batch: int, queries: int, keys: int, device: torch.device | str) -> torch.Tensor:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
 
 from ..artifacts.plan import Plan
 from ..errors import GeosparseError
+from ..ops.tails import TailShares
 
 SETTINGS = ("tail", "selector", "share_kv", "policy", "budget", "reference_length", "calibration")
 MOST_HEADS = 10
@@ -44,7 +46,7 @@ def compare_plans(before: Plan, after: Plan) -> dict[str, Any]:
         },
         "changed": int((change > 0).sum()),
         "heads": change.numel(),
-        "tails_changed": sum(map(str.__ne__, _head_tails(before), _head_tails(after))),
+        "tails_changed": sum(map(operator.ne, _head_tails(before), _head_tails(after))),
         "rank_correlation": rank_correlation(before.n_keep, after.n_keep),
         "most_changed": _most_changed(before, after, change),
     }
@@ -60,7 +62,7 @@ def rank_correlation(a: torch.Tensor, b: torch.Tensor) -> float | None:
     return round(float(spearmanr(a.flatten().numpy(), b.flatten().numpy()).statistic), 12)
 
 
-def _head_tails(plan: Plan) -> list[str]:
+def _head_tails(plan: Plan) -> list[str | TailShares]:
     """The tail of every head, layer by layer."""
     layers = map(plan.tails_of, range(plan.model.layers))
     return [tail for tails in layers for tail in ([tails] * plan.model.heads if isinstance(tails, str) else tails)]

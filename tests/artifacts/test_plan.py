@@ -129,9 +129,9 @@ def test_wrong_budgets_are_refused(budget):
 
 
 def test_other_documents_are_refused():
-    assert "expected schema geosparse.plan/1, found 'list'" in refused([])
+    assert "expected schema geosparse.plan/1 or geosparse.plan/2, found 'list'" in refused([])
     assert "found None" in refused({})
-    assert "'geosparse.plan/2'" in refused(small().to_json() | {"schema": "geosparse.plan/2"})
+    assert "'geosparse.plan/3'" in refused(small().to_json() | {"schema": "geosparse.plan/3"})
     assert "'n_kept' is not known" in refused(small().to_json() | {"n_kept": 1})
     data = small().to_json()
     data["model"] |= {"heads": 3, "kv_heads": 2}

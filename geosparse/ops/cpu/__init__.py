@@ -99,12 +99,12 @@ def _handed(
     """Worked out once; the same few words and budgets come back at every token. Without budgets: a tensor has them."""
     tails, selectors = per_head(tail, heads), [SELECTORS[name] for name in per_head(selector, heads)]
     # A head without scores does not know the mass of what it left out.
-    known = all(map(fits, per_head(selector, heads), tails))
+    known = all(map(fits, per_head(selector, heads), tails)) and set(tails) <= set(TAILS)
     decodes = known and all(rule.kernel is not None for rule in selectors)
     budgets = _remembered(list(n_keep or (1,) * heads))
     rules = KernelRules(
         budgets[None] if one else budgets[None, :, None],
-        _remembered([TAILS.index(name) for name in tails]),
+        _remembered([TAILS.index(name) if name in TAILS else 0 for name in tails]),
         _remembered([-1 if rule.kernel is None else rule.kernel for rule in selectors]),
         FIRST * batch,
     )

@@ -11,7 +11,8 @@ import torch
 from ...errors import GeosparseError
 from .. import buffers
 from ..call import AttentionCall
-from ..key_index import PAGE, WIDTH, KeyIndex
+from ..key_index import WIDTH, KeyIndex
+from ..pages import PAGE
 from ..spec import Attended
 from ..visibility import Span
 from .fast_call import direct

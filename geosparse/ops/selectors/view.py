@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import torch
 
-from ..key_index import PAGE, KeyIndex
+from ..key_index import KeyIndex
+from ..pages import PAGE
 from ..topn import top_n
 
 

@@ -10,10 +10,11 @@ import torch
 from ..buffers import zeros
 from ..call import AttentionCall, HeadRules, as_function
 from ..cpu.decode import value_sum_of
-from ..key_index import PAGE, WIDTH, index_of
+from ..key_index import WIDTH, index_of
+from ..pages import PAGE
 from ..selectors import needs_index, rules_of
-from ..spec import Attended, Keep, per_head
-from ..tails import MEAN_FRACTION
+from ..spec import Attended, Keep, T, per_head
+from ..tails import shares_of
 from ..torch_chunked import attend_chunked
 from ..visibility import Span, page_starts
 from .decode import Keys, decode, passes_of
@@ -53,6 +54,8 @@ def attend_triton(call: AttentionCall, rules: HeadRules) -> Attended:
     if not plain or not all(rule.kernel is not None for rule in known):
         return attend_chunked(call, rules)
     assert isinstance(span, Span)
+    if any(not isinstance(tail, str) for tail in per_head(rules.tail, heads)):
+        return attend_chunked(call, rules)
     if queries > 1:
         if span.window is not None or len(known) > 1 or known[0].ranks is None:
             return attend_chunked(call, rules)
@@ -65,7 +68,7 @@ def attend_triton(call: AttentionCall, rules: HeadRules) -> Attended:
     keys = Keys(key, value, first, length)
     if needs_index(rules.selector):
         keys = _indexed(keys, page_starts(span, batch))
-    if any(MEAN_FRACTION.get(word, 0.0) > 0 for word in per_head(rules.tail, heads)):
+    if any(shares_of(tail).mean for tail in per_head(rules.tail, heads)):
         keys = keys._replace(value_sum=_value_sum(value, span))
     output, kept = decode(query[:, :, 0], keys, _budgets(rules.n_keep, query.device), passes, *call.terms)
     return Attended(output[:, :, None], kept.sum(0, dtype=torch.int64))
@@ -79,7 +82,7 @@ def serve_triton(call: AttentionCall, rules: HeadRules) -> Attended | None:
 triton_attention = as_function(attend_triton, "triton_attention")
 
 
-def _hashable(words: str | Sequence[str]) -> str | tuple[str, ...]:
+def _hashable(words: str | Sequence[T]) -> str | tuple[T, ...]:
     return words if isinstance(words, str | tuple) else tuple(words)
 
 

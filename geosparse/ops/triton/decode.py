@@ -10,7 +10,7 @@ import torch
 
 from ..selectors import EXACT, SELECTORS, SelectorRule
 from ..spec import Selectors, Tails, per_head
-from ..tails import TAIL_RULES, TAILS
+from ..tails import TAILS, shares_of
 from . import operators, stages
 
 
@@ -68,8 +68,8 @@ def passes_of(heads: int, tail: Tails, selector: Selectors, device: torch.device
                 SELECTORS[word],
                 torch.tensor(served, dtype=torch.int32, device="cpu").to(device),
                 places,
-                mass=not all(TAIL_RULES[tail].renormalize for tail in own),
-                even=any(TAIL_RULES[tail].kept_fraction > 0 for tail in own),
+                mass=not all(shares_of(tail).renormalize for tail in own),
+                even=any(shares_of(tail).kept for tail in own),
             )
         )
     return tuple(found)

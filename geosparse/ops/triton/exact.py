@@ -7,7 +7,7 @@ import torch
 from ..buffers import empty, numbers, zeros
 from ..call import AttentionCall, HeadRules
 from ..spec import Attended, per_head
-from ..tails import MEAN_FRACTION, TAIL_RULES, TAILS
+from ..tails import TAILS, shares_of
 from .launch import launch
 from .library import precision
 from .stages import width_of
@@ -55,7 +55,7 @@ def exact_prefill(
         else torch.tensor(list(n_keep), dtype=torch.int64, device="cpu")[None, :, None]
     )
     budgets = budgets.to(device, torch.int32).expand(batch, heads, queries)
-    centred = any(MEAN_FRACTION.get(word, 0.0) > 0 for word in words)
+    centred = any(shares_of(word).mean for word in words)
     prefix = _value_prefix(value, first) if centred else zeros((1,), torch.float32, device)
     output = zeros((batch, heads, queries, value_dim), query.dtype, device)
     blocks = -(-queries // rows)
@@ -73,7 +73,7 @@ def exact_prefill(
             *query.stride()[:3], *key.stride()[:3], *value.stride()[:3], *codes.stride()[:3],
             blocks, prefix.shape[2] if prefix.dim() == 4 else 1, *budgets.stride(),
             KV=kv_heads, G=heads // kv_heads, D=dim, DV=value_dim, DP=width_of(dim), DVP=width_of(value_dim),
-            ROWS=rows, TILE=TILE, ROOM=room, EVEN=any(TAIL_RULES[word].kept_fraction > 0 for word in words),
+            ROWS=rows, TILE=TILE, ROOM=room, EVEN=any(shares_of(word).kept for word in words),
             CODED=coded is not None, CAPPED=softcap is not None, SUNK=sink is not None, PRECISION=precision(key.dtype),
         )  # fmt: skip
     return Attended(output, kept.sum((0, 2), dtype=torch.int64))

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicLayer
 
-from ...ops import IndexSlot, KeyIndex, huge_pages, needs_gradient, remember_index, remember_value_sum
+from ...ops import IndexSlot, huge_pages, needs_gradient, remember_index, remember_value_sum
 from ...ops.modes import lasting
 from .dense_keys import serve_dense
 
@@ -64,7 +64,7 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
         if not self.is_initialized:
             initialize(self, key_states, value_states)
         if self.keys is not self._indexed:
-            self.slot.index = None
+            self.slot.clear()
         untouched = self.values is self._summed
         # A dense model may keep the keys for its backward pass even where it has no gradient of theirs.
         graph = torch.is_grad_enabled() and (
@@ -82,6 +82,7 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
             self._summed = None
             return serve_dense(self.keys), self.values
         remember_index(self.keys, self.slot)
+        remember_index(self.values, self.slot)
         if graph:
             self._summed = self._value_sum = None
             return self.keys, self.values
@@ -116,15 +117,15 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
 
     def _change_index(self, change: Callable[[], None], rows: torch.Tensor | None) -> None:
         """Let `change` replace the keys and the index follow: cut to their length, with the batch rows `rows`."""
-        index = self.slot.index if self.keys is self._indexed else None
+        known = self.keys is self._indexed
         change()
-        if not self.get_seq_length():
-            index = None  # an empty layer has no batch rows either
-        if index is not None:
-            index.truncate(self.get_seq_length())
+        if not known or not self.get_seq_length():  # an empty layer has no batch rows either
+            self.slot.clear()
+        for pages in self.slot.held:
+            pages.truncate(self.get_seq_length())
             if rows is not None:
-                index.take(rows)
-        self.slot.index, self._indexed = index, self.keys
+                pages.take(rows)
+        self._indexed = self.keys
 
     def adopt(self, layer: Any) -> None:
         """Fill this layer, which is empty, with the tokens of a full-attention layer that stays as it is.
@@ -138,7 +139,7 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
         self._fill(layer.keys.to(device), layer.values.to(device))
         if isinstance(layer, GrowingLayer):
             self._indexed = self.keys
-            self.slot.index = layer.current_index()
+            self._take_pages(layer.current_pages())
             if layer.values is layer._summed:
                 self._summed, self._value_sum = self.values, layer._value_sum
 
@@ -152,10 +153,12 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
             self._key_buffer, self.keys = _append(None, self.keys, keys, self.pinned)
             self._value_buffer, self.values = _append(None, self.values, values, self.pinned)
 
-    def current_index(self) -> KeyIndex | None:
-        """A copy of the index, if it is of these keys."""
-        index = self.slot.index if self.keys is self._indexed else None
-        return None if index is None else index.copy()
+    def current_pages(self) -> IndexSlot:
+        """A copy of what is known of the pages of these keys and values."""
+        return self.slot.copy() if self.keys is self._indexed else IndexSlot()
+
+    def _take_pages(self, pages: IndexSlot) -> None:
+        self.slot.index, self.slot.means = pages.index, pages.means
 
     def _empty(self) -> GrowingLayer:
         """A layer of the same kind without a token."""
@@ -171,18 +174,19 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
         return self.__copy__()
 
     def __getstate__(self) -> dict[str, Any]:
-        """What is stored: the filled part, without a graph, and the index."""
+        """What is stored: the filled part, without a graph, and what is known of its pages."""
         state = {name: value for name, value in vars(self).items() if name not in _UNSTORED}
         if self.is_initialized:
             for name in ("keys", "values"):
                 state[name] = state[name].detach().clone(memory_format=torch.contiguous_format)
-        return state | {"index": self.current_index()}
+        return state | {"of_pages": self.current_pages()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        index = state.pop("index")
+        pages = state.pop("of_pages")
         self.__dict__.update(dict.fromkeys(_UNSTORED) | state)
         self.slot = self.new_slot()
-        self.slot.index, self._indexed = index, self.keys
+        self._take_pages(pages)
+        self._indexed = self.keys
 
     def reset(self) -> None:
         """Forget all tokens and give the memory back."""

@@ -31,8 +31,8 @@ def test_selectors_have_the_numbers_that_their_entries_declare():
 
 def test_tails_have_the_numbers_and_parts_of_their_table():
     assert enumerated("Tail") == {name: place for place, name in enumerate(TAILS)}
-    assert table("MEAN_PART") == [rule.mean_fraction for rule in TAIL_RULES.values()]
-    assert table("EVEN_PART") == [rule.kept_fraction for rule in TAIL_RULES.values()]
+    assert table("MEAN_PART") == [rule.shares.mean for rule in TAIL_RULES.values()]
+    assert table("EVEN_PART") == [rule.shares.kept for rule in TAIL_RULES.values()]
 
 
 @pytest.mark.parametrize(("name", "number"), [("SINKS", SINKS), ("OVERSAMPLE", OVERSAMPLE)])
