@@ -36,6 +36,7 @@ from .profile_file import (
     parse_metadata,
     shapes,
 )
+from .tail_moments import TAIL_ARRAYS, TailMoments, unpack
 
 __all__ = [
     "ARRAYS",
@@ -78,6 +79,7 @@ class Profile:
         provenance: Library versions.
         moments: `[windows, layers, Hq, ...]` the sums from which the assumptions are fitted, with the lag bins of the
             longest windows; None in profiles made before there were any.
+        tail_moments: What tails with shares of their own are fitted to; None in profiles made before there were any.
         interplay: What heads' errors do to each other under a plan; None without a second pass.
     """
 
@@ -94,6 +96,7 @@ class Profile:
     provenance: dict[str, Any] = field(default_factory=versions)
     moments: Moments | None = None
     interplay: Interplay | None = None
+    tail_moments: TailMoments | None = None
 
     def __post_init__(self) -> None:
         """Check names, shapes and types of the arrays against the rest."""
@@ -104,7 +107,7 @@ class Profile:
         require(
             self.arrays.keys() == ARRAYS.keys(), f"the arrays {sorted(ARRAYS.keys() ^ self.arrays.keys())} do not fit."
         )
-        later = self._named_moments() | self._named_interplay()
+        later = self._named_moments() | self._named_interplay() | self._named_tail_moments()
         for name, array in (self.arrays | later).items():
             kind = "float64" if name in later else "float32"
             require(tuple(array.shape) == self.shape_of(name), f"the array {name} has the shape {list(array.shape)}.")
@@ -180,6 +183,7 @@ class Profile:
             limits=tuple(min(limit, max(lengths)) for limit in self.limits),
             calibration=calibration,
             moments=None if self.moments is None else self.moments.of_windows(rows, max(lengths)),
+            tail_moments=None if self.tail_moments is None else self.tail_moments.of_windows(rows),
         )
 
     @property
@@ -279,6 +283,26 @@ class Profile:
             return {}
         return {INTERPLAY + item.name: getattr(self.interplay, item.name) for item in fields(self.interplay)}
 
+    def _named_tail_moments(self) -> dict[str, torch.Tensor]:
+        """The moments of tails by their names in the file."""
+        if self.tail_moments is None:
+            return {}
+        return dict(zip(TAIL_ARRAYS, (self.tail_moments.fisher, self.tail_moments.output), strict=True))
+
+    def tail_products(self, selector: str = EXACT) -> tuple[torch.Tensor, torch.Tensor]:
+        """Means over the longest windows of the `TailMoments`, `[layers, Hq, budgets, PARTS, PARTS]` each.
+
+        Raises:
+            GeosparseError: The profile is older than those.
+        """
+        if self.tail_moments is None:
+            raise GeosparseError(
+                "The profile has nothing to fit tails to: make it again with `geosparse profile`, or plan another tail."
+            )
+        place, rows = self._place(selector), self._longest_rows
+        fisher, output = (part[rows][:, place].mean(0) for part in (self.tail_moments.fisher, self.tail_moments.output))
+        return unpack(fisher), unpack(output)
+
     def _place(self, selector: str) -> int:
         if selector not in self.selectors:
             raise GeosparseError(
@@ -307,6 +331,7 @@ class Profile:
         from safetensors.torch import save
 
         tensors = {name: self.arrays[name] for name in ARRAYS} | self._named_moments() | self._named_interplay()
+        tensors |= self._named_tail_moments()
         blob = save(
             {name: tensor.contiguous() for name, tensor in tensors.items()}, {"geosparse": dump_json(self.metadata())}
         )
@@ -336,9 +361,12 @@ class Profile:
                     require(shape == expected[name], f"the array {name} has the shape {list(shape)}.")
                 moments = _optional(file, names, MOMENTS, Moments)
                 interplay = _optional(file, names, INTERPLAY, Interplay)
+                tails = [file.get_tensor(name) for name in TAIL_ARRAYS] if names >= set(TAIL_ARRAYS) else None
+                names -= set(TAIL_ARRAYS) if tails else set()
                 require(names == ARRAYS.keys(), "its arrays are not those of a profile.")
                 arrays = {name: file.get_tensor(name) for name in ARRAYS}
-                return cls(arrays=arrays, moments=moments, interplay=interplay, **data)
+                fitted = None if tails is None else TailMoments(*tails)
+                return cls(arrays=arrays, moments=moments, interplay=interplay, tail_moments=fitted, **data)
         except NotInstalledError as error:
             raise GeosparseError(f"{path} cannot be used here: {error}") from error
         except (GeosparseError, SafetensorError, OSError, ValueError, RecursionError) as error:

@@ -14,6 +14,7 @@ from ..ops import TAILS
 from ..ops.selectors import check_installed
 from ..utils.files import is_count, parse_json, require
 from .interplay import Interplay
+from .tail_moments import PAIRS, TAIL_ARRAYS
 
 SCHEMA = "geosparse.profile/4"
 # What goes before the names of moments in the file; a profile made before there were any has none.
@@ -24,7 +25,7 @@ BUILT_IN = "builtin:"
 OWN_KIND = "text"
 MAX_FILE = 8 << 30
 # The fields that are tensors in the file; the others are its metadata.
-TENSORS = {"arrays", "moments", "interplay"}
+TENSORS = {"arrays", "moments", "interplay", "tail_moments"}
 MAX_HEADER = 4 << 20
 """Bytes of names, shapes and metadata; real ones have some ten thousand."""
 MAX_LENGTH = 1 << 24
@@ -70,7 +71,8 @@ def shapes(model: ModelIdentity, lists: Mapping[str, Any]) -> dict[str, tuple[in
     heads = (windows, model.layers, model.heads)
     moments = {MOMENTS + item.name: (*heads, *shape_of(item.name, longest)) for item in fields(Moments)}
     prices = {INTERPLAY + item.name: arrays["fisher"][2:] for item in fields(Interplay)}
-    return arrays | moments | prices
+    pairs = (*arrays["mass"], len(PAIRS))
+    return arrays | moments | prices | dict.fromkeys(TAIL_ARRAYS, pairs)
 
 
 def parse_metadata(header: dict[str, str] | None, fields_of_profile: set[str]) -> dict[str, Any]:

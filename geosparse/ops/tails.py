@@ -73,13 +73,17 @@ MEAN_FRACTION = {name: rule.shares.mean for name, rule in TAIL_RULES.items() if 
 
 TAIL_FAMILIES: dict[str, tuple[str, ...]] = {"best": ("drop", "renormalize", "centroid"), "blend": TAILS}
 """Names for a tail of each head's own, and those that it is one of."""
+FITTED = "fitted"
+"""The tail of plans whose heads have shares of their own, fitted to the profile."""
 FAMILY_MEANING = {
     "best": "per head, the cheapest of drop, renormalize and centroid by the profile",
     "blend": "per head, the cheapest of all tails by the profile",
+    FITTED: "per head, shares of its own by least squares on the profile: to the mean of all visible values, to the "
+    "kept tokens alike and by their weights, and to the mean values of the pages that the mass is missing from",
 }
-FITTED = "fitted"
-"""The tail of plans whose heads have shares of their own, fitted to the profile."""
-DEFAULT_TAIL = "blend"
+DEFAULT_TAIL = FITTED
+FORMER_TAIL = "blend"
+"""The default where nothing can be fitted: old profiles, and selectors that do not know what the rest weighs."""
 
 
 def shares_of(tail: str | TailShares) -> TailShares:
@@ -94,6 +98,6 @@ def expand_tail(tail: str) -> tuple[str, ...]:
 
 def check_tail(tail: str) -> None:
     """Raise GeosparseError unless `tail` is a name in TAILS or TAIL_FAMILIES, or FITTED."""
-    names = (*TAILS, *TAIL_FAMILIES, FITTED)
+    names = (*TAILS, *FAMILY_MEANING)
     if tail not in names:
         raise GeosparseError(f"Unknown tail {tail!r}: {did_you_mean(tail, names)}")

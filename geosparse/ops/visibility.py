@@ -111,14 +111,24 @@ def page_mean(weight: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
     """Every visible token's share of its page's weight: the mean over its page, or its own behind the complete ones.
 
     Args:
-        weight: `[B, Hq, T, S]`, zero where not visible.
-        seen: `[B or 1, 1, T, S]` bool. Pages are PAGE visible tokens each, counted from the first.
+        weight: `[..., S]`, zero where not visible.
+        seen: bool, broadcastable to it. Pages are PAGE visible tokens each, counted from the first.
     """
     rank = seen.cumsum(-1) - 1
     page = (rank.clamp_min(0) // PAGE).expand(weight.shape)
     complete = seen & (rank // PAGE < seen.sum(-1, keepdim=True) // PAGE)
     sums = weight.new_zeros(*weight.shape[:-1], weight.shape[-1] // PAGE + 1).scatter_add(-1, page, weight)
     return torch.where(complete, sums.gather(-1, page) / PAGE, weight)
+
+
+def page_mean_of_first(weight: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+    """`page_mean` of queries that see the first `visible` `[..., T]` keys, which is faster."""
+    keys = weight.shape[-1]
+    pages = torch.nn.functional.pad(weight, (0, -keys % PAGE))
+    pages = pages.view(*pages.shape[:-1], -1, PAGE)
+    place = torch.arange(pages.shape[-2], device=weight.device, dtype=torch.int64)
+    complete = (place < visible.unsqueeze(-1) // PAGE).unsqueeze(-1)
+    return torch.where(complete, pages.mean(-1, keepdim=True), pages).flatten(-2)[..., :keys]
 
 
 def visible_rows(seen: Visibility, batch: int, queries: int, keys: int, device: torch.device | str) -> torch.Tensor:

@@ -14,12 +14,17 @@ from ..errors import GeosparseError, did_you_mean
 from ..geometry.regimes import SIGNATURES, typical
 from ..ops import MEAN_FRACTION, SELECTORS, TAIL_FAMILIES, TAILS, Selector, Tail, expand_tail
 from ..ops.selectors import AUTO, EXACT, fits, shareable
+from ..ops.tails import FITTED, TailShares
 from .error_curves import complete, complete_at, spend
+from .fitted_tail import fisher_at, fitted, shares_at
 
 # Heads that give more than SINK of their mass to attention sinks give none to the mean of the visible values below
 # SPREAD tokens: the compressed value of a sink is far from any mean, so that where a text opens with several equal
 # tokens, each of them a sink, such a head would miss its mass and the model its output.
 SINK, SPREAD = 0.5, 8
+MIDDLE: Tail = "blend50"
+SHRINKAGE = 0.05
+"""How far the error curve of a head is drawn towards the mean of all heads."""
 MEASURES: Mapping[str, Callable[[Profile, str, str], torch.Tensor]] = {
     "fisher": Profile.price,
     "alone": Profile.fisher,
@@ -29,10 +34,17 @@ MEASURES: Mapping[str, Callable[[Profile, str, str], torch.Tensor]] = {
 
 
 class Chosen(NamedTuple):
-    """`[layers, Hq]` int64 each: indices in `SELECTORS` and in `TAILS`."""
+    """What the heads got.
+
+    Attributes:
+        selectors: `[layers, Hq]` int64 places in `SELECTORS`.
+        tails: `[layers, Hq]` int64 places in `TAILS`; of a fitted tail nothing.
+        shares: `[layers, Hq, 4]` fp64, those of a fitted tail; else None.
+    """
 
     selectors: torch.Tensor
     tails: torch.Tensor
+    shares: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,8 +96,24 @@ class Candidates:
     def measured(self, measure: str, selector: Selector, tail: str) -> torch.Tensor:
         """A measured error `[layers, Hq, budgets]`: `measure` is one of MEASURES."""
         # Exact selection in windows, where no profile of it exists: the indexed one is nearly that.
-        known = selector if selector in self.profile.selectors else self.profile.selectors[0]
+        known = self._known(selector)
+        if tail == FITTED:
+            return self._fitted(measure, known)
         return MEASURES[measure](self.profile, tail, known)
+
+    def _known(self, selector: Selector) -> Selector:
+        return selector if selector in self.profile.selectors else self.profile.selectors[0]
+
+    def _fitted(self, measure: str, selector: Selector) -> torch.Tensor:
+        """`measured` of the fitted tail: what other heads' errors do to it is taken from the even blend's."""
+        fit, profile = fitted(self.profile, selector), self.profile
+        if measure == "output_error":
+            norm = profile.mean("output_norm").unsqueeze(-1).clamp_min(torch.finfo(torch.float32).tiny)
+            return fit.output / norm
+        price = (1 - SHRINKAGE) * fit.fisher + SHRINKAGE * fit.fisher.mean((0, 1))
+        if measure == "alone" or profile.interplay is None:
+            return price
+        return price * profile.interplay.factors[TAILS.index(MIDDLE)]
 
     def tails(self, selector: Selector) -> tuple[Tail, ...]:
         """The tails that `selector` may have."""
@@ -133,7 +161,7 @@ class Candidates:
         """The least missing mass over the candidates, `[layers, Hq, length]`."""
         rows = []
         for selector, allowed in self.allowed.items():
-            known = selector if selector in self.profile.selectors else self.profile.selectors[0]
+            known = self._known(selector)
             missing = (1.0 - self.profile.kept_mass(known)).clamp_min(0.0)
             rows.append(complete(missing, self.profile).masked_fill(~allowed[:, None, None], torch.inf))
         return torch.stack(rows).amin(0)
@@ -149,7 +177,8 @@ class Candidates:
                 :, None, None
             ]
             cost, best = prices.masked_fill(risky & self.sunk & (n_keep < SPREAD), torch.inf).min(0)
-            order = torch.tensor([TAILS.index(tail) for tail in candidates], dtype=torch.int64, device="cpu")
+            places = [0 if tail == FITTED else TAILS.index(tail) for tail in candidates]
+            order = torch.tensor(places, dtype=torch.int64, device="cpu")
             indices.append(SELECTORS.names.index(selector))
             costs.append(cost.masked_fill(~allowed[:, None], torch.inf))
             tails.append(order[best])
@@ -161,14 +190,25 @@ class Candidates:
                 (selectors.unsqueeze(-1) == torch.tensor(indices, dtype=torch.int64, device="cpu")).long().argmax(-1)
             )
         tail = torch.stack(tails, -1).gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
-        return Chosen(known[chosen], tail)
+        return Chosen(known[chosen], tail, self._shares(known[chosen], n_keep) if self.tail == FITTED else None)
+
+    def _shares(self, selectors: torch.Tensor, n_keep: torch.Tensor) -> torch.Tensor:
+        """The fitted shares `[layers, Hq, 4]` at the budgets, of the selector of each head."""
+        shares = torch.zeros(*n_keep.shape, len(TailShares._fields), dtype=torch.float64, device="cpu")
+        for place in sorted(set(selectors.flatten().tolist())):
+            own = shares_at(self.profile, self._known(SELECTORS.names[place]), n_keep)
+            shares = torch.where((selectors == place).unsqueeze(-1), own, shares)
+        return shares
 
     def total(self, measure: str, n_keep: torch.Tensor, chosen: Chosen) -> float:
-        """The summed error of `chosen` at the budgets `[layers, Hq]`."""
+        """The summed error of `chosen` at the budgets `[layers, Hq]`; of fitted tails always (g . e)^2."""
         summed = 0.0
         for index in sorted(set(chosen.selectors.flatten().tolist())):
-            prices = self._prices(measure, SELECTORS.names[index], TAILS, n_keep)
-            costs = prices.gather(0, chosen.tails.unsqueeze(0))[0]
+            name = SELECTORS.names[index]
+            if chosen.shares is None:
+                costs = self._prices(measure, name, TAILS, n_keep).gather(0, chosen.tails.unsqueeze(0))[0]
+            else:
+                costs = complete_at(fisher_at(self.profile, self._known(name), chosen.shares), self.profile, n_keep)
             summed += float(costs[chosen.selectors == index].sum())
         return summed
 

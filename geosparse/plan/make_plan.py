@@ -12,8 +12,8 @@ from ..artifacts.plan import Plan, PlanTail
 from ..artifacts.profile import Profile
 from ..errors import GeosparseError
 from ..ops import SELECTORS, TAIL_FAMILIES, Budgets, check_tail
-from ..ops.selectors import AUTO, ECONOMICAL, EXACT
-from ..ops.tails import DEFAULT_TAIL
+from ..ops.selectors import AUTO, ECONOMICAL, EXACT, fits
+from ..ops.tails import DEFAULT_TAIL, FORMER_TAIL
 from ..utils.bounds import as_number, as_whole
 from ..utils.files import MAX_COUNT, is_count
 from ..utils.provenance import versions
@@ -51,7 +51,7 @@ def make_plan(
     profile: Profile,
     mean_keep: float | None = None,
     policy: str = DEFAULT_POLICY,
-    tail: PlanTail = DEFAULT_TAIL,
+    tail: PlanTail | None = None,
     seed: int = 0,
     *,
     density: float | None = None,
@@ -70,10 +70,11 @@ def make_plan(
         profile: Measurements of the model.
         mean_keep: Tokens kept per head, on average, at the length planned for; heads keep from 1 to that length.
         policy: A name in `POLICIES`: a built-in one, or one that an installed package adds by an entry point.
-        tail: What stands for the discarded tokens: one of `ops.TAILS` for all heads, or for each head the one of the
-            least price at its N, in what the policy pays for: of all of them ("blend", default), or of "drop",
-            "renormalize" and "centroid" ("best"); none that give mass to the mean of the visible values for heads of
-            attention sinks that keep few tokens (`plan.candidates`).
+        tail: What stands for the discarded tokens: one of `ops.TAILS` for all heads; for each head the one of the least
+            price at its N, in what the policy pays for, of all of them ("blend") or of "drop", "renormalize" and
+            "centroid" ("best"), none that give mass to the mean of the visible values for heads of attention sinks that
+            keep few tokens (`plan.candidates`); or shares of its own ("fitted": `plan.fitted_tail`). By default
+            "fitted", or "blend" where the profile has nothing to fit to or the selector does not know the rest.
         seed: Seed of the controls.
         density: Instead of `mean_keep`: the same as a fraction of the length, above 0 and up to 1.
         bytes_read: Instead of `mean_keep`: modelled bytes that a decode step reads of the cache (`plan.cost_model`).
@@ -92,6 +93,7 @@ def make_plan(
     """
     POLICIES.check(policy)
     rule = POLICIES[policy]
+    tail = _usual_tail(profile, selector) if tail is None else tail
     check_tail(tail)
     if (whole := as_whole(seed)) is None or not 0 <= whole <= MAX_COUNT:
         raise GeosparseError(f"seed is a whole number from 0 to {MAX_COUNT}, found {seed}.")
@@ -122,6 +124,7 @@ def make_plan(
         n_keep=allocation.budgets,
         tail=tail,
         head_tails=chosen.tails if tail in TAIL_FAMILIES else None,
+        tail_shares=chosen.shares,
         reference_length=length,
         policy=policy,
         budget=request.budget,
@@ -136,6 +139,13 @@ def make_plan(
         growth=None if allocation.growth is None else allocation.growth.exponents,
         share_kv=share_kv,
     )
+
+
+def _usual_tail(profile: Profile, selector: str | None) -> PlanTail:
+    """The tail where none is asked for."""
+    asked = EXACT if selector is None or selector == AUTO else selector
+    SELECTORS.check(asked)
+    return DEFAULT_TAIL if profile.tail_moments is not None and fits(asked, DEFAULT_TAIL) else FORMER_TAIL
 
 
 def _usual_selector(profile: Profile, tail: PlanTail, share_kv: bool, measure: str, per_head: float) -> str:
@@ -271,7 +281,10 @@ def _choose(problem: _Problem, allocation: _Allocation) -> Chosen:
     if not problem.policy.deals:
         return problem.candidates.at(at_near, problem.measure, allocation.selectors)
     before = problem.candidates.at(undo_deal(at_near, problem.seed), "fisher")
-    return Chosen(deal(before.selectors, problem.seed), deal(before.tails, problem.seed))
+    shares = None
+    if before.shares is not None:
+        shares = torch.stack([deal(share, problem.seed) for share in before.shares.unbind(-1)], -1)
+    return Chosen(deal(before.selectors, problem.seed), deal(before.tails, problem.seed), shares)
 
 
 def _predicted(problem: _Problem, allocation: _Allocation, chosen: Chosen) -> dict[str, float]:
@@ -345,4 +358,5 @@ def _request(length: int, mean_keep: float | None, density: float | None, bytes_
 
 def predicted_damage(profile: Profile, budgets: torch.Tensor, tail: PlanTail) -> float:
     """Half the summed mean (g . e)^2 of `budgets` `[layers, Hq]`: a second-order guess, nats per sampled query."""
-    return 0.5 * float(complete_at(profile.price(tail), profile, budgets).sum())
+    price = Candidates.of(profile, tail, EXACT).measured("fisher", EXACT, tail)
+    return 0.5 * float(complete_at(price, profile, budgets).sum())

@@ -20,9 +20,10 @@ import torch
 
 from ..artifacts.profile import METRICS, Profile
 from ..artifacts.seen import Seen
+from ..artifacts.tail_moments import TailMoments
 from ..geometry.regimes import typical
-from ..ops import Tail
-from .candidates import Candidates, Chosen
+from ..ops import TAILS, Tail
+from .candidates import SHRINKAGE, Candidates, Chosen
 from .error_curves import complete_at
 
 Arrays = Mapping[str, torch.Tensor]
@@ -32,10 +33,6 @@ REFERENCE_TAIL: Tail = "blend50"
 """The tail of the uniform plan that kinds are measured against."""
 MAX_RATIO = 8.0
 """By how much, at most, other kinds raise or lower an error at a length at which they were not measured."""
-
-
-SHRINKAGE = 0.05
-"""How far the error curve of a head is drawn towards the mean of all heads."""
 
 
 def kinds_of(profile: Profile) -> dict[str, Profile]:
@@ -75,9 +72,50 @@ def robust(profile: Profile, per_head: float) -> Profile:
     arrays = {name: torch.stack([window[name] for window in windows]).float() for name in profile.arrays}
     calibration = {key: value for key, value in profile.calibration.items() if key != "kinds"}
     calibration |= {"windows": len(windows), "lengths": list(own.distinct_lengths)}
+    tails = None if profile.tail_moments is None else _tail_moments(kinds, losses, own, arrays)
     return replace(
-        own, arrays=arrays, lengths=own.distinct_lengths, nlls=tuple(nlls), moments=None, calibration=calibration
+        own,
+        tail_moments=tails,
+        arrays=arrays,
+        lengths=own.distinct_lengths,
+        nlls=tuple(nlls),
+        moments=None,
+        calibration=calibration,
     )
+
+
+def _tail_moments(
+    kinds: Mapping[str, Profile], losses: Mapping[str, float], own: Profile, arrays: Arrays
+) -> TailMoments:
+    """One window of each length, of the mean over kinds as in `_weighted`; at a length at which other kinds were not
+    measured, those of the own text, moved as `arrays` `[lengths, ...]` move the error of REFERENCE_TAIL."""
+    length = next(iter(kinds.values())).length
+    loss = torch.tensor([losses[kind] for kind in kinds], dtype=torch.float64, device="cpu")
+    weight = (1.0 / loss) / (1.0 / loss).sum()
+    every = [_window_mean(part) for part in kinds.values()]
+    together = TailMoments(
+        torch.einsum("k,k...->...", weight, torch.stack([part.fisher for part in every]))
+        * (loss.mean() * (1.0 / loss).mean()),
+        torch.einsum("k,k...->...", weight, torch.stack([part.output for part in every])),
+    )
+    windows, tail = [], TAILS.index(REFERENCE_TAIL)
+    for row, there in enumerate(own.distinct_lengths):
+        if there == length:
+            windows.append(together)
+            continue
+        part, here = _window_mean(own.at(there)), own.at(there).arrays["fisher"].double().mean(0)[:, tail]
+        ratio = arrays["fisher"][row].double()[:, tail] / here.clamp_min(torch.finfo(torch.float32).tiny)
+        windows.append(TailMoments(part.fisher * ratio.unsqueeze(-1), part.output))
+    return TailMoments(
+        torch.stack([window.fisher for window in windows]), torch.stack([window.output for window in windows])
+    )
+
+
+def _window_mean(profile: Profile) -> TailMoments:
+    """The mean over windows, without that dimension."""
+    moments = profile.tail_moments
+    assert moments is not None
+    return TailMoments(moments.fisher.mean(0), moments.output.mean(0))
 
 
 def uniform_loss(profile: Profile, n_keep: int) -> float:

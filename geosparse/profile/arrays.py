@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from ..artifacts.profile import METRICS, PLACES, RANKINGS
+from ..artifacts.tail_moments import TAIL_ARRAYS, TAIL_FISHER, TAIL_OUTPUT, pack
 from ..geometry.moments import Moments, window_moments
 from ..geometry.regimes import signatures
 from ..geometry.separation import DISTANCES, contribution_score, selection_order, separations
@@ -87,8 +88,12 @@ def measure(
 
 def joined(parts: Sequence[Arrays]) -> Arrays:
     """The arrays of one layer from those of its KV heads."""
-    axis = {name: -1 if name in ("output_norm", "entropy") else -2 for name in parts[0]}
-    return {name: torch.cat([part[name] for part in parts], axis[name]) for name in parts[0]}
+    return {name: torch.cat([part[name] for part in parts], _axis(name)) for name in parts[0]}
+
+
+def _axis(name: str) -> int:
+    """Where an array of one layer has its heads, and an array of one KV head's chunk its queries."""
+    return -1 if name in ("output_norm", "entropy") else -3 if name in TAIL_ARRAYS else -2
 
 
 def _chunks(queries: int, heads: int, keys: int) -> list[slice]:
@@ -103,8 +108,8 @@ def _errors(head: KvHead, budgets: Sequence[int], selectors: Sequence[str]) -> A
     sampled = gradient.shape[1]
     chunks: list[Arrays] = []
     # Pages start at the first visible token: where that moves with the query there are none.
-    paged = needs_index(selectors) and bool(call.seen[:, 0].all())
-    index = index_of(call.key[:, kv_head : kv_head + 1], (0,)) if paged else None
+    pages = bool(call.seen[:, 0].all())
+    index = index_of(call.key[:, kv_head : kv_head + 1], (0,)) if pages and needs_index(selectors) else None
     for queries in _chunks(sampled, gradient.shape[0], call.key.shape[2]):
         rows = rows_of(call, slice(kv_head, kv_head + 1), queries)
         result = {
@@ -113,14 +118,19 @@ def _errors(head: KvHead, budgets: Sequence[int], selectors: Sequence[str]) -> A
         }
         scored = Scored(rows.query, rows.key, rows.scores, rows.seen, call.terms, index)
         slope = gradient[:, queries].unsqueeze(-2)
-        named: dict[str, list[torch.Tensor]] = {"mass": [], "output_error": [], "fisher": []}
+        named: dict[str, list[torch.Tensor]] = {name: [] for name in ("mass", "output_error", "fisher", *TAIL_ARRAYS)}
         for selector in selectors:
-            errors = kept_errors(rows.alpha, rows.value, selections(selector, scored, budgets), rows.seen, rows.scores)
+            keeps = selections(selector, scored, budgets)
+            errors = kept_errors(rows.alpha, rows.value, keeps, rows.seen, rows.scores, pages)
             named["mass"].append(errors.mass)
             named["output_error"].append(_weighed(errors.error, gram))
             named["fisher"].append(torch.stack([(errors.error[tail] * slope).sum(-1).square() for tail in TAILS]))
+            along = (errors.parts * slope.unsqueeze(-2)).sum(-1)
+            named[TAIL_FISHER].append(pack(along.unsqueeze(-1) * along.unsqueeze(-2)))
+            through = torch.einsum("hqgpd,hde->hqgpe", errors.parts, gram)
+            named[TAIL_OUTPUT].append(pack(through @ errors.parts.transpose(-1, -2)))
         chunks.append(result | {name: torch.stack(columns) for name, columns in named.items()})
-    axis = {name: -1 if name in ("output_norm", "entropy") else -2 for name in chunks[0]}
+    axis = {name: _axis(name) for name in chunks[0]}
     return {name: torch.cat([chunk[name] for chunk in chunks], axis[name]).mean(axis[name]) for name in chunks[0]}
 
 

@@ -17,6 +17,7 @@ import torch
 
 from ..artifacts.interplay import Interplay
 from ..artifacts.profile import ARRAYS, MAX_HEADER, MOMENTS
+from ..artifacts.tail_moments import TAIL_ARRAYS
 from ..errors import GeosparseError
 from ..geometry.moments import Moments
 from ..utils.files import check_header, dump_json, write_atomic
@@ -62,7 +63,7 @@ class Parts:
             return None
         tensors, nll = content
         moments = Moments(**{item.name: tensors[MOMENTS + item.name] for item in fields(Moments)})
-        return Window({name: tensors[name] for name in ARRAYS}, moments, float.fromhex(nll))
+        return Window({name: tensors[name] for name in (*ARRAYS, *TAIL_ARRAYS)}, moments, float.fromhex(nll))
 
     def save(self, index: int, window: Window) -> None:
         """Write one window, atomically."""

@@ -13,6 +13,7 @@ import torch
 
 from ..artifacts.interplay import Interplay
 from ..artifacts.profile import ARRAYS, Profile
+from ..artifacts.tail_moments import TAIL_ARRAYS, TailMoments
 from ..errors import GeosparseError
 from ..geometry.moments import Moments
 from ..hf.adapters import inner_model
@@ -211,6 +212,7 @@ def _profile(
         limits=tuple(min(layer.window or config.longest, config.longest) for layer in layers),
         nlls=tuple(window.nll for window in results),
         selectors=config.selectors,
+        tail_moments=TailMoments(*(torch.stack([window.arrays[name] for window in results]) for name in TAIL_ARRAYS)),
         **about | {"model": identify(model)},
     )
     if not config.second_pass:
@@ -334,8 +336,9 @@ def _window_arrays(
         per_layer.append(joined(arrays_of_heads))
         moments.append(Moments.cat(moments_of_heads))
         advance(length)
-    axes = {name: dimensions.index("layers") for name, dimensions in ARRAYS.items()}
-    arrays = {name: torch.stack([part[name] for part in per_layer], axis).float() for name, axis in axes.items()}
+    axes = {name: dimensions.index("layers") for name, dimensions in ARRAYS.items()} | dict.fromkeys(TAIL_ARRAYS, 1)
+    arrays = {name: torch.stack([part[name] for part in per_layer], axis) for name, axis in axes.items()}
+    arrays = {name: array.double() if name in TAIL_ARRAYS else array.float() for name, array in arrays.items()}
     return Window(arrays, Moments.stack(moments), loss / (length - 1))
 
 

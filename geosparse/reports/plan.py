@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..artifacts.plan import Plan
 from ..ops import TAILS
+from ..ops.tails import TailShares
 from .head_map import budgets
 from .pages import named, render, write_page
 
@@ -37,12 +38,17 @@ def write_plan_page(path: Path | str, plan: Plan) -> Path:
 def _origin(plan: Plan) -> list[tuple[str, str]]:
     """Where a plan comes from, name by name."""
     tails = {} if plan.head_tails is None else Counter(TAILS[index] for index in plan.head_tails.flatten().tolist())
+    shares = {}
+    if plan.tail_shares is not None:
+        medians = plan.tail_shares.flatten(0, 1).median(0).values
+        shares = dict(zip(TailShares._fields, medians.tolist(), strict=True))
     return [
         ("asked for", _listed(plan.budget)),
         ("mean N", f"{plan.mean_keep:.2f}"),
         ("reference length", f"{plan.reference_length} tokens"),
         ("longest windows", "–" if plan.longest_window is None else f"{plan.longest_window} tokens"),
         ("tails of heads", _listed(tails)),
+        ("median shares of the missing mass", _listed(shares)),
         ("found by", _listed(plan.selector_counts())),
         ("growth", "–" if plan.growth is None else f"N grows to the power {float(plan.growth.median()):.2f} (median)"),
         ("predicted", _listed(plan.predicted)),

@@ -4,6 +4,9 @@ import torch
 
 from geosparse.geometry.separation import rank_of, selection_order
 from geosparse.geometry.tail_error import kept_errors
+from geosparse.ops import Span
+from geosparse.ops.tails import TAIL_RULES
+from geosparse.ops.visibility import page_mean
 
 
 def test_tail_errors_are_the_identities():
@@ -58,3 +61,23 @@ def test_a_believed_mass_scales_what_is_kept():
     torch.testing.assert_close(errors.error["renormalize"][0, 0], renormalized - alpha[0])
     missing = believed[0, 2:].exp().sum() / whole
     torch.testing.assert_close(errors.error["centroid"][0, 0], kept + missing * value.mean(0) - alpha[0])
+
+
+def test_parts_give_the_error_of_every_named_tail_and_of_pages():
+    generator = torch.Generator().manual_seed(4)
+    keys, value = 45, torch.randn(45, 8, generator=generator)
+    seen = Span().mask(10, keys)[0, 0]
+    scores = torch.randn(2, 10, keys, generator=generator).masked_fill(~seen, -torch.inf)
+    believed = (scores + 0.3 * torch.randn(scores.shape, generator=generator)).masked_fill(~seen, -torch.inf)
+    alpha = scores.softmax(-1)
+    rank = rank_of(selection_order(scores, seen))
+    for estimate in (None, believed):
+        errors = kept_errors(alpha, value, [(seen & (rank < n), estimate) for n in (1, 7)], seen, scores)
+        for tail, error in errors.error.items():
+            shares = torch.tensor(TAIL_RULES[tail].shares)
+            found = torch.einsum("s,...sd->...d", shares, errors.parts[..., 1:, :]) - errors.parts[..., 0, :]
+            torch.testing.assert_close(found, error, atol=1e-5, rtol=1e-5)
+        known = torch.where(rank < 7, scores, scores if estimate is None else estimate)
+        weight = known.softmax(-1)
+        expected = page_mean(weight.masked_fill(rank < 7, 0.0), seen) @ value
+        torch.testing.assert_close(errors.parts[..., 1, 4, :], expected, atol=1e-5, rtol=1e-5)

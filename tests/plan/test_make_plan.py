@@ -94,7 +94,7 @@ def test_damage_is_half_the_price_summed_over_heads():
         (
             (4, DEFAULT_POLICY, "zzz"),
             "Unknown tail 'zzz': choose from best, blend, blend25, blend50, blend75, centroid, drop, "
-            "even, renormalize.",
+            "even, fitted, renormalize.",
         ),
         ((4, "permuted", "drop", -1), "seed is a whole number from 0 to 2147483647, found -1."),
     ],

@@ -43,10 +43,10 @@ def variants(plan: gs.Plan) -> dict[str, gs.Plan]:
     """`plan` with every selector, and every tail that goes with it: "lowbit/centroid" and so on."""
     plans = {}
     for selector in SELECTORS:
-        choices: tuple[PlanTail, ...] = TAILS if plan.head_tails is None else (plan.tail,)
+        choices: tuple[PlanTail, ...] = TAILS if plan.head_tails is None and plan.tail_shares is None else (plan.tail,)
         for tail in choices if SELECTORS[selector].knows_rest else ("renormalize",):
-            tails = plan.head_tails if tail == plan.tail else None
-            plans[f"{selector}/{tail}"] = replace(plan, selector=selector, tail=tail, head_tails=tails)
+            own: dict[str, Any] = {} if tail == plan.tail else {"head_tails": None, "tail_shares": None}
+            plans[f"{selector}/{tail}"] = replace(plan, selector=selector, tail=tail, **own)
     return plans
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import GeosparseError
 from ...ops.selectors import AUTO, ECONOMICAL, EXACT, SELECTORS
-from ...ops.tails import DEFAULT_TAIL, FAMILY_MEANING, TAIL_FAMILIES, TAILS
+from ...ops.tails import DEFAULT_TAIL, FAMILY_MEANING, TAILS
 from ...plan.policies import DEFAULT_POLICY, POLICIES
 from ...utils.bounds import MAX_BYTES, MAX_TOLERANCE
 from ...utils.console import number, say, whole
@@ -54,7 +54,7 @@ def arguments(add: Add) -> None:
     add("--robust", action="store_true", default=None, help="hold on every kind of text that the profile saw (default)")
     add("--specialised", action="store_true", default=None, help="best on the text that was given to the profile")
     add("--policy", help=f"how the budget is divided among heads: {listed(POLICIES, DEFAULT_POLICY)}")
-    add("--tail", help=f"what stands for the rest: {listed((*TAILS, *TAIL_FAMILIES), DEFAULT_TAIL)}; {_families()}")
+    add("--tail", help=f"what stands for the rest: {listed((*TAILS, *FAMILY_MEANING), DEFAULT_TAIL)}; {_families()}")
     add("--seed", type=whole(0), help="seed of the controls (0)")
     add("--out", type=Path, help="plan to write, .json")
     add("--diff", type=Path, nargs=2, metavar="PLAN", help="make no plan: how do two plans for one model differ")

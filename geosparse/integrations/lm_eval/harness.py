@@ -181,6 +181,6 @@ def _cache_path(config: Any, model: Any, plan: Plan | None) -> str | None:
         return None
     parts = [identify(model).fingerprint, str(model.dtype), sorted(config.model_args.items())]
     if plan is not None:
-        parts += [plan.tail, plan.n_keep.tolist()]
+        parts.append(plan.digest())
     digest = hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:12]
     return f"{config.use_cache}_{'dense' if plan is None else 'sparse'}_{digest}"

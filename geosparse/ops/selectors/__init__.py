@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import NotInstalledError, did_you_mean
 from ...utils.registry import Registry
-from ..tails import TailShares, shares_of
+from ..tails import FITTED, TailShares, shares_of
 from .rule import SelectorRule, adopt, selector
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def reads_codes(names: str | Sequence[str]) -> bool:
 def fits(name: str, tail: str | TailShares) -> bool:
     """Whether heads with the selector `name` may have `tail`: one that goes by no score does not know what the others
     weigh, which all tails but a renormalised one have to know."""
-    return SELECTORS[name].knows_rest or shares_of(tail).renormalize
+    return SELECTORS[name].knows_rest or (tail != FITTED and shares_of(tail).renormalize)
 
 
 def check_installed(name: str) -> None:
