@@ -10,11 +10,12 @@ import torch
 
 from geosparse.artifacts.plan import Plan
 from geosparse.errors import GeosparseError
-from geosparse.ops import SELECTORS, TAILS, AttentionCall, Selector, Terms
+from geosparse.ops import SELECTORS, AttentionCall, Selector, Terms
 from geosparse.ops.cpu import library
 from geosparse.ops.cpu.decode import pack
 from geosparse.ops.cpu.handed import KernelRules
 from geosparse.ops.key_index import index_of
+from geosparse.ops.tails import shares_of
 
 from ..harness.threads import torch_threads
 from .layers import DTYPES, SHAPES, Layer, layers_of, ours_with, seconds
@@ -95,7 +96,7 @@ def overhead() -> tuple[dict[str, float], dict[str, float]]:
         outside: dict[str, float] = {}
         budgets, tails = (
             torch.full((1, 9), 64, dtype=torch.int64, device="cpu"),
-            torch.full((9,), TAILS.index("centroid"), dtype=torch.int64, device="cpu"),
+            torch.tensor([shares_of("centroid")] * 9, dtype=torch.float32, device="cpu"),
         )
         for selector in CALLED_SELECTORS:
             number = SELECTORS[selector].kernel

@@ -8,6 +8,7 @@ the whole process. And whatever it reads is held against what the call says of i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -28,8 +29,8 @@ def zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device = CPU) 
     return torch.zeros(shape, dtype=dtype, device=device, layout=torch.strided)
 
 
-def numbers(values: Sequence[int], dtype: torch.dtype, device: torch.device = CPU) -> torch.Tensor:
-    """Whole numbers `[len(values)]` for a kernel to read; made on the CPU, which is faster than on a GPU."""
+def numbers(values: Sequence[Any], dtype: torch.dtype, device: torch.device = CPU) -> torch.Tensor:
+    """Numbers, or rows of them, for a kernel to read; made on the CPU, which is faster than on a GPU."""
     return torch.tensor(values, dtype=dtype, device=CPU).to(device)
 
 

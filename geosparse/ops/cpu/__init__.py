@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -13,11 +14,12 @@ from ..call import AttentionCall, HeadRules, as_function
 from ..key_index import index_of
 from ..selectors import SELECTORS, fits
 from ..spec import Attended, keep_tensor, per_head
-from ..tails import TAILS
+from ..tails import TailShares, shares_of
 from ..torch_chunked import attend_chunked
-from ..visibility import Span, page_starts
+from ..value_means import means_of
+from ..visibility import Span, Visibility, page_starts
 from .decode import MAX_DIM, decode, remember_value_sum, value_sum_of
-from .handed import KernelRules
+from .handed import SHARES, KernelRules
 from .library import DTYPES, ISAS, isa, library, load_error
 from .linear import product
 from .prefill import prefill
@@ -52,8 +54,10 @@ def attend_cpu(call: AttentionCall, rules: HeadRules) -> Attended:
     one = queries == 1
     tail, selector = tail if type(tail) is str else tuple(tail), selector if type(selector) is str else tuple(selector)
     fixed = n_keep if type(n_keep) is tuple else None if isinstance(n_keep, torch.Tensor) else tuple(n_keep)
-    kernel_rules, indexed, decodes, prefills = _handed(heads, batch, tail, selector, fixed, one)
+    kernel_rules, indexed, decodes, prefills, paged = _handed(heads, batch, tail, selector, fixed, one)
     if share_kv or not (decodes if one else prefills) or bias is not None or call.needs_gradient:
+        return attend_chunked(call, rules)
+    if paged and not _pages_follow(mask, one):
         return attend_chunked(call, rules)
     if terms.sink is not None:
         call = call._replace(terms=terms._replace(sink=terms.sink.detach().float().contiguous()))
@@ -66,7 +70,11 @@ def attend_cpu(call: AttentionCall, rules: HeadRules) -> Attended:
         budgets = keep_tensor(n_keep, "cpu")
         kernel_rules = kernel_rules._replace(budgets=budgets[..., 0].contiguous() if one else budgets)
     if one:
-        return decode(call, kernel_rules, index)
+        means = None
+        if paged:
+            held = means_of(call.value, kernel_rules.first)
+            means = held.means if held.room else None
+        return decode(call, kernel_rules, index, means)
     return prefill(call, kernel_rules, None if index is None else index.decoded(key.shape[2], key.shape[3]))
 
 
@@ -85,37 +93,45 @@ class _Handed(NamedTuple):
     indexed: bool
     decodes: bool  # the kernel for one query serves all heads
     prefills: bool  # the kernels for several queries do
+    paged: bool  # a tail gives to pages
 
 
 @lru_cache(maxsize=4096)
 def _handed(
     heads: int,
     batch: int,
-    tail: str | tuple[str, ...],
+    tail: str | tuple[str | TailShares, ...],
     selector: str | tuple[str, ...],
     n_keep: tuple[int, ...] | None,
     one: bool,
 ) -> _Handed:
     """Worked out once; the same few words and budgets come back at every token. Without budgets: a tensor has them."""
-    tails, selectors = per_head(tail, heads), [SELECTORS[name] for name in per_head(selector, heads)]
+    tails = [shares_of(each) for each in per_head(tail, heads)]
+    selectors = [SELECTORS[name] for name in per_head(selector, heads)]
     # A head without scores does not know the mass of what it left out.
-    known = all(map(fits, per_head(selector, heads), tails)) and set(tails) <= set(TAILS)
+    known = all(map(fits, per_head(selector, heads), tails))
     decodes = known and all(rule.kernel is not None for rule in selectors)
-    budgets = _remembered(list(n_keep or (1,) * heads))
+    budgets = _remembered(n_keep or (1,) * heads, torch.int64, (heads,))
     rules = KernelRules(
         budgets[None] if one else budgets[None, :, None],
-        _remembered([TAILS.index(name) if name in TAILS else 0 for name in tails]),
-        _remembered([-1 if rule.kernel is None else rule.kernel for rule in selectors]),
+        _remembered(tails, torch.float32, (heads, SHARES)),
+        _remembered([-1 if rule.kernel is None else rule.kernel for rule in selectors], torch.int64, (heads,)),
         FIRST * batch,
     )
     prefills = decodes and all(rule.prefill_kernel for rule in selectors)
-    return _Handed(rules, any(rule.indexed for rule in selectors), decodes, prefills)
+    paged = any(each.pages for each in tails)
+    return _Handed(rules, any(rule.indexed for rule in selectors), decodes, prefills, paged)
 
 
-def _remembered(numbers: list[int]) -> torch.Tensor:
-    """int64 for the kernels; an error where torch makes tensors without memory at this moment, which would be kept."""
-    made = buffers.numbers(numbers, torch.int64)
-    buffers.check("the rules of the heads", made, torch.int64, (len(numbers),))
+def _pages_follow(mask: Visibility | None, one: bool) -> bool:
+    """Whether the pages of what is seen are where the kernels look for them: a window moves them at every token."""
+    return mask is None or (isinstance(mask, Span) and (mask.window is None or not one))
+
+
+def _remembered(numbers: Sequence[Any], dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
+    """For the kernels; an error where torch makes tensors without memory at this moment, which would be kept."""
+    made = buffers.numbers(numbers, dtype)
+    buffers.check("the rules of the heads", made, dtype, shape)
     return made
 
 

@@ -24,7 +24,9 @@ NO_CODES = None, None, None, 0
 MAX_DIM = 512  # of a key: common.inc
 
 
-def decode(call: AttentionCall, rules: KernelRules, index: KeyIndex | None) -> Attended:
+def decode(
+    call: AttentionCall, rules: KernelRules, index: KeyIndex | None, means: torch.Tensor | None = None
+) -> Attended:
     """`attend_cpu` for T = 1: every key, or its code, is read once; values only where they are kept.
 
     Calls without a mask tensor are put together in C where that can be (fast_call.c); what is amiss is said here.
@@ -33,6 +35,7 @@ def decode(call: AttentionCall, rules: KernelRules, index: KeyIndex | None) -> A
         call: Of one query per row; its sink is fp32 `[Hq]`.
         rules: Of its heads.
         index: Of the keys, where a selector reads it.
+        means: `[B, Hkv, P, Dv]` fp16, the mean values of complete pages, where there are any and a tail gives to them.
 
     Raises:
         GeosparseError: The tensors do not fit together, or are none that the kernel can read.
@@ -50,18 +53,18 @@ def decode(call: AttentionCall, rules: KernelRules, index: KeyIndex | None) -> A
         settings = bits, torch.get_num_threads(), scaling, softcap or 0.0
         budgets, tails, selectors, _ = rules
         states = query, key, value, budgets, tails, selectors
-        result = in_c.decode(*states, first, total, sink, low, high, codes, *settings)
+        result = in_c.decode(*states, first, total, sink, low, high, codes, means, *settings)
         if result is not None:
             return result
     if not key.shape[2] or not query.shape[0]:
         return nothing_seen(query, value)
-    packed, output, kept, _ = pack(call, rules, index)
+    packed, output, kept, _ = pack(call, rules, index, means)
     run("gs_decode", packed, query.dtype)
     return Attended(output, kept if kept.dim() == 1 else kept.sum(0))
 
 
 def pack(
-    call: AttentionCall, rules: KernelRules, index: KeyIndex | None
+    call: AttentionCall, rules: KernelRules, index: KeyIndex | None, means: torch.Tensor | None = None
 ) -> tuple[bytes, torch.Tensor, torch.Tensor, tuple[torch.Tensor | None, ...]]:
     """The arguments of `decode` as `gs_decode` takes them, where it writes output `[B, Hq, 1, Dv]` and counts `[Hq]` or
     `[B, Hq]`, and the tensors that must live as long as the first."""
@@ -99,6 +102,10 @@ def pack(
     if index is not None and index.codes.dim() != 1:
         _check_index(index, batch, kv_heads, (keys - min(starts)) // PAGE, dim)
         addresses, layout = _index_of(index)
+    mean_strides: tuple[int, ...] = (0, 0, 0)
+    if means is not None:
+        _check_means(means, batch, kv_heads, (keys - min(starts)) // PAGE, value_dim)
+        mean_strides = means.stride()[:3]
     # In the order of calls.h.
     packed = DECODE_CALL.pack(
         query.data_ptr(),
@@ -113,6 +120,7 @@ def pack(
         0 if sums is None else sums.data_ptr(),
         0 if sink is None else sink.data_ptr(),
         *addresses,
+        0 if means is None else means.data_ptr(),
         kept.data_ptr(),
         batch,
         heads,
@@ -127,6 +135,7 @@ def pack(
         0 if seen is None else keys,
         0 if budgets.shape[0] == 1 else heads,
         *layout,
+        *mean_strides,
         DTYPES[dtype],
         torch.get_num_threads(),
         scaling,
@@ -155,6 +164,12 @@ def _check_index(index: KeyIndex, batch: int, kv_heads: int, pages: int, dim: in
     pages_apart = index.low.stride()[2], index.high.stride(), index.codes.stride()[2:5]
     if pages_apart != (width, index.low.stride(), (words * PAGE * 4, PAGE * 4, 4)):
         raise GeosparseError("The pages of an index lie one behind the other in memory, which these do not: copy it.")
+
+
+def _check_means(means: torch.Tensor, batch: int, kv_heads: int, pages: int, value_dim: int) -> None:
+    """Raise GeosparseError unless the kernel can read `pages` means of each row and KV head."""
+    room = means.shape[2] if means.dim() > 2 else 0
+    buffers.check("the page means", means, torch.float16, (batch, kv_heads, max(room, pages), value_dim), strided=True)
 
 
 def _index_of(index: KeyIndex) -> tuple[tuple[int, ...], tuple[int, ...]]:

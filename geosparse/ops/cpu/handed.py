@@ -10,7 +10,10 @@ from ...errors import GeosparseError
 from .. import buffers
 from ..call import AttentionCall
 from ..spec import Attended
+from ..tails import TailShares
 from ..visibility import Span, Visibility
+
+SHARES = len(TailShares._fields)
 
 
 class KernelRules(NamedTuple):
@@ -18,7 +21,7 @@ class KernelRules(NamedTuple):
 
     Attributes:
         budgets: int64, `[B or 1, Hq]` and contiguous for one query, `[B or 1, Hq, T or 1]` for several.
-        tails: int64 `[Hq]`, places in TAILS.
+        tails: fp32 `[Hq, 4]`, the numbers of TailShares.
         selectors: int64 `[Hq]`, numbers of enum Selector.
         first: Of each batch row the first key that is not padding; for several queries under a Span.
     """
@@ -41,8 +44,8 @@ def nothing_seen(query: torch.Tensor, value: torch.Tensor) -> Attended:
 
 
 def check_rules(rules: KernelRules, sink: torch.Tensor | None, heads: int) -> None:
-    """Raise GeosparseError unless tails and selectors are int64, and the sinks fp32, `[Hq]` on the CPU."""
-    buffers.check("the tails", rules.tails, torch.int64, (heads,))
+    """Raise GeosparseError unless tails are fp32 `[Hq, 4]`, selectors int64 and sinks fp32 `[Hq]`, on the CPU."""
+    buffers.check("the tails", rules.tails, torch.float32, (heads, SHARES))
     buffers.check("the selectors", rules.selectors, torch.int64, (heads,))
     if sink is not None:
         buffers.check("the sinks", sink, torch.float32, (heads,))

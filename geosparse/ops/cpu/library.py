@@ -16,7 +16,7 @@ import torch
 
 from ...errors import GeosparseError
 
-ABI = 12
+ABI = 13
 ISAS = ("plain", "avx2", "avx512", "avx512_bf16")
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
@@ -34,13 +34,13 @@ KERNELS = {
 FAULTS = {
     2: "Its sizes do not fit together or are none that the kernel knows: check the shapes",
     3: "Every head keeps at least 1 token, and a budget is below 1: pass larger budgets",
-    4: "A tail, selector or kind is none that this kernel knows: choose another one",
+    4: "A selector or kind is none that this kernel knows: choose another one",
     5: "A first visible key or a window is outside of the keys: check the mask",
     6: "A place is outside of the rows that it points into: check the indices",
 }
 
-# DecodeCall in calls.h, packed by `decode`: 15 pointers, 24 whole numbers, the factors of the logits.
-DECODE_CALL = struct.Struct("=15Q24q2d")
+# DecodeCall in calls.h, packed by `decode`: 16 pointers, 27 whole numbers, the factors of the logits.
+DECODE_CALL = struct.Struct("=16Q27q2d")
 
 
 def _fields(pointers: str, numbers: str, factors: str = "scaling softcap") -> list[tuple[str, type]]:

@@ -11,7 +11,6 @@ from .. import buffers
 from ..call import CAUSAL, AttentionCall, Terms
 from ..selectors import EXACT, SELECTORS
 from ..spec import Attended
-from ..tails import MEAN_FRACTION, TAILS
 from ..torch_chunked import chunk_rows, visible_mean
 from ..visibility import Span, chunk_of
 from .handed import KernelRules, nothing_seen, prepared
@@ -46,7 +45,7 @@ def prefill(call: AttentionCall, rules: KernelRules, decoded: torch.Tensor | Non
     if not keys or not query.numel():
         return nothing_seen(query, call.value)
     rows, key, value = prepared(call, rules, mask)
-    centred = any(MEAN_FRACTION.get(TAILS[place], 0.0) > 0 for place in tails.tolist())
+    centred, _, _, paged = tails.ne(0).any(0).tolist()
     means = _span_means(value, starts, mask.window, queries) if centred and isinstance(mask, Span) else None
     coded = [head for head, number in enumerate(selectors.tolist()) if number in CODED]
     # Coded keys of all heads where all are coded, so that there is one product.
@@ -54,7 +53,8 @@ def prefill(call: AttentionCall, rules: KernelRules, decoded: torch.Tensor | Non
     coarse = decoded if 0 < len(coded) < heads else None
     output = buffers.empty((batch, heads, queries, value.shape[-1]), torch.float32)
     exact = key if set(selectors.tolist()) != {SCORED} else None
-    if coarse is None and isinstance(mask, Span) and queries >= LEAST_QUERIES:
+    # Where a tail gives to pages all values have weights: a matrix product adds them up.
+    if coarse is None and isinstance(mask, Span) and queries >= LEAST_QUERIES and not paged:
         missing, count = _weigh(_packed(scored), keys, rows, exact, value, output, rules, mask.window, None, call.terms)
         if means is not None:
             for start in range(0, queries, MEAN_ROWS):
@@ -65,7 +65,7 @@ def prefill(call: AttentionCall, rules: KernelRules, decoded: torch.Tensor | Non
     kept = buffers.zeros((heads,), torch.int64)
     # Adding up one kept row of values costs about four times what a matrix product spends on any row.
     most = budgets.amax(-1).clamp_max(keys).sum() // budgets.shape[0]
-    gather = 4 * int(most) < heads * keys
+    gather = 4 * int(most) < heads * keys and not paged
     size = chunk_rows(batch, heads, keys, query.device)
     buffer = buffers.empty((batch * heads * min(size, queries) * keys,), torch.float32)
     for start in range(0, queries, size):

@@ -8,9 +8,11 @@ import pytest
 from geosparse.ops import SELECTORS, cpu
 from geosparse.ops.selectors.paged_lowbit import OVERSAMPLE
 from geosparse.ops.selectors.sink_recent import SINKS
-from geosparse.ops.tails import TAIL_RULES, TAILS
+from geosparse.ops.tails import TailShares
 
-SOURCE = (Path(cpu.__file__).parent / "csrc" / "kernels.cpp").read_text(encoding="utf-8")
+SOURCE, FAST_CALL = (
+    (Path(cpu.__file__).parent / "csrc" / name).read_text(encoding="utf-8") for name in ("kernels.cpp", "fast_call.c")
+)
 
 
 def enumerated(name):
@@ -19,20 +21,16 @@ def enumerated(name):
     return {word.lower(): int(number) for word, number in re.findall(r"(\w+) = (\d+)", body)}
 
 
-def table(name):
-    (body,) = re.findall(rf"constexpr float {name}\[\] = {{([^}}]*)}}", SOURCE)
-    return [float(number.rstrip("f")) for number in body.split(", ")]
-
-
 def test_selectors_have_the_numbers_that_their_entries_declare():
     declared = {name.replace("+", "_"): SELECTORS[name].kernel for name in SELECTORS.built_in}
     assert enumerated("Selector") == {name: number for name, number in declared.items() if number is not None}
 
 
-def test_tails_have_the_numbers_and_parts_of_their_table():
-    assert enumerated("Tail") == {name: place for place, name in enumerate(TAILS)}
-    assert table("MEAN_PART") == [rule.shares.mean for rule in TAIL_RULES.values()]
-    assert table("EVEN_PART") == [rule.shares.kept for rule in TAIL_RULES.values()]
+def test_the_shares_of_a_tail_lie_in_the_order_of_its_fields():
+    (fields,) = re.findall(r"struct Tail {\n  float ([\w, ]+);", SOURCE)
+    assert tuple(fields.split(", ")) == TailShares._fields
+    lengths = set(re.findall(r"SHARES = (\d+)|tails \+ (\d+) \* head", SOURCE + FAST_CALL))
+    assert lengths == {("", str(len(TailShares._fields))), (str(len(TailShares._fields)), "")}
 
 
 @pytest.mark.parametrize(("name", "number"), [("SINKS", SINKS), ("OVERSAMPLE", OVERSAMPLE)])

@@ -7,7 +7,7 @@ struct DecodeCall {
   const void *q, *k, *v;
   void* out;                 // [B, Hq, Dv], contiguous
   const int64_t* n_keep;     // [B or 1, Hq]
-  const int64_t* tails;      // [Hq], of enum Tail
+  const float* tails;        // [Hq, 4], of struct Tail
   const int64_t* selectors;  // [Hq], of enum Selector
   const int64_t* first;      // [B], the first visible key, or null: 0
   const uint8_t* mask;       // [B, S] or null; only without `first` and index
@@ -15,10 +15,12 @@ struct DecodeCall {
   const float* sink;         // [Hq] or null
   const uint16_t *low, *high;  // [B, Hkv, P, width] fp16, or null: no selector reads the index
   const uint8_t* codes;      // [B, Hkv, P, width * bits / 8 * 16]
+  const uint16_t* page_means;  // [B, Hkv, P, Dv] fp16 of complete pages, or null: there are none, or no tail gives to them
   int64_t* kept;             // [B, Hq]
   int64_t batch, heads, kv_heads, keys, dim, value_dim;
   int64_t q_batch, q_head, k_batch, k_head, k_row, v_batch, v_head, v_row, mask_batch, n_batch;
   int64_t bound_batch, bound_head, code_batch, code_head, width, bits;
+  int64_t mean_batch, mean_head, mean_page;
   int64_t dtype, threads;
   double scaling, softcap;
 };

@@ -12,7 +12,7 @@
 #include "calls.h"
 
 enum { CPU = 1, INT = 0, UINT = 1, FLOAT = 2, BFLOAT = 4 }; /* device type; type codes */
-enum { PAGE = 16, MOST_DIM = 512 };                         /* key_index.inc, common.inc */
+enum { PAGE = 16, MOST_DIM = 512, SHARES = 4 };             /* key_index.inc, common.inc, struct Tail in kernels.cpp */
 
 typedef struct {
   void* data;
@@ -116,7 +116,7 @@ static PyObject* allocated(PyObject* like, Tensor* out) {
   return made;
 }
 
-enum { QUERY, KEY, VALUE, BUDGETS, TAILS, SELECTORS, FIRST, VALUE_SUM, SINK, LOW, HIGH, CODES, BITS, THREADS, SCALING, SOFTCAP, ARGUMENTS };
+enum { QUERY, KEY, VALUE, BUDGETS, TAILS, SELECTORS, FIRST, VALUE_SUM, SINK, LOW, HIGH, CODES, MEANS, BITS, THREADS, SCALING, SOFTCAP, ARGUMENTS };
 
 /* A new tensor `[batch, heads]`, otherwise like `like`, and its address. */
 static PyObject* allocated_counts(PyObject* like, int64_t batch, int64_t heads, Tensor* out) {
@@ -127,16 +127,33 @@ static PyObject* allocated_counts(PyObject* like, int64_t batch, int64_t heads, 
   return made;
 }
 
+/* The complete pages of the row that has most of them. */
+static int64_t complete_pages(const struct DecodeCall* call) {
+  int64_t least = call->first == NULL ? 0 : call->keys;
+  for (int64_t row = 0; call->first != NULL && row < call->batch; ++row)
+    if (call->first[row] < least) least = call->first[row];
+  return (call->keys - least) / PAGE;
+}
+
+/* Whether there are mean values of the complete pages, in the layout of ops/value_means.py; then `call` has them. */
+static int read_means(PyObject* const* args, struct DecodeCall* call) {
+  Tensor means;
+  if (!seen(args[MEANS], &means) || means.ndim != 4 || place_of(&means) != 2 || means.shape[0] != call->batch ||
+      means.shape[1] != call->kv_heads || means.shape[2] < complete_pages(call) || means.shape[3] != call->value_dim ||
+      means.strides[3] != 1)
+    return 0;
+  call->page_means = start_of(&means);
+  call->mean_batch = means.strides[0], call->mean_head = means.strides[1], call->mean_page = means.strides[2];
+  return 1;
+}
+
 /* Whether the index covers the complete pages of the keys in the layout of ops/key_index.py; then `call` has it, or nothing
  * where no page is complete yet. */
 static int read_index(PyObject* const* args, struct DecodeCall* call) {
   Tensor low, high, codes;
   call->bits = PyLong_AsLongLong(args[BITS]);
   if (PyErr_Occurred()) return 0;
-  int64_t least = call->first == NULL ? 0 : call->keys;
-  for (int64_t row = 0; call->first != NULL && row < call->batch; ++row)
-    if (call->first[row] < least) least = call->first[row];
-  const int64_t pages = (call->keys - least) / PAGE;
+  const int64_t pages = complete_pages(call);
   if (pages < 1) return 1;
   if (!seen(args[LOW], &low) || !seen(args[HIGH], &high) || !seen(args[CODES], &codes) || low.ndim != 4 || high.ndim != 4 ||
       codes.ndim != 6 || place_of(&low) != 2 || place_of(&high) != 2 || codes.dtype.code != UINT || codes.dtype.bits != 8)
@@ -156,8 +173,8 @@ static int read_index(PyObject* const* args, struct DecodeCall* call) {
   return 1;
 }
 
-/* decode(query, key, value, budgets, tails, selectors, first, value_sum, sink, low, high, codes, bits, threads, scaling,
- * softcap) -> Attended, or None where the tensors are of another kind than this is for. Meaning as in decode.py. */
+/* decode(query, key, value, budgets, tails, selectors, first, value_sum, sink, low, high, codes, means, bits, threads,
+ * scaling, softcap) -> Attended, or None where the tensors are of another kind than this is for. Meaning as in decode.py. */
 static PyObject* decode(PyObject* self, PyObject* const* args, Py_ssize_t count) {
   if (count != ARGUMENTS) return PyErr_Format(PyExc_TypeError, "decode takes %d arguments", ARGUMENTS);
   struct DecodeCall call = {0};
@@ -178,7 +195,7 @@ static PyObject* decode(PyObject* self, PyObject* const* args, Py_ssize_t count)
     if (!holds(args[BUDGETS], INT, 64, rows, heads, -1, (const void**)&call.n_keep)) Py_RETURN_NONE;
   }
   call.n_batch = rows == 1 ? 0 : heads;
-  if (!holds(args[TAILS], INT, 64, heads, -1, -1, (const void**)&call.tails) ||
+  if (!holds(args[TAILS], FLOAT, 32, heads, SHARES, -1, (const void**)&call.tails) ||
       !holds(args[SELECTORS], INT, 64, heads, -1, -1, (const void**)&call.selectors) ||
       (args[FIRST] != Py_None && !holds(args[FIRST], INT, 64, batch, -1, -1, (const void**)&call.first)) ||
       (args[VALUE_SUM] != Py_None &&
@@ -189,6 +206,7 @@ static PyObject* decode(PyObject* self, PyObject* const* args, Py_ssize_t count)
     if (PyErr_Occurred()) return NULL;
     Py_RETURN_NONE;
   }
+  if (args[MEANS] != Py_None && !read_means(args, &call)) Py_RETURN_NONE;
   call.q_batch = q.strides[0], call.q_head = q.strides[1];
   call.k_batch = k.strides[0], call.k_head = k.strides[1], call.k_row = k.strides[2];
   call.v_batch = v.strides[0], call.v_head = v.strides[1], call.v_row = v.strides[2];
@@ -201,7 +219,7 @@ static PyObject* decode(PyObject* self, PyObject* const* args, Py_ssize_t count)
     Py_DECREF(output);
     Py_RETURN_NONE;
   }
-  PyObject* counts = batch == 1 ? allocated(args[TAILS], &kept) : allocated_counts(args[TAILS], batch, heads, &kept);
+  PyObject* counts = batch == 1 ? allocated(args[SELECTORS], &kept) : allocated_counts(args[SELECTORS], batch, heads, &kept);
   if (counts == NULL) return Py_DECREF(output), NULL;
   call.out = start_of(&out), call.kept = start_of(&kept);
   int64_t unknown;

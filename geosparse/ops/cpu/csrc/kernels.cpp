@@ -35,10 +35,16 @@ struct bf16 {
 #include "calls.h"
 #include "thread_pool.inc"
 
-enum Tail { DROP = 0, RENORMALIZE = 1, CENTROID = 2, EVEN = 3, BLEND25 = 4, BLEND50 = 5, BLEND75 = 6 };
-// Parts of the missing mass that go to the mean of the visible values, and to the kept tokens, to each the same.
-constexpr float MEAN_PART[] = {0.0f, 0.0f, 1.0f, 0.0f, 0.25f, 0.5f, 0.75f};
-constexpr float EVEN_PART[] = {0.0f, 0.0f, 0.0f, 1.0f, 0.75f, 0.5f, 0.25f};
+// What becomes of the mass that is not kept, in shares; ops/tails.py has their meaning.
+struct Tail {
+  float mean, kept, weighted, pages;
+  // A softmax over the kept tokens, which need not know what the others weigh.
+  bool renormalizes() const { return mean == 0.0f && kept == 0.0f && weighted == 1.0f && pages == 0.0f; }
+};
+inline Tail tail_of(const float* tails, int64_t head) {
+  const float* shares = tails + 4 * head;
+  return {shares[0], shares[1], shares[2], shares[3]};
+}
 enum Selector { TOPN = 0, LOWBIT = 1, PAGED = 2, PAGED_LOWBIT = 3, SINK_RECENT = 4 };
 // Norms whose quotient is rounded before it is multiplied, that round once, and once with 1 added to the weights.
 enum Norm { NORM_TWICE = 0, NORM_ONCE = 1, NORM_SHIFTED = 2 };
@@ -57,7 +63,7 @@ struct WeighCall {
   float* missing;            // [B, Hq, T], mass left for the mean of the visible values
   int64_t* kept;             // [B, Hq, T]
   const int64_t* n_keep;     // [B, Hq, T] by strides
-  const int64_t* tails;      // [Hq], of enum Tail
+  const float* tails;        // [Hq, 4], of struct Tail; they give to pages only where the caller multiplies
   const int64_t* selectors;  // [Hq], TOPN, LOWBIT or SINK_RECENT
   const int64_t* first;      // [B], the first visible key, where there is no mask
   const uint8_t* mask;       // [B, T, S] by strides, or null: causal, the last query at the last key
@@ -147,7 +153,7 @@ namespace avx512 {
 
 extern "C" {
 
-int64_t gs_abi() { return 12; }
+int64_t gs_abi() { return 13; }
 
 // As best_isa says it.
 int64_t gs_isa() { return chosen_isa; }
