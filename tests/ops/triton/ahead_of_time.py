@@ -83,7 +83,8 @@ def main():
         buffers.average_values(layer.value, layer.means, *layer.rows.ends)
         query, budgets = torch.zeros(2, heads, dim, dtype=dtype), torch.ones(1, heads, dtype=torch.int32)
         softcap, sink = (5.0, torch.zeros(heads)) if terms else (None, None)
-        for selector, tail in product(selectors, TAILS):
+        tails = TAILS if selectors is SELECTORS else TAILS[::2]
+        for selector, tail in product(selectors, tails):
             decode(
                 query,
                 layer.keys,
@@ -98,7 +99,7 @@ def main():
         cache = (layer.key[:1, :, :200], layer.value[:1, :, :200])
         call = AttentionCall(prompt, *cache, None, None, Terms(0.1, softcap, sink))
         prefill.block_prefill(call, [1, 1], 64)
-        for tail in TAILS:
+        for tail in tails:
             for coded in (None, cache[0].contiguous()):
                 exact.exact_prefill(call, HeadRules([9] * heads, [tail] * heads), coded)
 
