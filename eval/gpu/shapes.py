@@ -65,5 +65,5 @@ def layer_of(shape: ModelShape, batch: int, context: int, device: torch.device, 
 
 
 def layer_bytes(shape: ModelShape, batch: int, context: int) -> int:
-    """Bytes that `layer_of` takes: keys and values, and three eighths of the keys for their index."""
-    return int(2.375 * batch * shape.kv_heads * context * shape.dim * DTYPE.itemsize)
+    """Bytes that `layer_of` takes: keys and values, three eighths of the keys for their index, and means of pages."""
+    return int(2.4375 * batch * shape.kv_heads * context * shape.dim * DTYPE.itemsize)

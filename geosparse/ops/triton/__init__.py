@@ -13,9 +13,9 @@ from ..cpu.decode import value_sum_of
 from ..key_index import WIDTH, index_of
 from ..pages import PAGE
 from ..selectors import needs_index, rules_of
-from ..spec import Attended, Keep, T, per_head
-from ..tails import shares_of
+from ..spec import Attended, Keep, T
 from ..torch_chunked import attend_chunked
+from ..value_means import means_of
 from ..visibility import Span, page_starts
 from .decode import Keys, decode, passes_of
 from .exact import exact_prefill
@@ -45,7 +45,8 @@ def attend_triton(call: AttentionCall, rules: HeadRules) -> Attended:
     """`reference_attention` for a GPU in Triton kernels; the torch path where they do not serve.
 
     Several queries whose heads do not all keep the N highest of the same scores, or in a sliding window, masks with
-    holes, selectors without kernels, biases, shared selections and autograd stay with the torch path.
+    holes, selectors without kernels, biases, shared selections and autograd stay with the torch path; so do tails that
+    give mass to pages in a sliding window, with which pages move.
     """
     query, key, value, span = call.query, call.key, call.value, call.visibility
     batch, heads, queries, _ = query.shape
@@ -54,8 +55,6 @@ def attend_triton(call: AttentionCall, rules: HeadRules) -> Attended:
     if not plain or not all(rule.kernel is not None for rule in known):
         return attend_chunked(call, rules)
     assert isinstance(span, Span)
-    if any(not isinstance(tail, str) for tail in per_head(rules.tail, heads)):
-        return attend_chunked(call, rules)
     if queries > 1:
         if span.window is not None or len(known) > 1 or known[0].ranks is None:
             return attend_chunked(call, rules)
@@ -64,12 +63,17 @@ def attend_triton(call: AttentionCall, rules: HeadRules) -> Attended:
             coded = index_of(key, span.starts(batch)).decoded(key.shape[2], key.shape[3]).to(key.dtype)
         return exact_prefill(call, rules, coded)
     passes = passes_of(heads, _hashable(rules.tail), _hashable(rules.selector), query.device)
+    paged = any(each.paged for each in passes)
+    if paged and span.window is not None:
+        return attend_chunked(call, rules)
     first, length = _rows(span, batch, key.shape[2], query.device)
     keys = Keys(key, value, first, length)
     if needs_index(rules.selector):
         keys = _indexed(keys, page_starts(span, batch))
-    if any(shares_of(tail).mean for tail in per_head(rules.tail, heads)):
+    if any(each.mean for each in passes):
         keys = keys._replace(value_sum=_value_sum(value, span))
+    if paged:
+        keys = keys._replace(means=_page_means(value, span.starts(batch)))
     output, kept = decode(query[:, :, 0], keys, _budgets(rules.n_keep, query.device), passes, *call.terms)
     return Attended(output[:, :, None], kept.sum(0, dtype=torch.int64))
 
@@ -118,6 +122,12 @@ def _indexed(keys: Keys, first: tuple[int, ...]) -> Keys:
     empty = zeros((batch, kv_heads, 1, width), torch.float16, device)
     codes = zeros((batch, kv_heads, 1, width // 8, PAGE, 4), torch.uint8, device)
     return keys._replace(low=empty, high=empty, codes=codes)
+
+
+def _page_means(value: torch.Tensor, first: tuple[int, ...]) -> torch.Tensor:
+    """Means of the complete pages of `value`, `[B, Hkv, P, Dv]` fp16, brought up to date."""
+    means = means_of(value, first).means
+    return means if means.dim() == 4 else zeros((*value.shape[:2], 1, value.shape[-1]), torch.float16, value.device)
 
 
 def _value_sum(value: torch.Tensor, span: Span) -> torch.Tensor:

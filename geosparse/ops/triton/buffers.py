@@ -80,7 +80,7 @@ class VisibleRows:
 
 
 class LayerBuffers:
-    """Keys, values, their index and sum, for `capacity` tokens in each row."""
+    """Keys, values, their index, sum and page means, for `capacity` tokens in each row."""
 
     def __init__(
         self, rows: VisibleRows, capacity: int, kv_heads: int, dim: int, value_dim: int, dtype: torch.dtype
@@ -102,13 +102,14 @@ class LayerBuffers:
         self.key = zeros((batch, kv_heads, capacity, dim), dtype, device)
         self.value = zeros((batch, kv_heads, capacity, value_dim), dtype, device)
         self.value_sum = zeros((batch, kv_heads, value_dim), torch.float64, device)
+        self.means = zeros((batch, kv_heads, room, value_dim), torch.float16, device)
         self.low, self.high = zeros((2, batch, kv_heads, room, width), torch.float16, device).unbind()
         self.codes = zeros((batch, kv_heads, room, width // 8, PAGE, 4), torch.uint8, device)
 
     @property
     def keys(self) -> Keys:
         """What `decode` takes."""
-        return Keys(self.key, self.value, *self.rows.ends, self.low, self.high, self.codes, self.value_sum)
+        return Keys(self.key, self.value, *self.rows.ends, self.low, self.high, self.codes, self.value_sum, self.means)
 
     def fill(self, key: torch.Tensor, value: torch.Tensor) -> None:
         """Start from `key` `[B, Hkv, T, D]` and `value` `[B, Hkv, T, Dv]`, of which `rows` says what is visible."""
@@ -118,6 +119,7 @@ class LayerBuffers:
         seen = (place >= self.rows.first[:, None]) & (place < self.rows.length[:, None])
         self.value_sum.copy_(torch.where(seen[:, None, :, None], value, 0.0).sum(2, dtype=torch.float64))
         encode_index(self.key, self.low, self.high, self.codes, *self.rows.ends)
+        average_values(self.value, self.means, *self.rows.ends)
 
     def append(self, key: torch.Tensor, value: torch.Tensor) -> None:
         """Take in `key` `[B, Hkv, 1, D]` and `value` `[B, Hkv, 1, Dv]` behind `rows.advance_()`; a kernel launch."""
@@ -128,9 +130,10 @@ class LayerBuffers:
         key, value = (part if part.stride(-1) == 1 else part.contiguous() for part in (key, value))
         launch(
             append_token, (len(key) * kv_heads,),
-            key, value, self.key, self.value, self.value_sum, self.low, self.high, codes, *self.rows.ends,
+            key, value, self.key, self.value, self.value_sum, self.means, self.low, self.high, codes,
+            *self.rows.ends,
             *key.stride()[:2], *value.stride()[:2], *self.key.stride()[:3], *self.value.stride()[:3],
-            *self.low.stride()[:2], *codes.stride()[:2],
+            *self.means.stride()[:2], *self.low.stride()[:2], *codes.stride()[:2],
             KV=kv_heads, D=dim, DV=value_dim, WIDTH=self.low.shape[-1], DP=width_of(dim), DVP=width_of(value_dim),
         )  # fmt: skip
 
@@ -153,4 +156,16 @@ def encode_index(
         key, low, high, words, first, length,
         *key.stride()[:3], *low.stride()[:2], *words.stride()[:2],
         KV=kv_heads, D=dim, WIDTH=low.shape[-1], DP=width_of(dim),
+    )  # fmt: skip
+
+
+def average_values(value: torch.Tensor, means: torch.Tensor, first: torch.Tensor, length: torch.Tensor) -> None:
+    """Write the means `[B, Hkv, P, Dv]` fp16 of all complete pages of `value` `[B, Hkv, S, Dv]`, as in ValueMeans."""
+    from .kernels.update import average_pages
+
+    batch, kv_heads, keys, dim = value.shape
+    launch(
+        average_pages, (batch * kv_heads, max(1, keys // PAGE)),
+        value, means, first, length, *value.stride()[:3], *means.stride()[:2],
+        KV=kv_heads, DV=dim, DVP=width_of(dim),
     )  # fmt: skip

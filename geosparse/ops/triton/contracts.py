@@ -19,6 +19,7 @@ from ..pages import PAGE
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 FP32, FP16, INT = (torch.float32,), (torch.float16,), (torch.int32,)
 SUMS = (torch.float64, torch.float32)
+SHARES = 4  # numbers of a tail
 PAGED, LISTED, SEGMENTS = 1, 2, 1  # values of the kernels' ROWS and LIST
 # A pointer's name, the dtypes, the shape, and the strides, or None for contiguous memory.
 Touched = Iterator[tuple[str, tuple[torch.dtype, ...], tuple[int, ...], tuple[int, ...] | None]]
@@ -106,9 +107,25 @@ def _budgets(n: Launch) -> Touched:
     yield "budgets", INT, (n.batch if n.budgets_b else n.budgets.shape[0], n.heads), None
 
 
+def _means(n: Launch, letter: str, room: int) -> Touched:
+    strides = (getattr(n, f"{letter}_b"), getattr(n, f"{letter}_h"), n.DV, 1)
+    yield "means", FP16, (n.batch, n.KV, room, n.DV), strides
+
+
+def _tails(n: Launch, heads: int) -> Touched:
+    yield "tails", FP32, (heads, SHARES), None
+
+
 def _encode_pages(n: Launch) -> Touched:
     yield from _cache(n, "k")
     yield from _index(n)
+    yield from _rows(n)
+
+
+def _average_pages(n: Launch) -> Touched:
+    n.require(n.means.shape[2] >= n.keys_room // PAGE, "room for the mean of every page of the values")
+    yield from _cache(n, "v")
+    yield from _means(n, "y", n.means.shape[2])
     yield from _rows(n)
 
 
@@ -117,6 +134,7 @@ def _append_token(n: Launch) -> Touched:
     yield "new_v", FLOATS, (n.batch, n.KV, 1, n.DV), (n.m_b, n.m_h, n.new_v.stride(2), 1)
     yield from _cache(n, "k", "v")
     yield "value_sum", SUMS[:1], (n.batch, n.KV, n.DV), None
+    yield from _means(n, "y", n.low.shape[2])
     yield from _index(n)
     yield from _rows(n)
 
@@ -226,16 +244,43 @@ def _attend_part(n: Launch) -> Touched:
 def _combine_parts(n: Launch) -> Touched:
     yield from _parts(n, n.HEADS)
     yield from _rows(n)
-    yield "tails", INT, (n.HEADS,), None
+    yield from _tails(n, n.HEADS)
     if n.FAR:
         yield "far_max", FP32, (n.batch, n.HEADS, n.far_parts), None
         yield "far_sum", FP32, (n.batch, n.HEADS, n.far_parts), None
+    if n.PAGED:
+        yield "page_part", FP32, (n.batch, n.HEADS, n.page_parts, n.DV), None
+        yield "page_max", FP32, (n.batch, n.HEADS, n.page_parts), None
     if n.SUNK:
         yield "sink", FLOATS, (n.HEADS,), None
     if n.MEAN:
         yield "value_sum", SUMS, (n.batch, n.HEADS // n.G, n.DV), None
     yield "out", FLOATS, (n.batch, n.HEADS, n.DV), None
     yield "kept", INT, (n.batch, n.HEADS), None
+
+
+def _spread_pages(n: Launch) -> Touched:
+    yield from _cache(n, "v")
+    yield from _means(n, "m", n.means.shape[2])
+    yield from _rows(n)
+    yield from _tails(n, n.heads)
+    if n.RANKED:
+        yield from _budgets(n)
+    else:
+        yield from _thresholds(n)
+    if n.ROWS == LISTED:
+        n.require(n.row >= n.pages_row * PAGE, "the score of every token of the listed pages")
+        yield "bound", FP32, (n.batch, n.heads, n.bounds_row), None
+        yield "page_mean", FP32, (n.batch, n.heads, n.bounds_row), None
+        yield "page_least", INT, (n.batch, n.heads), None
+        yield "page_last", INT, (n.batch, n.heads), None
+        yield "pages", INT, (n.batch, n.KV, n.pages_row), None
+        yield "count", INT, (n.batch, n.KV), None
+    else:
+        n.require(n.row >= n.keys_room, "the score of every key")
+    yield "scores", FP32, (n.batch, n.heads, n.row), None
+    yield "part", FP32, (n.batch, n.heads, n.grid[1], n.DV), None
+    yield "part_max", FP32, (n.batch, n.heads, n.grid[1]), None
 
 
 def _queries(n: Launch, block: int) -> Touched:
@@ -275,7 +320,7 @@ def _attend_exactly(n: Launch) -> Touched:
     if n.CODED:
         yield "codes", FLOATS, (n.batch, n.KV, n.keys, n.D), (n.c_b, n.c_h, n.c_s, 1)
     yield "budgets", INT, (n.batch, n.heads, n.queries), (n.n_b, n.n_h, n.n_s)
-    yield "tails", INT, (n.heads,), None
+    yield from _tails(n, n.heads)
     if n.prefix.dim() > 1:
         yield "prefix", FP32, (n.batch, n.KV, n.prefixes, n.DV), None
     yield "scratch", FP32, (n.scratch.numel(),), None
@@ -285,6 +330,7 @@ def _attend_exactly(n: Launch) -> Touched:
 # Per kernel what it touches, and the axis of the grid that counts rows of the batch, times heads or KV heads.
 CONTRACTS: dict[str, tuple[Callable[[Launch], Touched], int, str]] = {
     "encode_pages": (_encode_pages, 0, "KV"),
+    "average_pages": (_average_pages, 0, "KV"),
     "append_token": (_append_token, 0, "KV"),
     "score_bounds": (_score_bounds, 0, "KV"),
     "score_tokens": (_score_tokens, 0, "KV"),
@@ -292,6 +338,7 @@ CONTRACTS: dict[str, tuple[Callable[[Launch], Touched], int, str]] = {
     "list_pages": (_list_pages, 0, "KV"),
     "list_tokens": (_list_tokens, 0, "KV"),
     "attend_part": (_attend_part, 0, "KV"),
+    "spread_pages": (_spread_pages, 0, "KV"),
     "combine_parts": (_combine_parts, 0, "HEADS"),
     "score_blocks": (_score_blocks, 0, "KV"),
     "attend_blocks": (_attend_blocks, 1, "heads"),

@@ -10,8 +10,8 @@ import torch
 
 from ..selectors import EXACT, SELECTORS, SelectorRule
 from ..spec import Selectors, Tails, per_head
-from ..tails import TAILS, shares_of
-from . import operators, stages
+from ..tails import TailShares, shares_of
+from . import operators, page_sums, stages
 
 
 class Keys(NamedTuple):
@@ -24,6 +24,7 @@ class Keys(NamedTuple):
         length: int32 `[B]`, the one behind the last.
         low, high, codes: Of a KeyIndex of 4 bits; None where no selector reads it.
         value_sum: `[B, Hkv, Dv]`, of the visible values; None where no tail needs their mean.
+        means: `[B, Hkv, P, Dv]` fp16, of the values of complete pages; None where no tail gives to pages.
     """
 
     key: torch.Tensor
@@ -34,6 +35,7 @@ class Keys(NamedTuple):
     high: torch.Tensor | None = None
     codes: torch.Tensor | None = None
     value_sum: torch.Tensor | None = None
+    means: torch.Tensor | None = None
 
 
 class Pass(NamedTuple):
@@ -42,34 +44,45 @@ class Pass(NamedTuple):
     Attributes:
         rule: Of their selector.
         served: int32 `[Hq]`, 1 for these heads.
-        tails: int32 `[Hq]`, places in TAILS.
+        tails: fp32 `[Hq, 4]`, the shares of all heads' tails.
         mass: Whether a tail of theirs needs the mass of what is not kept.
+        mean: Whether a tail of theirs gives of it to the mean of the visible values.
         even: Whether a tail of theirs gives of it to the kept tokens in equal parts.
+        paged: Whether a tail of theirs gives of it to pages.
     """
 
     rule: SelectorRule
     served: torch.Tensor
     tails: torch.Tensor
     mass: bool
+    mean: bool
     even: bool
+    paged: bool
+
+
+def table_of(shares: Sequence[TailShares], device: torch.device) -> torch.Tensor:
+    """The tails of the heads as kernels read them, fp32 `[Hq, 4]`; made on the CPU, which is faster than on a GPU."""
+    return torch.tensor(shares, dtype=torch.float32, device="cpu").to(device)
 
 
 @lru_cache(maxsize=4096)
 def passes_of(heads: int, tail: Tails, selector: Selectors, device: torch.device) -> tuple[Pass, ...]:
-    """The passes of a layer whose heads have these tails and selectors (words or tuples of them)."""
-    tails, words = per_head(tail, heads), per_head(selector, heads)
-    places = torch.tensor([TAILS.index(word) for word in tails], dtype=torch.int32, device="cpu").to(device)
+    """The passes of a layer whose heads have these tails and selectors (one or a tuple of them)."""
+    tails, words = [shares_of(each) for each in per_head(tail, heads)], per_head(selector, heads)
+    table = table_of(tails, device)
     found = []
     for word in sorted(set(words)):
         served = [other == word for other in words]
-        own = {tail for tail, mine in zip(tails, served, strict=True) if mine}
+        own = [shares for shares, mine in zip(tails, served, strict=True) if mine]
         found.append(
             Pass(
                 SELECTORS[word],
                 torch.tensor(served, dtype=torch.int32, device="cpu").to(device),
-                places,
-                mass=not all(shares_of(tail).renormalize for tail in own),
-                even=any(shares_of(tail).kept for tail in own),
+                table,
+                mass=not all(shares.renormalize for shares in own),
+                mean=any(shares.mean for shares in own),
+                even=any(shares.kept for shares in own),
+                paged=any(shares.pages for shares in own),
             )
         )
     return tuple(found)
@@ -130,12 +143,14 @@ def _serve(
     kv_heads, capacity = keys.key.shape[1:3]
     rule = served.rule
     coded = (keys.low, keys.high, keys.codes) if rule.coded else (None, None, None)
-    value_sum = keys.value_sum if served.mass else None
+    value_sum = keys.value_sum if served.mean else None
+    pages_of_rest: tuple[torch.Tensor | None, ...] = (None, None, None, None)
     found: dict[str, Any]
     if rule.oversample is not None:
         bounds = run[stages.score_pages](query, keys.low, keys.high, *rows, capacity, *logit, served.mass)
-        chosen = run[stages.select](bounds[0], budgets, *rows, kv_heads, rule.oversample)
-        pages, words, count, far = run[stages.list_pages](bounds, chosen, *rows, served.served, kv_heads)
+        highest = run[stages.select](bounds[0], budgets, *rows, kv_heads, rule.oversample)
+        pages, words, count, far = run[stages.list_pages](bounds, highest, *rows, served.served, kv_heads)
+        pages_of_rest = bounds, highest, pages, count
         scores = run[stages.score_tokens](query, keys.key, *rows, *logit, *coded, pages, words, count)
         chosen = run[stages.select](scores, budgets, *rows, kv_heads, 0, count)
         found = {"entries": pages, "words": words, "count": count, "scores": scores, "chosen": chosen}
@@ -152,6 +167,10 @@ def _serve(
         exact = scores is not None and not rule.coded
         found = {"entries": tokens, "words": words, "count": count, "scores": scores if exact else None, "known": exact}
     far = far if served.mass else None
+    if served.paged:
+        found["spread"], found["spread_max"] = run[page_sums.spread_pages](
+            scores, keys.value, keys.means, *rows, served.tails, budgets, chosen, *pages_of_rest
+        )
     result: tuple[torch.Tensor, torch.Tensor] = run[stages.attend](
         query, keys.key, keys.value, *rows, served.tails, *logit, sink, value_sum, far=far, even=served.even, **found
     )

@@ -7,7 +7,8 @@ import torch
 from ..buffers import empty, numbers, zeros
 from ..call import AttentionCall, HeadRules
 from ..spec import Attended, per_head
-from ..tails import TAILS, shares_of
+from ..tails import shares_of
+from .decode import table_of
 from .launch import launch
 from .library import precision
 from .stages import width_of
@@ -47,15 +48,15 @@ def exact_prefill(
     rows = rows or (ROWS if max(dim, value_dim) <= 128 else WIDE_ROWS)
     query, key, value = (part if part.stride(-1) == 1 else part.contiguous() for part in (query, key, value))
     starts = numbers(list(first), torch.int32, device)
-    words = per_head(rules.tail, heads)
-    tails = numbers([TAILS.index(word) for word in words], torch.int32, device)
+    shares = [shares_of(tail) for tail in per_head(rules.tail, heads)]
+    tails = table_of(shares, device)
     budgets = (
         n_keep
         if isinstance(n_keep, torch.Tensor)
         else torch.tensor(list(n_keep), dtype=torch.int64, device="cpu")[None, :, None]
     )
     budgets = budgets.to(device, torch.int32).expand(batch, heads, queries)
-    centred = any(shares_of(word).mean for word in words)
+    centred = any(each.mean for each in shares)
     prefix = _value_prefix(value, first) if centred else zeros((1,), torch.float32, device)
     output = zeros((batch, heads, queries, value_dim), query.dtype, device)
     blocks = -(-queries // rows)
@@ -73,8 +74,9 @@ def exact_prefill(
             *query.stride()[:3], *key.stride()[:3], *value.stride()[:3], *codes.stride()[:3],
             blocks, prefix.shape[2] if prefix.dim() == 4 else 1, *budgets.stride(),
             KV=kv_heads, G=heads // kv_heads, D=dim, DV=value_dim, DP=width_of(dim), DVP=width_of(value_dim),
-            ROWS=rows, TILE=TILE, ROOM=room, EVEN=any(shares_of(word).kept for word in words),
-            CODED=coded is not None, CAPPED=softcap is not None, SUNK=sink is not None, PRECISION=precision(key.dtype),
+            ROWS=rows, TILE=TILE, ROOM=room, EVEN=any(each.kept for each in shares),
+            PAGED=any(each.pages for each in shares), CODED=coded is not None, CAPPED=softcap is not None,
+            SUNK=sink is not None, PRECISION=precision(key.dtype),
         )  # fmt: skip
     return Attended(output, kept.sum((0, 2), dtype=torch.int64))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from . import stages
+from . import page_sums, stages
 
 STAGES: tuple[Callable[..., Any], ...] = (
     stages.score_pages,
@@ -16,6 +16,7 @@ STAGES: tuple[Callable[..., Any], ...] = (
     stages.list_pages,
     stages.list_tokens,
     stages.attend,
+    page_sums.spread_pages,
 )
 
 

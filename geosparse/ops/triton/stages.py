@@ -45,13 +45,13 @@ def score_pages(
 
     (batch, heads, dim), kv_heads = query.shape, low.shape[1]
     scores = empty((1 + mean, batch, heads, page_room(capacity)), torch.float32, query.device)
-    query = _unit(query)
+    query = unit(query)
     programs = shares(query.device, batch * kv_heads, _ceil(scores.shape[-1], 16))
     launch(
         score_bounds, (batch * kv_heads, programs),
         query, low, high, first, length, scores[0], scores[-1],
         scaling, softcap or 1.0, query.stride(0), query.stride(1), low.stride(0), low.stride(1), scores.shape[-1],
-        KV=kv_heads, G=heads // kv_heads, D=dim, WIDTH=low.shape[-1], GP=_rows(heads // kv_heads), DP=width_of(dim),
+        KV=kv_heads, G=heads // kv_heads, D=dim, WIDTH=low.shape[-1], GP=rows_of(heads // kv_heads), DP=width_of(dim),
         MEAN=mean, CAPPED=softcap is not None, PRECISION=mixed_precision(query.dtype),
     )  # fmt: skip
     return scores
@@ -87,7 +87,7 @@ def score_tokens(
     (batch, heads, dim), kv_heads = query.shape, key.shape[1]
     room = _padded(key.shape[2]) if pages is None else pages.shape[-1] * PAGE
     scores = empty((batch, heads, room), torch.float32, query.device)
-    query, key = _unit(query), _unit(key)
+    query, key = unit(query), unit(key)
     index = query[None] if low is None else low
     coded = query if codes is None else codes.view(torch.int32)
     programs = shares(query.device, batch * kv_heads, _ceil(scores.shape[-1], 64))
@@ -98,7 +98,7 @@ def score_tokens(
         scaling, softcap or 1.0, query.stride(0), query.stride(1), key.stride(0), key.stride(1), key.stride(2),
         index.stride(0), index.stride(1), coded.stride(0), coded.stride(1),
         0 if pages is None else pages.shape[-1], scores.shape[-1],
-        KV=kv_heads, G=heads // kv_heads, D=dim, WIDTH=index.shape[-1], GP=_rows(heads // kv_heads), DP=width_of(dim),
+        KV=kv_heads, G=heads // kv_heads, D=dim, WIDTH=index.shape[-1], GP=rows_of(heads // kv_heads), DP=width_of(dim),
         ROWS=(TOKENS if pages is None else LISTED).value, CODED=codes is not None, CAPPED=softcap is not None,
         PRECISION=mixed_precision(query.dtype), EXACT=precision(key.dtype),
     )  # fmt: skip
@@ -246,6 +246,8 @@ def attend(
     chosen: torch.Tensor | None = None,
     known: bool = False,
     even: bool = False,
+    spread: torch.Tensor | None = None,
+    spread_max: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention over a list, in two launches: parts of the list, then all of them and the tail.
 
@@ -254,7 +256,7 @@ def attend(
         key: `[B, Hkv, S, D]`.
         value: `[B, Hkv, S, Dv]`.
         first, length: int32 `[B]`.
-        tails: int32 `[Hq]`, places in TAILS.
+        tails: fp32 `[Hq, 4]`, the shares of a TailShares per head.
         scaling, softcap: Of the logits.
         sink: `[Hq]` logits of a token that has no value.
         value_sum: `[B, Hkv, Dv]`, of the visible values; None where no tail needs their mean.
@@ -264,6 +266,7 @@ def attend(
         chosen: `[2, B, Hq]`, for lists of pages.
         known: `scores` are the logits themselves, so that no keys are read.
         even: Whether a tail gives mass to the kept tokens in equal parts.
+        spread, spread_max: From `spread_pages`; None where no tail gives mass to pages.
 
     Returns:
         `[B, Hq, Dv]` in the dtype of `query`, and the tokens each head kept, int32 `[B, Hq]`.
@@ -275,7 +278,7 @@ def attend(
     group = heads // kv_heads
     device = query.device
     output, kept = empty((batch, heads, value_dim), query.dtype, device), empty((batch, heads), torch.int32, device)
-    query, key, value = _unit(query), _unit(key), _unit(value)
+    query, key, value = unit(query), unit(key), unit(value)
     paged = chosen is not None
     kind = EVERY if entries is None else LISTED if paged else SEGMENTS
     segmented = count is not None and not paged
@@ -297,17 +300,19 @@ def attend(
         scaling, softcap or 1.0, query.stride(0), query.stride(1), key.stride(0), key.stride(1), key.stride(2),
         value.stride(0), value.stride(1), value.stride(2), 0 if entries is None else entries.shape[-1],
         0 if scores is None else scores.shape[-1], parts,
-        KV=kv_heads, G=group, D=dim, DV=value_dim, GP=_rows(group), DP=width_of(dim), DVP=width_of(value_dim),
+        KV=kv_heads, G=group, D=dim, DV=value_dim, GP=rows_of(group), DP=width_of(dim), DVP=width_of(value_dim),
         SEGMENT=SEGMENT, LIST=kind.value, KNOWN=known, REST=near, EVEN=even,
         CAPPED=softcap is not None, PRECISION=precision(value.dtype),
     )  # fmt: skip
     launch(
         combine_parts, (batch * heads,),
         sums, plain, maxima, totals, counts, near_max, near_sum, *((maxima, maxima) if far is None else far.unbind()),
-        tails, tails if sink is None else _unit(sink), sums if value_sum is None else value_sum, first, length,
-        output, kept, parts, 0 if far is None else far.shape[-1],
+        sums if spread is None else spread, maxima if spread_max is None else spread_max,
+        tails, tails if sink is None else unit(sink), sums if value_sum is None else value_sum, first, length,
+        output, kept, parts, 0 if far is None else far.shape[-1], 0 if spread is None else spread.shape[2],
         HEADS=heads, G=group, DV=value_dim, DVP=width_of(value_dim),
-        REST=near, FAR=far is not None, SUNK=sink is not None, MEAN=value_sum is not None, EVEN=even, BLOCK=16,
+        REST=near, FAR=far is not None, SUNK=sink is not None, MEAN=value_sum is not None, EVEN=even,
+        PAGED=spread is not None, BLOCK=16,
     )  # fmt: skip
     return output, kept
 
@@ -317,7 +322,8 @@ def page_room(capacity: int) -> int:
     return _padded(capacity // PAGE + 1)
 
 
-def _unit(tensor: torch.Tensor) -> torch.Tensor:
+def unit(tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor` with a step of 1 in its last dimension."""
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
@@ -339,5 +345,6 @@ def width_of(dim: int) -> int:
     return max(LEAST_ROWS, _power(dim))
 
 
-def _rows(group: int) -> int:
+def rows_of(group: int) -> int:
+    """The height in which kernels hold the heads of a KV group."""
     return max(LEAST_ROWS, _power(group))

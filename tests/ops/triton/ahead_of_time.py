@@ -11,7 +11,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from geosparse.ops import SELECTORS, AttentionCall, HeadRules, Terms
-from geosparse.ops.triton import buffers, exact, prefill, stages
+from geosparse.ops.tails import TailShares
+from geosparse.ops.triton import buffers, exact, page_sums, prefill, stages
 from geosparse.ops.triton.buffers import LayerBuffers, VisibleRows
 from geosparse.ops.triton.decode import decode, dense, passes_of
 
@@ -63,33 +64,44 @@ SHAPES = (  # heads per KV head, dim, dtype, selectors, soft cap and learned sin
     (3, 64, torch.float32, ("lowbit",), True),
     (8, 256, torch.bfloat16, ("paged+lowbit",), True),
 )
-TAILS = ("centroid", "blend50")
+TAILS = ("centroid", "blend50", TailShares(0.3, -0.2, 0.4, 0.7))
 
 
 def main():
     """All selectors in the common shape; in others those that between them use the largest kernels.
 
-    "blend50" needs all that any tail needs, "centroid" what serves where no head gives mass to its kept tokens.
+    Shares for all need all that any tail needs, "blend50" what serves where no head gives mass to pages, "centroid"
+    what serves where none gives it to its kept tokens either.
     """
-    for module in (stages, buffers, prefill, exact):
+    for module in (stages, page_sums, buffers, prefill, exact):
         module.launch = compile_only
     for group, dim, dtype, selectors, terms in SHAPES:
         heads = 2 * group
         layer = LayerBuffers(VisibleRows.of([0, 0], [50, 60], "cpu"), 4096, 2, dim, dim, dtype)
         layer.append(torch.zeros(2, 2, 1, dim, dtype=dtype), torch.zeros(2, 2, 1, dim, dtype=dtype))
         buffers.encode_index(layer.key, layer.low, layer.high, layer.codes, *layer.rows.ends)
+        buffers.average_values(layer.value, layer.means, *layer.rows.ends)
         query, budgets = torch.zeros(2, heads, dim, dtype=dtype), torch.ones(1, heads, dtype=torch.int32)
         softcap, sink = (5.0, torch.zeros(heads)) if terms else (None, None)
-        for selector, tail in product(selectors, TAILS):
-            decode(query, layer.keys, budgets, passes_of(heads, tail, selector, query.device), 0.1, softcap, sink)
+        tails = TAILS if selectors is SELECTORS else TAILS[::2]
+        for selector, tail in product(selectors, tails):
+            decode(
+                query,
+                layer.keys,
+                budgets,
+                passes_of(heads, (tail,) * heads, selector, query.device),
+                0.1,
+                softcap,
+                sink,
+            )
         dense(query, layer.keys, 0.1, softcap, sink)
         prompt = torch.zeros(1, heads, 200, dim, dtype=dtype)
         cache = (layer.key[:1, :, :200], layer.value[:1, :, :200])
         call = AttentionCall(prompt, *cache, None, None, Terms(0.1, softcap, sink))
         prefill.block_prefill(call, [1, 1], 64)
-        for tail in TAILS:
+        for tail in tails:
             for coded in (None, cache[0].contiguous()):
-                exact.exact_prefill(call, HeadRules([9] * heads, tail), coded)
+                exact.exact_prefill(call, HeadRules([9] * heads, [tail] * heads), coded)
 
 
 if __name__ == "__main__":

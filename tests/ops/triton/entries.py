@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from geosparse.ops import TAILS, AttentionCall, Span, Terms
+from geosparse.ops.tails import TailShares
 from geosparse.ops.triton import block_prefill, triton_attention
 from geosparse.ops.triton.buffers import LayerBuffers, VisibleRows
 from geosparse.ops.triton.decode import decode, dense, passes_of
@@ -14,6 +15,7 @@ from .material import DEVICE
 HEADS, KV_HEADS, KEYS, DIM = 4, 2, 50, 32
 BUDGETS = (1, 3, 17, 40)
 HALF = torch.bfloat16
+SHARES = (TailShares(0.3, -0.2, 0.4, 0.7), TailShares(pages=1.0), "blend25", "renormalize")
 TERMS = {"scaling": 0.1, "softcap": 5.0}
 
 
@@ -45,7 +47,7 @@ def blocks():
     return block_prefill(call, [1, 2], 16)
 
 
-def buffered(selector=None, dtype=torch.float32):
+def buffered(selector=None, dtype=torch.float32, tail=TAILS[-HEADS:]):
     """Keys that are taken in, tokens that are appended, and a step of decode or of dense attention."""
     key, value = normal((2, KV_HEADS, KEYS, DIM), (2, KV_HEADS, KEYS, DIM), dtype=dtype)
     (query,) = normal((2, HEADS, DIM), dtype=dtype, seed=2)
@@ -55,17 +57,18 @@ def buffered(selector=None, dtype=torch.float32):
     for place in range(KEYS - 3, KEYS):
         rows.advance_()
         layer.append(key[:, :, place : place + 1], value[:, :, place : place + 1])
-    state = (layer.key, layer.value, layer.value_sum, layer.low, layer.high, layer.codes)
+    state = (layer.key, layer.value, layer.value_sum, layer.means, layer.low, layer.high, layer.codes)
     if selector is None:
         return (*state, dense(query, layer.keys, 0.1, 5.0, sink()))
     budgets = torch.tensor([BUDGETS], dtype=torch.int32, device="cpu").to(DEVICE)
-    passes = passes_of(HEADS, TAILS[-HEADS:], selector, DEVICE)
+    passes = passes_of(HEADS, tail, selector, DEVICE)
     return (*state, *decode(query, layer.keys, budgets, passes, 0.1, None, sink()))
 
 
 LISTS = {"score_tokens", "find_threshold", "list_tokens", "attend_part", "combine_parts"}
 PAGES = {"score_bounds", "score_tokens", "find_threshold", "list_pages", "attend_part", "combine_parts"}
-TAKEN_IN = {"encode_pages", "append_token"}
+TAKEN_IN = {"encode_pages", "average_pages", "append_token"}
+SPREAD = {"spread_pages"}
 ENTRIES = {
     ("topn", "fp32"): (LISTS, lambda: attended(1, "topn", "blend50")),
     ("lowbit", "bf16"): (LISTS, lambda: attended(1, "lowbit", "centroid", dtype=HALF)),
@@ -77,10 +80,17 @@ ENTRIES = {
     ),
     ("sink_recent", "fp32"): (LISTS - {"find_threshold"}, lambda: attended(1, "sink_recent", "centroid")),
     ("exact prefill", "fp32"): ({"attend_exactly"}, lambda: attended(9, "topn", "blend50")),
+    ("sink_recent, shares", "bf16"): (
+        LISTS - {"find_threshold"} | SPREAD,
+        lambda: attended(1, "sink_recent", SHARES, dtype=HALF),
+    ),
+    ("lowbit, shares", "fp32"): (LISTS | SPREAD, lambda: attended(1, "lowbit", SHARES)),
+    ("exact prefill, shares", "fp32"): ({"attend_exactly"}, lambda: attended(9, "topn", SHARES)),
     ("exact prefill", "bf16, codes"): ({"attend_exactly"}, lambda: attended(9, "lowbit", "drop", dtype=HALF)),
     ("block prefill", "fp32"): ({"score_blocks", "attend_blocks"}, blocks),
     ("buffers", "dense"): (TAKEN_IN | {"attend_part", "combine_parts"}, buffered),
     ("buffers", "paged, bf16"): (TAKEN_IN | PAGES, lambda: buffered("paged", HALF)),
+    ("buffers", "paged, shares, bf16"): (TAKEN_IN | PAGES | SPREAD, lambda: buffered("paged", HALF, SHARES)),
 }
 
 

@@ -17,7 +17,15 @@ KERNELS = {
     "attend_part",
     "combine_parts",
 }
-KERNELS |= {"append_token", "encode_pages", "score_blocks", "attend_blocks", "attend_exactly"}
+KERNELS |= {
+    "spread_pages",
+    "average_pages",
+    "append_token",
+    "encode_pages",
+    "score_blocks",
+    "attend_blocks",
+    "attend_exactly",
+}
 
 
 @pytest.mark.skipif(not installed(), reason="triton is not installed")

@@ -16,7 +16,7 @@ from geosparse.ops.triton import launch as launching
 from geosparse.ops.triton.contracts import CONTRACTS, Launch
 
 from ...tiny import tiny_model
-from .entries import ENTRIES, all_results, attended, forget
+from .entries import ENTRIES, SHARES, all_results, attended, forget
 from .material import needs_kernels
 
 pytestmark = needs_kernels
@@ -171,6 +171,10 @@ def test_what_a_kernel_cannot_follow_is_refused(monkeypatch, entry):
         ("find_threshold", "budgets_b", 3),
         ("attend_part", "parts", 2),
         ("attend_part", "row", 16),
+        ("spread_pages", "row", 16),
+        ("spread_pages", "budgets_b", 3),
+        ("spread_pages", "m_h", 17),
+        ("combine_parts", "page_parts", 9),
     ],
 )
 def test_numbers_that_lead_out_of_memory_are_refused(monkeypatch, kernel, number, other):
@@ -178,7 +182,8 @@ def test_numbers_that_lead_out_of_memory_are_refused(monkeypatch, kernel, number
     true = launching.check_launch
     monkeypatch.setattr(launching, "check_launch", lambda name, *rest: launched.setdefault(name, rest))
     launching._checked.clear()
-    attended(1, "lowbit" if number == "WIDTH" else "topn", "blend50")
+    selector = "lowbit" if number == "WIDTH" else "sink_recent" if kernel == "spread_pages" else "topn"
+    attended(1, selector, SHARES)
     launching._checked.clear()
     arguments, grid = launched[kernel]
     true(kernel, arguments, grid)

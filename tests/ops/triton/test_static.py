@@ -10,7 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves
 
 from geosparse.ops import SELECTORS, triton
-from geosparse.ops.triton import buffers, stages
+from geosparse.ops.tails import TailShares
+from geosparse.ops.triton import buffers, page_sums, stages
 from geosparse.ops.triton.buffers import LayerBuffers, VisibleRows
 from geosparse.ops.triton.decode import decode, passes_of
 from geosparse.sparsify import compiled  # whose operator is called "attend" too
@@ -18,7 +19,9 @@ from geosparse.sparsify import compiled  # whose operator is called "attend" too
 from .material import DEVICE, needs_kernels, tensors
 
 pytestmark = needs_kernels
+PAGED = (TailShares(pages=1.0), "drop", TailShares(0.3, -0.2, 0.4, 0.7), "renormalize")
 SERVED = [*((selector, "centroid") for selector in SELECTORS), ("paged", "blend50"), ("sink_recent", "blend50")]
+SERVED += [("lowbit", PAGED), ("paged", PAGED)]
 
 
 class NoHostReads(TorchDispatchMode):
@@ -38,7 +41,7 @@ class Tape(NoHostReads):
     def __init__(self, monkeypatch):
         super().__init__()
         self.entries = []
-        for module in (stages, buffers):
+        for module in (stages, page_sums, buffers):
             monkeypatch.setattr(module, "launch", partial(self.launched, module.launch))
 
     def launched(self, launch, *args, **constants):
@@ -85,7 +88,7 @@ def launches(monkeypatch):
         numbers = [arg if not isinstance(arg, torch.Tensor) else (arg.dtype, arg.shape) for arg in args]
         seen.append((kernel.fn if hasattr(kernel, "configs") else kernel, grid, numbers, sorted(constants.items())))
 
-    for module in (stages, buffers, triton.prefill):
+    for module in (stages, page_sums, buffers, triton.prefill):
         monkeypatch.setattr(module, "launch", record)
     return seen
 
@@ -103,7 +106,7 @@ def test_launches_do_not_depend_on_what_is_in_the_buffers(launches, selector, ta
     assert len(found[0]) >= 4
 
 
-@pytest.mark.parametrize("tail", ["centroid", "blend50"])
+@pytest.mark.parametrize("tail", ["centroid", "blend50", PAGED])
 def test_a_cache_that_grows_compiles_nothing_again(launches, tail):
     """In eager decoding the tensors grow; what triton compiles for must not: constants, and numbers by divisibility."""
     keys = []
@@ -126,7 +129,7 @@ def test_a_cache_that_grows_compiles_nothing_again(launches, tail):
         assert each == keys[0]
 
 
-@pytest.mark.parametrize("tail", ["drop", "blend50"])
+@pytest.mark.parametrize("tail", ["drop", "blend50", PAGED])
 def test_the_stages_are_operators_of_a_graph(tail):
     layer, query, budgets = material([40, 60], capacity=64)
     assert callable(compiled.attend)

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .common import LISTED, NEGATIVE_INFINITY, PAGE, RENORMALIZE, is_kept, logit_of, parts_of, product, visible_of
+from .common import LISTED, NEGATIVE_INFINITY, PAGE, is_kept, logit_of, product, shares_of, visible_of
 from .lists import add_mass
 from .tuning import tuned
 
@@ -142,36 +142,37 @@ def largest_of(maxima, base, size, largest, BLOCK: tl.constexpr):
     return tl.maximum(tl.max(found, axis=0), largest)
 
 
-@triton.jit(do_not_specialize=["parts", "far_parts"])
+@triton.jit(do_not_specialize=["parts", "far_parts", "page_parts"])
 def combine_parts(
-    part, part_even, part_max, part_sum, part_kept, rest_max, rest_sum, far_max, far_sum, tails, sink, value_sum,
-    first, length, out, kept, parts, far_parts,
+    part, part_even, part_max, part_sum, part_kept, rest_max, rest_sum, far_max, far_sum, page_part, page_max,
+    tails, sink, value_sum, first, length, out, kept, parts, far_parts, page_parts,
     HEADS: tl.constexpr, G: tl.constexpr, DV: tl.constexpr, DVP: tl.constexpr,
     REST: tl.constexpr, FAR: tl.constexpr, SUNK: tl.constexpr, MEAN: tl.constexpr, EVEN: tl.constexpr,
-    BLOCK: tl.constexpr,
+    PAGED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One head's output `[B, Hq, DV]` and kept tokens `[B, Hq]` from the parts of its list.
 
     Mass that is not kept comes from `rest` (one per part), from `far` (`far_parts`) and goes to `sink`, as far as REST,
-    FAR and SUNK say; a renormalised head ignores the rest. Tails give it to the mean of the visible values, if
-    MEAN, and to the kept tokens in equal parts, if EVEN.
+    FAR and SUNK say; a renormalised head ignores the rest. Tails give it to the kept tokens in proportion to their
+    weights, to the mean of the visible values, if MEAN, to the kept tokens in equal parts, if EVEN, and to the pages
+    that it is missing from, if PAGED: `page_parts` sums from `spread_pages`.
     """
     head = tl.program_id(0)
     b = head // HEADS
-    tail = tl.load(tails + head % HEADS)
-    share, even = parts_of(tail)
+    mean, even, weighted, paged, renormalize = shares_of(tails, head % HEADS)
     base = head.to(tl.int64) * parts
     far = head.to(tl.int64) * far_parts
     largest = largest_of(part_max, base, parts, NEGATIVE_INFINITY, BLOCK)
     if SUNK:
         sunk = tl.load(sink + head % HEADS).to(tl.float32)
         largest = tl.maximum(largest, sunk)
-    own = largest
+    # What is kept may be so small a part of all that its sums hold only against a maximum of their own.
+    own = tl.where(largest == NEGATIVE_INFINITY, 0.0, largest)
     if REST:
         largest = largest_of(rest_max, base, parts, largest, BLOCK)
     if FAR:
         largest = largest_of(far_max, far, far_parts, largest, BLOCK)
-    largest = tl.where(tail == RENORMALIZE, own, largest)
+    largest = tl.where(renormalize, own, largest)
     largest = tl.where(largest == NEGATIVE_INFINITY, 0.0, largest)
     e = tl.arange(0, DVP)
     output = tl.zeros([DVP], tl.float32)
@@ -182,7 +183,7 @@ def combine_parts(
     for start in range(0, parts, BLOCK):
         i = start + tl.arange(0, BLOCK)
         inside = i < parts
-        scale = tl.exp(tl.load(part_max + base + i, mask=inside, other=NEGATIVE_INFINITY) - largest)
+        scale = tl.exp(tl.load(part_max + base + i, mask=inside, other=NEGATIVE_INFINITY) - own)
         total += scale * tl.load(part_sum + base + i, mask=inside, other=0.0)
         counted += tl.load(part_kept + base + i, mask=inside, other=0)
         tile = tl.load(
@@ -190,26 +191,40 @@ def combine_parts(
         )
         output += tl.sum(scale[:, None] * tile, axis=0)
         if EVEN:
-            given = inside[:, None] & (e < tl.where(even > 0.0, DV, 0))[None, :]
+            given = inside[:, None] & (e < tl.where(even != 0.0, DV, 0))[None, :]
             plain += tl.sum(tl.load(part_even + (base + i)[:, None] * DV + e[None, :], mask=given, other=0.0), axis=0)
-    mass = tl.sum(total, axis=0)
+    held = tl.sum(total, axis=0)
     if SUNK:
-        mass += tl.exp(sunk - largest)
+        held += tl.exp(sunk - own)
     missing = 0.0
     if REST:
         missing += mass_of(rest_max, rest_sum, base, parts, largest, BLOCK)
     if FAR:
         missing += mass_of(far_max, far_sum, far, far_parts, largest, BLOCK)
-    missing = tl.where(tail == RENORMALIZE, 0.0, missing)
-    mass += missing
+    missing = tl.where(renormalize, 0.0, missing)
+    certain = tl.where(held == 0.0, 0.0, held * tl.exp(own - largest))
+    mass = certain + missing
     mass = tl.where(mass == 0.0, 1.0, mass)
-    output = output / mass
+    missing = missing / mass
+    output = output / tl.where(held == 0.0, 1.0, held) * (certain / mass + weighted * missing)
     count = tl.sum(counted, axis=0)
     if EVEN:
-        output += even * missing / mass * plain / tl.maximum(count, 1)
+        output += even * missing * plain / tl.maximum(count, 1)
+    if PAGED:
+        at = head.to(tl.int64) * page_parts
+        spread = tl.zeros([DVP], tl.float32)
+        for start in range(0, page_parts, BLOCK):
+            i = start + tl.arange(0, BLOCK)
+            inside = i < tl.where(paged != 0.0, page_parts, 0)
+            scale = tl.exp(tl.load(page_max + at + i, mask=inside, other=NEGATIVE_INFINITY) - largest)
+            tile = tl.load(
+                page_part + (at + i)[:, None] * DV + e[None, :], mask=inside[:, None] & (e < DV)[None, :], other=0.0
+            )
+            spread += tl.sum(scale[:, None] * tile, axis=0)
+        output += paged / mass * spread
     if MEAN:
-        seen = e < tl.where(share > 0.0, DV, 0)
+        seen = e < tl.where(mean != 0.0, DV, 0)
         total_value = tl.load(value_sum + (head // G).to(tl.int64) * DV + e, mask=seen, other=0.0).to(tl.float32)
-        output += share * missing / mass * total_value / tl.maximum(visible_of(first, length, b), 1)
+        output += mean * missing * total_value / tl.maximum(visible_of(first, length, b), 1)
     tl.store(out + head.to(tl.int64) * DV + e, output.to(out.dtype.element_ty), mask=e < DV)
     tl.store(kept + head, count)

@@ -1,4 +1,4 @@
-"""What the kernels share: logits, an order of floats, where the rows of scores end, and what the tails give to whom.
+"""What the kernels share: logits, an order of floats, where the rows of scores end, and the shares of tails.
 
 Tokens are counted from the first visible one: token r of a row lies at key `first + r`. "Rows" are what selections are
 made in, per query head: all visible tokens, all complete pages, or the tokens of listed pages.
@@ -7,8 +7,7 @@ made in, per query head: all visible tokens, all complete pages, or the tokens o
 import triton
 import triton.language as tl
 
-from ...key_index import PAGE as INDEX_PAGE
-from ...tails import TAILS
+from ...pages import PAGE as INDEX_PAGE
 
 PAGE = tl.constexpr(INDEX_PAGE)
 TOKENS = tl.constexpr(0)
@@ -17,12 +16,6 @@ LISTED = tl.constexpr(2)
 NEGATIVE_INFINITY = tl.constexpr(float("-inf"))
 ORDER_OF_NAN = tl.constexpr(0x7FFFFFFF)
 ORDER_OF_NOTHING = tl.constexpr(-2139095041)
-RENORMALIZE = tl.constexpr(TAILS.index("renormalize"))
-CENTROID = tl.constexpr(TAILS.index("centroid"))
-EVENLY = tl.constexpr(TAILS.index("even"))
-BLEND25 = tl.constexpr(TAILS.index("blend25"))
-BLEND50 = tl.constexpr(TAILS.index("blend50"))
-BLEND75 = tl.constexpr(TAILS.index("blend75"))
 
 
 @triton.jit
@@ -60,11 +53,13 @@ def is_kept(scores, places, least, last_tie):
 
 
 @triton.jit
-def parts_of(tail):
-    """What a tail gives of the missing mass to the mean of the visible values, and to the kept tokens (`ops.tails`)."""
-    mean = tl.where(tail == CENTROID, 1.0, 0.0)
-    mean = tl.where(tail == BLEND25, 0.25, tl.where(tail == BLEND50, 0.5, tl.where(tail == BLEND75, 0.75, mean)))
-    return mean, tl.where((mean > 0.0) | (tail == EVENLY), 1.0 - mean, 0.0)
+def shares_of(tails, head):
+    """The shares mean, kept, weighted and pages of a head's tail (`ops.tails`), and whether it renormalizes."""
+    mean = tl.load(tails + head * 4)
+    kept = tl.load(tails + head * 4 + 1)
+    weighted = tl.load(tails + head * 4 + 2)
+    pages = tl.load(tails + head * 4 + 3)
+    return mean, kept, weighted, pages, (mean == 0.0) & (kept == 0.0) & (weighted == 1.0) & (pages == 0.0)
 
 
 @triton.jit

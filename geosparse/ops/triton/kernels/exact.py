@@ -14,10 +14,11 @@ import triton
 import triton.language as tl
 
 from .blocks import queries_of
-from .common import NEGATIVE_INFINITY, PAGE, RENORMALIZE, logit_of, order_of, parts_of, product
+from .common import NEGATIVE_INFINITY, PAGE, logit_of, order_of, product, shares_of
 from .tuning import tuned
 
 LEAST = tl.constexpr(-3.4028234663852886e38)
+TINY = tl.constexpr(1.1754943508222875e-38)
 SAMPLED = tl.constexpr(8)  # every 8th tile of keys is in the first sample
 GUESSES = tl.constexpr(6)  # passes that guess
 PASSES = tl.constexpr(22)  # at most; each of the last 16 leaves a fifth of all floats, 14 leave one of 2^32
@@ -78,6 +79,13 @@ def by_pages(coded, exact, token, limit):
 
 
 @triton.jit
+def page_means(weight, ROWS: tl.constexpr, TILE: tl.constexpr):
+    """Weights `[ROWS, TILE]`, each replaced by the mean over the page that it is in; tiles hold whole pages."""
+    means = tl.sum(tl.reshape(weight, (ROWS, TILE // PAGE, PAGE)), axis=2) / PAGE
+    return tl.reshape(tl.broadcast_to(means[:, :, None], (ROWS, TILE // PAGE, PAGE)), (ROWS, TILE))
+
+
+@triton.jit
 def narrowed(low, above_low, high, above_high, threshold, count, wanted):
     """The bracket of the N-th highest score after `count` scores were found to reach `threshold`."""
     reaches = (count >= wanted) & (threshold > low)
@@ -107,20 +115,20 @@ def guessed(low, above_low, high, above_high, wanted, spread, step: tl.constexpr
     return tl.where(open_above, tl.where(open_below, 0.0, low + far), tl.where(open_below, high - far, inside))
 
 
-@tuned((1,), ("D", "DV", "EVEN", "CODED"), warps=(4, 8))
+@tuned((1,), ("D", "DV", "EVEN", "PAGED", "CODED"), warps=(4, 8))
 @triton.jit
 def attend_exactly(
     q, k, v, codes, first, budgets, tails, prefix, sink, scratch, out, kept,
     start_block, queries, keys, scaling, softcap, q_b, q_h, q_s, k_b, k_h, k_s, v_b, v_h, v_s, c_b, c_h, c_s,
     query_blocks, prefixes, n_b, n_h, n_s,
     KV: tl.constexpr, G: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, DP: tl.constexpr, DVP: tl.constexpr,
-    ROWS: tl.constexpr, TILE: tl.constexpr, ROOM: tl.constexpr, EVEN: tl.constexpr, CODED: tl.constexpr,
-    CAPPED: tl.constexpr, SUNK: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr,
+    ROWS: tl.constexpr, TILE: tl.constexpr, ROOM: tl.constexpr, EVEN: tl.constexpr, PAGED: tl.constexpr,
+    CODED: tl.constexpr, CAPPED: tl.constexpr, SUNK: tl.constexpr, PRECISION: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One head's exact top-N attention of a block of ROWS queries; `kept` gets how many tokens they kept in all.
 
-    EVEN says whether any head's tail gives mass to its kept tokens in equal parts; where CODED, `codes` are the keys as
-    the index has them, else anything.
+    EVEN says whether any head's tail gives mass to its kept tokens in equal parts, PAGED whether to the pages that it
+    is missing from; where CODED, `codes` are the keys as the index has them, else anything.
     """
     PARTS: tl.constexpr = 2 if CODED else 1  # of a pass: with codes alone, and with keys
     block, head = start_block + tl.program_id(0), tl.program_id(1)
@@ -233,8 +241,7 @@ def attend_exactly(
         some_tie = tl.max((asked & (wanted < visible) & (equal > spare)).to(tl.int32), axis=0) > 0
 
         # Attention over all keys for the softmax, over the kept ones for the values.
-        tail = tl.load(tails + h)
-        share, even = parts_of(tail)
+        share, even, weighted, paged, renormalize = shares_of(tails, h)
         largest = tl.full([ROWS], NEGATIVE_INFINITY, tl.float32)
         whole = tl.zeros([ROWS], tl.float32)
         if SUNK:
@@ -245,6 +252,8 @@ def attend_exactly(
         values = tl.zeros([ROWS, DVP], tl.float32)
         if EVEN:
             plain = tl.zeros([ROWS, DVP], tl.float32)
+        if PAGED:
+            spread = tl.zeros([ROWS, DVP], tl.float32)
         ties = tl.zeros([ROWS], tl.int32)
         chosen = tl.zeros([ROWS], tl.int32)
         seen_by_all = (offset + block * ROWS) // TILE * TILE
@@ -279,18 +288,25 @@ def attend_exactly(
             whole = whole * shrink + tl.sum(every, axis=1)
             mass = mass * shrink + tl.sum(weight, axis=1)
             output = output * shrink[:, None] + product(weight, value, PRECISION)
-            if EVEN and even > 0.0:
+            if EVEN and even != 0.0:
                 plain += product(tl.where(keep, 1.0, 0.0), value, PRECISION)
-            if (share > 0.0) & (start >= seen_by_all):
+            if PAGED and paged != 0.0:
+                others = by_pages(page_means(every - weight, ROWS, TILE), every - weight, token, limit)
+                spread = spread * shrink[:, None] + product(others, value, PRECISION)
+            if (share != 0.0) & (start >= seen_by_all):
                 ones = tl.where((token < stop)[None, :] & (token[None, :] <= limit[:, None]), 1.0, 0.0)
                 values += product(ones, value, PRECISION)
             largest = both
             chosen += tl.sum(keep.to(tl.int32), axis=1)
-        result = output / tl.where(tail == RENORMALIZE, mass, whole)[:, None]
-        missing = tl.maximum(1 - mass / whole, 0.0)
+        missing = tl.where(renormalize, 0.0, tl.maximum(1 - mass / whole, 0.0))
+        result = (
+            output * tl.where(renormalize, 1 / mass, 1 / whole + weighted * missing / tl.maximum(mass, TINY))[:, None]
+        )
         if EVEN:
             result += (even * missing / tl.maximum(chosen, 1).to(tl.float32))[:, None] * plain
-        if share > 0.0:
+        if PAGED and paged != 0.0:
+            result += (paged / whole)[:, None] * spread
+        if share != 0.0:
             line = ((b * KV + h // G) * prefixes + seen_by_all // TILE).to(tl.int64) * DV
             values += tl.load(prefix + line + e, mask=e < DV, other=0.0)[None, :]
             result += (share * missing / visible.to(tl.float32))[:, None] * values

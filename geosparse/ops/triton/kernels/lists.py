@@ -16,6 +16,13 @@ def add_mass(largest, total, logits, counted):
 
 
 @triton.jit
+def is_ranked(token, n, visible, SINKS: tl.constexpr):
+    """Whether tokens `[T]` are among the first min(SINKS, n / 2) or the last others of heads that keep `n` `[GP]`."""
+    sinks = tl.minimum(n // 2, SINKS)
+    return (token[None, :] < sinks[:, None]) | (token[None, :] >= (visible - n + sinks)[:, None])
+
+
+@triton.jit
 def list_pages(
     bound, mean, first, length, least, last_tie, served, pages, words, count, rest_max, rest_sum,
     row, pages_row,
@@ -90,8 +97,7 @@ def list_tokens(
         at = head.to(tl.int64)[:, None] * row + token[None, :]
         if RANKED:
             n = tl.load(budgets + b * budgets_b + h * G + g, mask=g < G, other=0)
-            sinks = tl.minimum(n // 2, SINKS)
-            mine = inside & ((token[None, :] < sinks[:, None]) | (token[None, :] >= (visible - n + sinks)[:, None]))
+            mine = inside & is_ranked(token, n, visible, SINKS)
         else:
             threshold = tl.load(least + head, mask=g < G, other=0)
             last = tl.load(last_tie + head, mask=g < G, other=0)

@@ -1,4 +1,4 @@
-"""New tokens in a cache: their keys and values, the sum of values, and the index of the pages that they complete."""
+"""New tokens in a cache: their keys and values, the sum of values, and the index and mean values of pages."""
 
 import triton
 import triton.language as tl
@@ -54,12 +54,35 @@ def encode_pages(
 
 
 @triton.jit
+def store_mean(values, mean, fits):
+    """Write the mean of a page of values `[PAGE, DVP]` fp32 where it `fits`, within what fp16 holds."""
+    found = tl.sum(values, axis=0) / PAGE
+    found = tl.where(found != found, found, tl.minimum(tl.maximum(found, -HALF_MAX), HALF_MAX))
+    tl.store(mean, found.to(tl.float16), mask=fits)
+
+
+@triton.jit
+def average_pages(
+    v, means, first, length, v_b, v_h, v_s, y_b, y_h,
+    KV: tl.constexpr, DV: tl.constexpr, DVP: tl.constexpr,
+):  # fmt: skip
+    """The mean value of every complete page of a cache, a program each."""
+    pair, page = tl.program_id(0), tl.program_id(1)
+    b, h = (pair // KV).to(tl.int64), (pair % KV).to(tl.int64)
+    if page < visible_of(first, length, b) // PAGE:
+        e = tl.arange(0, DVP)
+        at = (tl.load(first + b) + page * PAGE + tl.arange(0, PAGE)).to(tl.int64)
+        values = tl.load(v + b * v_b + h * v_h + at[:, None] * v_s + e[None, :], mask=(e < DV)[None, :], other=0.0)
+        store_mean(values.to(tl.float32), means + b * y_b + h * y_h + page.to(tl.int64) * DV + e, e < DV)
+
+
+@triton.jit
 def append_token(
-    new_k, new_v, k, v, value_sum, low, high, codes, first, length,
-    n_b, n_h, m_b, m_h, k_b, k_h, k_s, v_b, v_h, v_s, x_b, x_h, c_b, c_h,
+    new_k, new_v, k, v, value_sum, means, low, high, codes, first, length,
+    n_b, n_h, m_b, m_h, k_b, k_h, k_s, v_b, v_h, v_s, y_b, y_h, x_b, x_h, c_b, c_h,
     KV: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, WIDTH: tl.constexpr, DP: tl.constexpr, DVP: tl.constexpr,
 ):  # fmt: skip
-    """One token per row, written at `length - 1`; where it completes a page, the index takes that in."""
+    """One token per row, written at `length - 1`; where it completes a page, the index and the means take that in."""
     pair = tl.program_id(0)
     b, h = (pair // KV).to(tl.int64), (pair % KV).to(tl.int64)
     d = tl.arange(0, DP)
@@ -69,7 +92,8 @@ def append_token(
     value = tl.load(new_v + b * m_b + h * m_h + e, mask=e < DV, other=0.0)
     keys = k + b * k_b + h * k_h
     tl.store(keys + last * k_s + d, key, mask=d < D)
-    tl.store(v + b * v_b + h * v_h + last * v_s + e, value, mask=e < DV)
+    values = v + b * v_b + h * v_h
+    tl.store(values + last * v_s + e, value, mask=e < DV)
     sums = value_sum + pair.to(tl.int64) * DV + e
     tl.store(sums, tl.load(sums, mask=e < DV, other=0.0) + value.to(tl.float64), mask=e < DV)
     visible = visible_of(first, length, b)
@@ -82,3 +106,8 @@ def append_token(
         page = tl.where((slot < PAGE - 1)[:, None], old, key[None, :]).to(tl.float32)
         own = b * x_b + h * x_h
         encode_page(page, low + own, high + own, codes + b * c_b + h * c_h, visible // PAGE - 1, WIDTH, DP)
+        old = tl.load(
+            values + at[:, None] * v_s + e[None, :], mask=(slot < PAGE - 1)[:, None] & (e < DV)[None, :], other=0.0
+        )
+        page = tl.where((slot < PAGE - 1)[:, None], old, value[None, :]).to(tl.float32)
+        store_mean(page, means + b * y_b + h * y_h + (visible // PAGE - 1).to(tl.int64) * DV + e, e < DV)
