@@ -1,10 +1,17 @@
 """The fitted tail: shares by least squares from second moments."""
 
+from dataclasses import replace
+
+import pytest
 import torch
 
+import geosparse as gs
 from geosparse.artifacts.tail_moments import PARTS, error_at, pack, unpack
-from geosparse.ops.tails import TAIL_RULES
-from geosparse.plan.fitted_tail import MOST, NAMED, fit_shares
+from geosparse.ops.tails import TAIL_RULES, TailShares
+from geosparse.plan.candidates import Candidates
+from geosparse.plan.fitted_tail import MOST, NAMED, fit_shares, fitted, shares_at
+
+from ..synthetic import synthetic
 
 
 def products(shares, noise=0.0, rows=400, scale=1.0, seed=0):
@@ -64,3 +71,97 @@ def test_heads_that_miss_nothing_have_finite_shares():
 def test_shares_stay_within_bounds():
     wild = products([50.0, -50.0, 3.0, 0.0], 0.1)
     assert fit_shares(wild, wild, 0.0, 0.0).abs().max() <= MOST
+
+
+def test_plans_of_profiles_with_moments_have_fitted_tails(tmp_path):
+    plan = gs.make_plan(synthetic(tail_moments=True), 8)
+    assert plan.tail == "fitted"
+    assert plan.head_tails is None
+    assert plan.tail_shares.shape == (2, 4, 4)
+    assert (plan.tail_shares[..., 3] - 0.9).abs().max() < 0.5
+    again = gs.Plan.load(plan.save(tmp_path / "plan.json"))
+    assert again.tail_shares.equal(plan.tail_shares)
+    assert again.digest() == plan.digest()
+    assert again.tails_of(1)[2] == TailShares(*plan.tail_shares[1, 2].tolist())
+    assert replace(plan, tail_shares=plan.tail_shares + 0.25).digest() != plan.digest()
+
+
+def test_old_profiles_and_selectors_without_scores_get_named_tails():
+    assert gs.make_plan(synthetic(), 8).tail == "blend"
+    profile = synthetic(selectors=("topn", "sink_recent"), tail_moments=True)
+    assert gs.make_plan(profile, 8, selector="sink_recent").tail == "blend"
+    with pytest.raises(gs.GeosparseError, match="make it again with `geosparse profile`"):
+        gs.make_plan(synthetic(), 8, tail="fitted")
+
+
+def test_the_fit_is_better_than_every_named_tail_on_what_it_was_fitted_to():
+    profile = synthetic(tail_moments=True)
+    fisher, _ = profile.tail_products("topn")
+    named = error_at(fisher.unsqueeze(-3), NAMED.expand(*fisher.shape[:-2], *NAMED.shape)).amin(-1)
+    assert (fitted(profile, "topn").fisher < named).all()
+
+
+def test_shares_between_measured_budgets_lie_between_theirs():
+    profile = synthetic(tail_moments=True)
+    shares = fitted(profile, "topn").shares
+    at = shares_at(profile, "topn", torch.full((2, 4), 8))
+    torch.testing.assert_close(at, shares[:, :, profile.budgets.index(8)])
+    middle = shares_at(profile, "topn", torch.full((2, 4), 11))
+    part = (torch.tensor(11.0, dtype=torch.float64).log() - torch.tensor(8.0).log()) / torch.tensor(2.0).log()
+    torch.testing.assert_close(middle, shares[:, :, 3] * (1 - part) + shares[:, :, 4] * part, atol=1e-6, rtol=0)
+    torch.testing.assert_close(shares_at(profile, "topn", torch.full((2, 4), 60)), shares[:, :, -1])
+
+
+def test_robust_plans_are_fitted_to_all_kinds():
+    profile = synthetic(tail_moments=True)
+    profile = replace(profile, calibration=profile.calibration | {"kinds": ["text", "builtin:code"]})
+    plan, own = gs.make_plan(profile, 8), gs.make_plan(profile, 8, robust=False)
+    assert not torch.equal(plan.tail_shares, own.tail_shares)
+    assert plan.kinds["builtin:code"] < own.kinds["builtin:code"]
+
+
+def test_several_lengths_and_one_kind_beside():
+    profile = synthetic(lengths=(64, 64, 128, 128), tail_moments=True)
+    profile = replace(profile, calibration=profile.calibration | {"kinds": ["text", "builtin:code", "text", "text"]})
+    for length in (64, 128, 100):
+        plan = gs.make_plan(profile, 8, length=length)
+        assert plan.growth is not None
+        assert torch.isfinite(plan.tail_shares).all()
+        assert plan.kinds.keys() == {"text", "builtin:code"}
+
+
+def test_the_control_deals_shares_with_their_heads():
+    profile = synthetic(tail_moments=True)
+    plan, control = gs.make_plan(profile, 8), gs.make_plan(profile, 8, "permuted")
+    assert not torch.equal(plan.tail_shares, control.tail_shares)
+    assert sorted(plan.tail_shares.flatten(0, 1).tolist()) == sorted(control.tail_shares.flatten(0, 1).tolist())
+
+
+def test_candidates_price_the_fitted_tail():
+    profile = synthetic(tail_moments=True)
+    candidates = Candidates.of(profile, "fitted", "topn")
+    curves = candidates.curves("fisher")
+    assert (curves[..., 1:] <= curves[..., :-1] + 1e-12).all()
+    budgets = torch.full((2, 4), 8)
+    assert candidates.total("fisher", budgets, candidates.at(budgets, "fisher")) > 0
+
+
+def test_plans_refuse_shares_that_do_not_fit():
+    plan = gs.make_plan(synthetic(tail_moments=True), 8)
+    for shares in (plan.tail_shares[:, :, :3], plan.tail_shares.float(), plan.tail_shares * torch.nan, None):
+        with pytest.raises(gs.GeosparseError, match="tail_shares"):
+            replace(plan, tail_shares=shares)
+    with pytest.raises(gs.GeosparseError, match="tail_shares go with the tail 'fitted' only"):
+        replace(plan, tail="even")
+    for damage in ([[1.0]], [[[1.0, 2.0, 3.0]] * 4] * 2, [[[1.0, 2.0, 3.0, "a"]] * 4] * 2):
+        with pytest.raises(gs.GeosparseError, match="tail_shares"):
+            gs.Plan.from_json(plan.to_json() | {"tail_shares": damage})
+
+
+def test_profiles_hold_the_moments_of_tails(tmp_path):
+    profile = synthetic(tail_moments=True, lengths=(64, 64, 128))
+    again = gs.Profile.load(profile.save(tmp_path / "p.safetensors"))
+    assert again.tail_moments.fisher.equal(profile.tail_moments.fisher)
+    assert again.tail_moments.output.equal(profile.tail_moments.output)
+    assert again.at(64).tail_moments.fisher.equal(profile.tail_moments.fisher[:2])
+    assert gs.Profile.load(synthetic().save(tmp_path / "old.safetensors")).tail_moments is None

@@ -69,13 +69,18 @@ class RobustnessStudy:
 
 
 def uniform(study: RobustnessStudy, mean_keep: float, text: str) -> Plan:
+    """The same N for every head, tails as the robust plan's: fitted over all kinds."""
+    return make_plan(study.profile, mean_keep, "uniform")
+
+
+def uniform_blend(study: RobustnessStudy, mean_keep: float, text: str) -> Plan:
     """The same N and the same tail for every head."""
     return make_plan(study.profile, mean_keep, "uniform", "blend50")
 
 
-def tails(study: RobustnessStudy, mean_keep: float, text: str) -> Plan:
-    """The same N, the tail chosen per head over all kinds."""
-    return make_plan(study.profile, mean_keep, "uniform")
+def blend(study: RobustnessStudy, mean_keep: float, text: str) -> Plan:
+    """All kinds, with a named tail for each head."""
+    return make_plan(study.profile, mean_keep, tail="blend")
 
 
 def specialised(study: RobustnessStudy, mean_keep: float, text: str) -> Plan:
@@ -105,6 +110,7 @@ PLANS: dict[str, Callable[[RobustnessStudy, float, str], Plan]] = {
     "specialised": specialised,
     "robust": robust,
     "left-out": left_out,
-    "tails": tails,
+    "blend": blend,
+    "uniform-blend50": uniform_blend,
     "permuted": permuted,
 }
