@@ -13,6 +13,7 @@ from geosparse.ops.cpu.fast_call import direct
 from geosparse.ops.cpu.library import library
 from geosparse.ops.cpu.linear import _by_python
 from geosparse.ops.cpu.separation import separate
+from geosparse.ops.tails import TailShares
 
 cpu_module, decode_module = sys.modules["geosparse.ops.cpu"], sys.modules["geosparse.ops.cpu.decode"]
 HEADS, KV_HEADS, KEYS, DIM = 6, 2, 50, 64
@@ -20,6 +21,9 @@ BUDGETS = (1, 3, 17, 40, 25, 59)
 # Heads without an index, so that prefill has a kernel of its own, and all selectors with a tail that they take.
 PLAIN = tuple(("topn", tail) for tail in TAILS[1:])
 MIXED = tuple((word, "blend50" if SELECTORS[word].knows_rest else "renormalize") for word in (*SELECTORS, "topn"))
+
+SHARES = TailShares(0.3, -0.2, 0.4, 0.7)
+SHARED = tuple((word, SHARES if SELECTORS[word].knows_rest else "renormalize") for word in (*SELECTORS, "topn"))
 
 
 def tensors(*shapes, seed=0, dtype=torch.float32):
@@ -93,11 +97,15 @@ ENTRIES = {
         3, 1, MIXED, mask=Span((0, 7, 30)), summed=True, through_c=False
     ),
     ("gs_decode", "ctypes, a mask"): lambda: attended(2, 1, PLAIN, mask=bool_mask(2, 1), dtype=HALF, through_c=False),
+    ("gs_decode", "ctypes, rows, padding, shares"): lambda: attended(
+        3, 1, SHARED, mask=Span((0, 7, 30)), through_c=False
+    ),
     ("gs_prefill", "ctypes"): lambda: attended(2, 30, PLAIN, mask=Span((0, 9))),
     ("gs_prefill", "ctypes, bf16, a window"): lambda: attended(2, 30, PLAIN, mask=Span((0, 0), 20), dtype=HALF),
     ("gs_weigh", "ctypes, few queries"): lambda: attended(2, 5, PLAIN),
     ("gs_weigh", "ctypes, a mask"): lambda: attended(2, 30, PLAIN, mask=bool_mask(2, 30), dtype=HALF),
     ("gs_weigh", "ctypes, codes"): lambda: attended(2, 5, (*PLAIN[:5], ("lowbit", "centroid"))),
+    ("gs_weigh", "ctypes, shares"): lambda: attended(2, 30, (("topn", SHARES),) * HEADS, mask=Span((0, 9))),
     ("gs_separate", "ctypes"): separated,
     ("gs_read_rows", "ctypes"): rows_read,
     ("gs_product", "ctypes"): lambda: multiplied(_by_python, torch.float32),
@@ -107,6 +115,7 @@ IN_C = {
     ("decode", "one row"): lambda: attended(1, 1, MIXED),
     ("decode", "one row, bf16, a sum"): lambda: attended(1, 1, MIXED, dtype=HALF, summed=True),
     ("decode", "rows, padding"): lambda: attended(3, 1, MIXED, mask=Span((0, 7, 30)), summed=True),
+    ("decode", "rows, padding, shares"): lambda: attended(3, 1, SHARED, mask=Span((0, 7, 30)), dtype=HALF),
     ("product", "fp32"): lambda: multiplied(product, torch.float32),
     ("product", "bf16"): lambda: multiplied(product, HALF),
     ("norm", "fp32"): lambda: normed(torch.float32),

@@ -1,6 +1,7 @@
 """Calls put together by fast_call.c against those of decode.py: the same kernel, so the same bits."""
 
 import gc
+import itertools
 import sys
 import weakref
 
@@ -10,6 +11,8 @@ import torch
 from geosparse.ops import SELECTORS, TAILS, IndexSlot, Span, cpu_attention, remember_index, remember_value_sum
 from geosparse.ops.cpu.fast_call import direct
 from geosparse.ops.selectors import fits
+from geosparse.ops.spec import per_head
+from geosparse.ops.tails import TailShares
 
 from ..test_attention import tensors
 
@@ -51,9 +54,9 @@ def test_the_same_bits(monkeypatch, dtype, keys):
     q, key, value = cached(keys, dtype)
     n_keep = [1, 3, 17, 40, max(1, keys // 2), keys + 9]
     for selector in SELECTORS:
-        for tail in TAILS:
+        for tail in (*TAILS, [TailShares(0.3, -0.2, 0.4, 0.7), *["drop"] * 4, TailShares(pages=-1.0)]):
             for extra in ({}, {"sink": torch.linspace(-2, 2, 6), "softcap": 3.0}):
-                if not fits(selector, tail):
+                if not all(fits(selector, each) for each in per_head(tail, 6)):
                     continue
                 words = {"tail": tail, "selector": selector, "scaling": 0.2, **extra}
                 fast, slow, seen = both(monkeypatch, q, key, value, n_keep, **words)
@@ -87,8 +90,10 @@ def test_several_rows_padding_and_windows(monkeypatch, selector):
     for span in (Span(), Span((3,)), Span((0, 7, 50)), Span((40, 41, 42)), Span((0, 7, 50), 20)):
         if span.window is not None and selector != "topn":
             continue
-        for budgets in ([9] * 6, n_keep):
-            words = {"tail": "centroid", "selector": selector, "scaling": 0.1, "mask": span}
+        for budgets, tail in itertools.product(([9] * 6, n_keep), ("centroid", [TailShares(0.3, -0.2, 0.4, 0.7)] * 6)):
+            if span.window is not None and tail != "centroid":
+                continue
+            words = {"tail": tail, "selector": selector, "scaling": 0.1, "mask": span}
             remember_value_sum(v, v.sum(-2, dtype=torch.float64))
             fast, slow, seen = both(monkeypatch, q, k, v, budgets, **words)
             assert seen[0] is not None
@@ -118,9 +123,9 @@ def test_nothing_is_kept_and_nothing_is_lost():
 
 
 def test_wrong_arguments_are_errors_of_python():
-    with pytest.raises(TypeError, match="takes 16 arguments"):
+    with pytest.raises(TypeError, match="takes 17 arguments"):
         direct().decode(1, 2)
     q, key, value = cached(20, torch.float32)
     numbers = torch.zeros(6, dtype=torch.int64)
     with pytest.raises(TypeError, match="must be real number"):
-        direct().decode(q, key, value, numbers[None], numbers, numbers, *[None] * 6, 0, 1, "x", 0.0)
+        direct().decode(q, key, value, numbers[None], torch.zeros(6, 4), numbers, *[None] * 7, 0, 1, "x", 0.0)

@@ -27,6 +27,7 @@ from geosparse.ops.cpu.handed import KernelRules
 from geosparse.ops.cpu.linear import _by_python, _serves
 from geosparse.ops.cpu.prefill import prefill
 from geosparse.ops.cpu.separation import separate
+from geosparse.ops.value_means import ValueMeans
 
 from ..test_attention import tensors, tolerance
 
@@ -46,9 +47,9 @@ def given(batch, queries):
     """The arguments of `decode` and `prefill` by name."""
     query, key, value = tensors(batch, HEADS, KV_HEADS, queries, KEYS, DIM)
     budgets = torch.full((1, HEADS), 7) if queries == 1 else torch.full((1, HEADS, 1), 7)
-    tails, selectors = torch.full((HEADS,), 2), torch.zeros(HEADS, dtype=torch.int64)
+    tails, selectors = torch.tensor([[1.0, 0, 0, 0]] * HEADS), torch.zeros(HEADS, dtype=torch.int64)
     words = {"query": query, "key": key, "value": value, "budgets": budgets, "tails": tails, "selectors": selectors}
-    return words | {"scaling": 0.1, "mask": Span(), "softcap": None, "sink": None, "index": None}
+    return words | {"scaling": 0.1, "mask": Span(), "softcap": None, "sink": None, "index": None, "means": None}
 
 
 def indexed(words, **changes):
@@ -57,6 +58,12 @@ def indexed(words, **changes):
     for name, change in changes.items():
         setattr(index, name, change(getattr(index, name)))
     return words | {"index": index, "selectors": torch.ones(HEADS, dtype=torch.int64)}
+
+
+def paged(words, change=lambda means: means):
+    """The arguments with tails that give to pages, and their mean values, changed."""
+    means = ValueMeans((0,) * len(words["key"])).extend(words["value"]).means
+    return words | {"tails": torch.tensor([[0.1, 0.2, 0.3, 0.4]] * HEADS), "means": change(means)}
 
 
 def freed(tensor):
@@ -82,7 +89,18 @@ BAD = {
     "a budget below 0": lambda w: w | {"budgets": -w["budgets"]},
     "budgets of other rows": lambda w: w | {"budgets": w["budgets"].repeat(5, *[1] * (w["budgets"].dim() - 1))},
     "a tail too few": lambda w: w | {"tails": w["tails"][1:].clone()},
-    "tails of int32": lambda w: w | {"tails": w["tails"].int()},
+    "a share too few": lambda w: w | {"tails": w["tails"][:, :3].contiguous()},
+    "a share too many": lambda w: w | {"tails": w["tails"].repeat(1, 2)[:, :5].contiguous()},
+    "one share for all": lambda w: w | {"tails": w["tails"][0].clone()},
+    "tails by name": lambda w: w | {"tails": w["tails"].long()},
+    "tails of fp64": lambda w: w | {"tails": w["tails"].double()},
+    "tails of bf16": lambda w: w | {"tails": w["tails"].bfloat16()},
+    "tails on meta": lambda w: w | {"tails": w["tails"].to("meta")},
+    "tails of a subclass": lambda w: w | {"tails": w["tails"].as_subclass(Wrapped)},
+    "freed tails": lambda w: w | {"tails": freed(w["tails"])},
+    "tails by share": lambda w: w | {"tails": w["tails"].T.contiguous().T},
+    "the same tail everywhere": lambda w: w | {"tails": w["tails"][:1].expand(HEADS, 4)},
+    "pages behind a mask": lambda w: paged(w) | {"mask": torch.ones(1, 1, w["query"].shape[2], KEYS, dtype=torch.bool)},
     "a selector too few": lambda w: w | {"selectors": w["selectors"][1:].clone()},
     "no such selector": lambda w: w | {"selectors": w["selectors"] + 17},
     "every second selector": lambda w: w | {"selectors": w["selectors"].repeat_interleave(2)[::2]},
@@ -112,8 +130,22 @@ BAD = {
     "a window of 0": lambda w: w | {"mask": Span((0,), 0)},
 }
 DECODING = {
-    "no such tail": lambda w: w | {"tails": w["tails"] + 17},
-    "no such tail below 0": lambda w: w | {"tails": w["tails"] - 9},
+    "no means": lambda w: paged(w, lambda means: None),
+    "no means of pages with a NaN share": lambda w: w | {"tails": torch.full((HEADS, 4), torch.nan)},
+    "means of fp32": lambda w: paged(w, lambda means: means.float()),
+    "means of bf16": lambda w: paged(w, lambda means: means.bfloat16()),
+    "means of int16": lambda w: paged(w, lambda means: means.short()),
+    "a mean too few": lambda w: paged(w, lambda means: means[:, :, 1:]),
+    "a channel too few": lambda w: paged(w, lambda means: means[..., 1:]),
+    "a channel too many": lambda w: paged(w, lambda means: means.repeat(1, 1, 1, 2)[..., : DIM + 1]),
+    "means of other heads": lambda w: paged(w, lambda means: means[:, 1:]),
+    "means of other rows": lambda w: paged(w, lambda means: means.repeat(5, 1, 1, 1)),
+    "means of pages only": lambda w: paged(w, lambda means: means[0, 0]),
+    "means of nothing": lambda w: paged(w, lambda means: means.new_empty(0)),
+    "means with gaps": lambda w: paged(w, lambda means: means.repeat_interleave(2, -1)[..., ::2]),
+    "means on meta": lambda w: paged(w, lambda means: means.to("meta")),
+    "means of a subclass": lambda w: paged(w, lambda means: means.as_subclass(Wrapped)),
+    "freed means": lambda w: paged(w, freed),
     "a sum of another shape": lambda w: summed(w, torch.zeros(1, KV_HEADS, DIM - 1, dtype=torch.float64)),
     "a sum of other rows": lambda w: summed(w, torch.zeros(9, KV_HEADS, DIM, dtype=torch.float64)),
     "a sum of fp32": lambda w: summed(w, torch.zeros(len(w["query"]), KV_HEADS, DIM)),
@@ -139,11 +171,11 @@ DECODING = {
 }
 
 
-def parts(query, key, value, budgets, tails, selectors, scaling, mask, softcap, sink, index):
+def parts(query, key, value, budgets, tails, selectors, scaling, mask, softcap, sink, index, means):
     """What `decode` and `prefill` take of these words."""
     call = AttentionCall(query, key, value, mask, None, Terms(scaling, softcap, sink))
     first = mask.starts(len(query)) if isinstance(mask, Span) else ()
-    return call, KernelRules(budgets, tails, selectors, first), index
+    return call, KernelRules(budgets, tails, selectors, first), index, means
 
 
 def step(**words):
@@ -151,7 +183,7 @@ def step(**words):
 
 
 def prompt(**words):
-    call, rules, index = parts(**words)
+    call, rules, index, _ = parts(**words)
     return prefill(call, rules, None if index is None else index.decoded(*call.key.shape[2:]))
 
 
@@ -178,6 +210,22 @@ def test_a_wrong_prefill_is_refused_by_name(what, queries):
     with pytest.raises(GeosparseError) as refused:
         prompt(**BAD[what](given(2, queries)))
     assert re.fullmatch(r"[^\n]+\.", str(refused.value))
+
+
+@pytest.mark.usefixtures("_ways")
+@pytest.mark.parametrize("batch", [1, 2])
+def test_means_in_any_layout_are_read(batch):
+    """Heads behind pages, room to spare that is NaN, one row for all."""
+    words = paged(given(batch, 1))
+    plain = step(**words).output
+    for change in (
+        lambda means: means.transpose(1, 2).contiguous().transpose(1, 2),
+        lambda means: torch.cat([means, torch.full_like(means, torch.nan)], 2),
+        lambda means: torch.cat([means, torch.full_like(means, torch.nan)], 3)[..., :DIM],
+    ):
+        assert torch.equal(step(**words | {"means": change(words["means"])}).output, plain)
+    first = words | {name: words[name][:1].expand(batch, -1, -1, -1) for name in ("query", "key", "value", "means")}
+    assert torch.equal(step(**first).output, plain[:1].expand(batch, -1, -1, -1))
 
 
 def test_more_queries_than_keys_are_refused():

@@ -23,6 +23,10 @@ using fp16 = _Float16;
 struct bf16 {
   uint16_t bits;
 };
+// fp16 as it lies in memory, for compilers without it.
+struct half {
+  uint16_t bits;
+};
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define GS_X86
