@@ -8,6 +8,9 @@ the passes end for any scores. Loops are bounded `for`s: triton 3.7 fails to com
 
 With coded keys, scores are those of the codes, and exact in what is no complete page for a query; the kept ones are
 weighed by their exact logits.
+
+Tiles hold whole pages and their values are read anyway, so that mass for pages goes to those values in equal parts: no
+mean values of pages are needed, and each query has the pages that are complete for it.
 """
 
 import triton
