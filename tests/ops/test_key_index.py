@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from geosparse.ops import PAGE, KeyIndex
 from geosparse.ops.key_index import LEVELS, WIDTH, IndexSlot, decode, encode, index_of, remember_index
+from geosparse.ops.value_means import ValueMeans, means_of
 from geosparse.sparsify.cache.growing import GrowingLayer
 
 # Rounding to fp16: half a unit of its 11 bits, or of its smallest number.
@@ -104,8 +105,9 @@ def test_the_index_follows_the_cache(seed, changes):
         batch = len(first)
         if change == "grow":
             new = torch.randn(batch, 2, number(45), 24, generator=generator)
-            layer.update(new, new)
+            layer.update(new, 2 * new)
             same(index_of(layer.keys, first), KeyIndex(first).extend(layer.keys))
+            same_means(means_of(layer.values, first), ValueMeans(first).extend(layer.values))
             assert layer.slot.index is not None
         elif change == "crop":
             layer.crop(-min(number(20), layer.get_seq_length() - 1))
@@ -116,6 +118,24 @@ def test_the_index_follows_the_cache(seed, changes):
             rows = torch.randint(0, batch, (batch if change == "reorder" else number(batch),), generator=generator)
             (layer.reorder_cache if change == "reorder" else layer.batch_select_indices)(rows)
             first = tuple(first[row] for row in rows.tolist())
+
+
+def same_means(found, expected):
+    assert found.pages == expected.pages
+    for row, pages in enumerate(expected.pages):
+        assert found.means[row, :, :pages].equal(expected.means[row, :, :pages])
+
+
+def test_page_means_follow_values_that_somebody_replaced():
+    layer = GrowingLayer()
+    layer.update(*[keys(2, 2, 40, 16)] * 2)
+    means_of(layer.values, (0, 0))
+    layer.values = 3 * layer.values
+    layer.update(*[keys(2, 2, 20, 16)] * 2)
+    same_means(means_of(layer.values, (0, 0)), ValueMeans((0, 0)).extend(layer.values))
+    layer.values = 3 * layer.values
+    layer.crop(-5)
+    assert layer.slot.means is None
 
 
 def test_changes_keep_the_index_instead_of_building_another(monkeypatch):

@@ -23,7 +23,7 @@ LEAST_SPARE = 64
 
 
 # What a stored layer does without: buffers with room to spare, and what is known of tensors by their identity.
-_UNSTORED = ("_key_buffer", "_value_buffer", "_summed", "_value_sum", "_indexed", "slot")
+_UNSTORED = ("_key_buffer", "_value_buffer", "_summed", "_value_sum", "_indexed", "_averaged", "slot")
 
 
 class GrowingLayer(DynamicLayer):  # type: ignore[misc]
@@ -51,6 +51,7 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
         self._summed: torch.Tensor | None = None  # the `values` that `_value_sum` is of; not kept up for a dense model
         self._value_sum: torch.Tensor | None = None  # [B, Hkv, Dv] fp64
         self._indexed: torch.Tensor | None = None  # the `keys` that the index is of
+        self._averaged: torch.Tensor | None = None  # the `values` that the page means are of
         self.slot = self.new_slot()
 
     def new_slot(self) -> IndexSlot:
@@ -65,6 +66,8 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
             initialize(self, key_states, value_states)
         if self.keys is not self._indexed:
             self.slot.clear()
+        if self.values is not self._averaged:
+            self.slot.means = None
         untouched = self.values is self._summed
         # A dense model may keep the keys for its backward pass even where it has no gradient of theirs.
         graph = torch.is_grad_enabled() and (
@@ -77,7 +80,7 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
         else:
             self._key_buffer, self.keys = _append(self._key_buffer, self.keys, key_states, self.pinned)
             self._value_buffer, self.values = _append(self._value_buffer, self.values, value_states, self.pinned)
-        self._indexed = self.keys
+        self._indexed, self._averaged = self.keys, self.values
         if self.dense:
             self._summed = None
             return serve_dense(self.keys), self.values
@@ -118,6 +121,8 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
     def _change_index(self, change: Callable[[], None], rows: torch.Tensor | None) -> None:
         """Let `change` replace the keys and the index follow: cut to their length, with the batch rows `rows`."""
         known = self.keys is self._indexed
+        if self.values is not self._averaged:
+            self.slot.means = None
         change()
         if not known or not self.get_seq_length():  # an empty layer has no batch rows either
             self.slot.clear()
@@ -125,7 +130,7 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
             pages.truncate(self.get_seq_length())
             if rows is not None:
                 pages.take(rows)
-        self._indexed = self.keys
+        self._indexed, self._averaged = self.keys, self.values
 
     def adopt(self, layer: Any) -> None:
         """Fill this layer, which is empty, with the tokens of a full-attention layer that stays as it is.
@@ -138,7 +143,6 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
         device = device_of(layer)
         self._fill(layer.keys.to(device), layer.values.to(device))
         if isinstance(layer, GrowingLayer):
-            self._indexed = self.keys
             self._take_pages(layer.current_pages())
             if layer.values is layer._summed:
                 self._summed, self._value_sum = self.values, layer._value_sum
@@ -155,10 +159,15 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
 
     def current_pages(self) -> IndexSlot:
         """A copy of what is known of the pages of these keys and values."""
-        return self.slot.copy() if self.keys is self._indexed else IndexSlot()
+        pages = self.slot.copy() if self.keys is self._indexed else IndexSlot()
+        if self.values is not self._averaged:
+            pages.means = None
+        return pages
 
     def _take_pages(self, pages: IndexSlot) -> None:
+        """Take over what is known of the pages of the present keys and values."""
         self.slot.index, self.slot.means = pages.index, pages.means
+        self._indexed, self._averaged = self.keys, self.values
 
     def _empty(self) -> GrowingLayer:
         """A layer of the same kind without a token."""
@@ -186,11 +195,10 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
         self.__dict__.update(dict.fromkeys(_UNSTORED) | state)
         self.slot = self.new_slot()
         self._take_pages(pages)
-        self._indexed = self.keys
 
     def reset(self) -> None:
         """Forget all tokens and give the memory back."""
-        self._key_buffer = self._value_buffer = self._summed = self._value_sum = self._indexed = None
+        self._key_buffer = self._value_buffer = self._summed = self._value_sum = self._indexed = self._averaged = None
         self.slot = self.new_slot()
         super().reset()
 

@@ -57,6 +57,7 @@ class OffloadedLayer(GrowingLayer):
         if self._device != HOME:
             keys, values = keys.to(self._device), values.to(self._device)
             remember_index(keys, self.slot)
+            remember_index(values, self.slot)
             if self._value_sum is not None and not self.dense:
                 remember_value_sum(values, self._value_sum.to(self._device))
         return keys, values
