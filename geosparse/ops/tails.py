@@ -83,7 +83,7 @@ FAMILY_MEANING = {
 }
 DEFAULT_TAIL = FITTED
 FORMER_TAIL = "blend"
-"""The default where nothing can be fitted: old profiles, and selectors that do not know what the rest weighs."""
+"""The default where nothing is fitted: one kind of text, old profiles, selectors that do not know the rest's weight."""
 
 
 def shares_of(tail: str | TailShares) -> TailShares:

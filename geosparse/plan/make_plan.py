@@ -74,7 +74,8 @@ def make_plan(
             price at its N, in what the policy pays for, of all of them ("blend") or of "drop", "renormalize" and
             "centroid" ("best"), none that give mass to the mean of the visible values for heads of attention sinks that
             keep few tokens (`plan.candidates`); or shares of its own ("fitted": `plan.fitted_tail`). By default
-            "fitted", or "blend" where the profile has nothing to fit to or the selector does not know the rest.
+            "fitted", or "blend" where one kind of text is weighed, the profile has nothing to fit to, or the selector does
+            not know the rest.
         seed: Seed of the controls.
         density: Instead of `mean_keep`: the same as a fraction of the length, above 0 and up to 1.
         bytes_read: Instead of `mean_keep`: modelled bytes that a decode step reads of the cache (`plan.cost_model`).
@@ -93,7 +94,7 @@ def make_plan(
     """
     POLICIES.check(policy)
     rule = POLICIES[policy]
-    tail = _usual_tail(profile, selector) if tail is None else tail
+    tail = _usual_tail(profile, selector, robust) if tail is None else tail
     check_tail(tail)
     if (whole := as_whole(seed)) is None or not 0 <= whole <= MAX_COUNT:
         raise GeosparseError(f"seed is a whole number from 0 to {MAX_COUNT}, found {seed}.")
@@ -141,11 +142,12 @@ def make_plan(
     )
 
 
-def _usual_tail(profile: Profile, selector: str | None) -> PlanTail:
-    """The tail where none is asked for."""
+def _usual_tail(profile: Profile, selector: str | None, robust: bool) -> PlanTail:
+    """The tail where none is asked for; a fit to one kind of text loses on others what named tails do not lose."""
     asked = EXACT if selector is None or selector == AUTO else selector
     SELECTORS.check(asked)
-    return DEFAULT_TAIL if profile.tail_moments is not None and fits(asked, DEFAULT_TAIL) else FORMER_TAIL
+    several = robust and len(set(profile.kinds)) > 1 and profile.tail_moments is not None
+    return DEFAULT_TAIL if several and fits(asked, DEFAULT_TAIL) else FORMER_TAIL
 
 
 def _usual_selector(profile: Profile, tail: PlanTail, share_kv: bool, measure: str, per_head: float) -> str:

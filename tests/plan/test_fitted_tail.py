@@ -73,8 +73,14 @@ def test_shares_stay_within_bounds():
     assert fit_shares(wild, wild, 0.0, 0.0).abs().max() <= MOST
 
 
-def test_plans_of_profiles_with_moments_have_fitted_tails(tmp_path):
-    plan = gs.make_plan(synthetic(tail_moments=True), 8)
+def two_kinds(**changes):
+    """A profile of two kinds of text."""
+    profile = synthetic(tail_moments=True, **changes)
+    return replace(profile, calibration=profile.calibration | {"kinds": ["text", "builtin:code"]})
+
+
+def test_plans_of_several_kinds_have_fitted_tails(tmp_path):
+    plan = gs.make_plan(two_kinds(), 8)
     assert plan.tail == "fitted"
     assert plan.head_tails is None
     assert plan.tail_shares.shape == (2, 4, 4)
@@ -86,9 +92,12 @@ def test_plans_of_profiles_with_moments_have_fitted_tails(tmp_path):
     assert replace(plan, tail_shares=plan.tail_shares + 0.25).digest() != plan.digest()
 
 
-def test_old_profiles_and_selectors_without_scores_get_named_tails():
+def test_one_kind_old_profiles_and_selectors_without_scores_get_named_tails():
     assert gs.make_plan(synthetic(), 8).tail == "blend"
-    profile = synthetic(selectors=("topn", "sink_recent"), tail_moments=True)
+    assert gs.make_plan(synthetic(tail_moments=True), 8).tail == "blend"
+    assert gs.make_plan(two_kinds(), 8, robust=False).tail == "blend"
+    assert gs.make_plan(replace(two_kinds(), tail_moments=None), 8).tail == "blend"
+    profile = two_kinds(selectors=("topn", "sink_recent"))
     assert gs.make_plan(profile, 8, selector="sink_recent").tail == "blend"
     with pytest.raises(gs.GeosparseError, match="make it again with `geosparse profile`"):
         gs.make_plan(synthetic(), 8, tail="fitted")
@@ -113,9 +122,7 @@ def test_shares_between_measured_budgets_lie_between_theirs():
 
 
 def test_robust_plans_are_fitted_to_all_kinds():
-    profile = synthetic(tail_moments=True)
-    profile = replace(profile, calibration=profile.calibration | {"kinds": ["text", "builtin:code"]})
-    plan, own = gs.make_plan(profile, 8), gs.make_plan(profile, 8, robust=False)
+    plan, own = (gs.make_plan(two_kinds(), 8, tail="fitted", robust=robust) for robust in (True, False))
     assert not torch.equal(plan.tail_shares, own.tail_shares)
     assert plan.kinds["builtin:code"] < own.kinds["builtin:code"]
 
@@ -132,7 +139,7 @@ def test_several_lengths_and_one_kind_beside():
 
 def test_the_control_deals_shares_with_their_heads():
     profile = synthetic(tail_moments=True)
-    plan, control = gs.make_plan(profile, 8), gs.make_plan(profile, 8, "permuted")
+    plan, control = (gs.make_plan(profile, 8, policy, "fitted") for policy in ("fisher", "permuted"))
     assert not torch.equal(plan.tail_shares, control.tail_shares)
     assert sorted(plan.tail_shares.flatten(0, 1).tolist()) == sorted(control.tail_shares.flatten(0, 1).tolist())
 
@@ -147,7 +154,7 @@ def test_candidates_price_the_fitted_tail():
 
 
 def test_plans_refuse_shares_that_do_not_fit():
-    plan = gs.make_plan(synthetic(tail_moments=True), 8)
+    plan = gs.make_plan(two_kinds(), 8)
     for shares in (plan.tail_shares[:, :, :3], plan.tail_shares.float(), plan.tail_shares * torch.nan, None):
         with pytest.raises(gs.GeosparseError, match="tail_shares"):
             replace(plan, tail_shares=shares)
