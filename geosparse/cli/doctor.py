@@ -49,7 +49,8 @@ def examine() -> tuple[dict[str, Any], str]:
         )
     lines = [" ".join(f"{name} {version}" for name, version in data["versions"].items()), f"device: {data['device']}"]
     for extra, present in data["extras"].items():
-        lines.append(f"extra {extra}: " + ("installed" if present else f"missing (pip install geosparse[{extra}])"))
+        remedy = f"missing (in the checkout: pip install -e '.[{extra}]')"
+        lines.append(f"extra {extra}: {'installed' if present else remedy}")
     lines.append(f"model cache: {data['cache']} ({', '.join(data['cached_models']) or 'empty'})")
     lines += [f"  {name}: {text}" for name, text in data["weights"].items()]
     kernels = data["cpu_kernels"]

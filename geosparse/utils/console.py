@@ -27,8 +27,10 @@ class Parser(argparse.ArgumentParser):
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong; of a number out of its bounds without argparse's own words."""
+        """Say what is wrong; of a number without argparse's own words."""
         message = re.sub(r"^argument (\S+?)(?:/\S+)?: must ", r"\1 must ", message)
+        for kind, words in (("int", "whole number"), ("float", "number")):
+            message = re.sub(rf"^argument (\S+): invalid {kind} value: ", rf"\1 must be a {words}, found ", message)
         self.exit(2, f"{self.prog}: error: {printable(' '.join(message.split()))}; see `{self.prog} --help`.\n")
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:

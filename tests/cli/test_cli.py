@@ -1,5 +1,6 @@
 """The command line as a user meets it: the whole chain, and one sentence with exit code 2 for every mistake."""
 
+import argparse
 import io
 import json
 import os
@@ -16,7 +17,7 @@ import transformers
 
 import geosparse as gs
 from geosparse.cli import commands, doctor
-from geosparse.cli.main import main
+from geosparse.cli.main import build_parser, main
 
 from ..tiny import VOCABULARY, save_tiny, tiny_model, tiny_tokenizer
 
@@ -298,7 +299,7 @@ BAD = [
     ("plan p.safetensors --out {}/q --mean-keep 4 --selector paged", "has not measured the selector 'paged'"),
     ("plan p.safetensors --out {}/q --mean-keep 4 --tolerance 0.1", "--tolerance finds the budget itself"),
     ("plan p.safetensors --out {}/q --tolerance 0.1 --text book.txt --verify-text book.txt", "are the same: verify on"),
-    ("plan p.safetensors --out {}/q --mean-keep ten", "argument --mean-keep: invalid float value: 'ten'"),
+    ("plan p.safetensors --out {}/q --mean-keep ten", "--mean-keep must be a number, found 'ten'; see"),
     ("plan p.safetensors --out {}/q --mean-keep 4 --seed -1", "--seed must be at least 0, found -1"),
     ("plan p.safetensors --out {}/q --mean-keep 4 --policy fishr", "Unknown policy 'fishr': did you mean 'fisher'?"),
     ("plan p.safetensors --out {}/q --mean-keep 4 --tail drops", "Unknown tail 'drops': did you mean 'drop'?"),
@@ -336,7 +337,7 @@ BAD = [
     ("polish", "invalid choice: 'polish'"),
     ("score model --frobnicate 3", "unrecognized arguments: --frobnicate 3"),
     ("score model --win 3", "unrecognized arguments: --win 3"),
-    ("score model --length many", "argument --length: invalid int value: 'many'; see `geosparse score --help`"),
+    ("score model --length many", "--length must be a whole number, found 'many'; see `geosparse score --help`"),
     ("plan p.safetensors --out {}/q", "found none: give one of them"),
     ("plan p.safetensors --out {}/q --mean-keep 4 --density 0.5", "found mean_keep and density: give one of them"),
     ("plan p.safetensors --mean-keep 4", "geosparse plan needs --out"),
@@ -515,6 +516,19 @@ def test_help_and_version(run):
     assert run("--version")[1] == f"geosparse {gs.__version__}\n"
 
 
+@pytest.mark.parametrize("name", commands.COMMANDS)
+def test_help_states_the_default_of_every_option(name):
+    subparsers = next(a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction))
+    for action in subparsers.choices[name]._actions:
+        if action.default not in (None, False, argparse.SUPPRESS):
+            value = ",".join(action.default) if isinstance(action.default, tuple) else str(action.default)
+            assert value in action.help, action.option_strings
+
+
+def test_help_of_lm_eval_says_whose_flags_the_others_are(run):
+    assert "flags such as --tasks go to it" in " ".join(run("lm-eval --help")[1].split())
+
+
 COMMAND = [sys.executable, "-m", "geosparse"]
 
 
@@ -562,3 +576,29 @@ class TestProcess:
         assert err == "geosparse: interrupted\n"
         assert process.returncode == 130
         assert list(tmp_path.iterdir()) == []
+
+    def test_control_c_after_a_window_says_how_to_go_on(self, tmp_path):
+        out = tmp_path / "p.safetensors"
+        line = ["profile", "model", "--text", "book.txt", "--length", "64", "--windows", "2", "--only"]
+        code = (
+            "import sys, time, geosparse.cli.main, geosparse.profile.checkpoints as c\n"
+            "old = c.Parts.save\n"
+            "def slow(*a):\n    old(*a)\n    print('saved', file=sys.stderr, flush=True)\n    time.sleep(60)\n"
+            "c.Parts.save = slow\n"
+            "sys.exit(geosparse.cli.main.main(sys.argv[1:]))"
+        )
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, *line, "--out", str(out)],
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+        assert process.stderr.readline() == "saved\n"
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+        kept = f"geosparse: finished windows are kept in {out}.parts: run the same command again to go on from them.\n"
+        assert err == kept + "geosparse: interrupted\n"
+        assert process.returncode == 130
+        done = subprocess.run([*COMMAND, *line, "--out", str(out)], capture_output=True, check=False)
+        assert done.returncode == 0
+        assert list(tmp_path.iterdir()) == [out]

@@ -17,7 +17,7 @@ def arguments(add: Add) -> None:
     add("--plan", type=Path, help="plan to apply; without it only dense attention is timed, from both caches")
     add("--context", type=whole(2), default=4096, help="tokens of prompt (4096)")
     add("--new-tokens", type=whole(1), default=32, help="decode steps to time (32)")
-    add("--text", default="pydoc:test", help=TEXT_HELP)
+    add("--text", default="pydoc:test", help=f"{TEXT_HELP} (default: pydoc:test)")
 
 
 def run(options: Options) -> None:

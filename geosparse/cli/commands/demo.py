@@ -15,8 +15,12 @@ def arguments(add: Add) -> None:
     """The flags."""
     add("--out", type=Path, required=True, help="folder for profile, plan, result.json and report.html")
     add("--model", default=DEFAULT_MODEL, help=MODEL_HELP)
-    add("--calibration", default="pydoc:calibration", help=TEXT_HELP)
-    add("--text", default="pydoc:test", help=f"test text: {TEXT_HELP}")
+    add(
+        "--calibration",
+        default="pydoc:calibration",
+        help=f"text to profile on: {TEXT_HELP} (default: pydoc:calibration)",
+    )
+    add("--text", default="pydoc:test", help=f"text to score on: {TEXT_HELP} (default: pydoc:test)")
     add("--length", type=whole(8), default=1024, help="tokens per window (1024)")
     add("--windows", type=whole(1), default=4, help="windows for the profile and for each score (4)")
 

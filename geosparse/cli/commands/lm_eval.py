@@ -8,7 +8,7 @@ from pathlib import Path
 from ...utils.files import check_writable, write_json
 from .shared import Add, Options, add_model, mention_missing_kernels, show
 
-WHAT = "lm-evaluation-harness, dense and sparse"
+WHAT = "lm-evaluation-harness, dense and sparse; flags such as --tasks go to it"
 EXAMPLE = "smollm2-135m --plan plan.json --tasks niah_single_1 --metadata '{\"max_seq_lengths\":[1024]}' --limit 5"
 
 

@@ -6,19 +6,19 @@ from pathlib import Path
 
 from ...errors import GeosparseError
 from ...ops.selectors import MEASURED, SELECTORS
-from ...utils.console import whole, wholes
+from ...utils.console import say, whole, wholes
 from ...utils.files import check_writable
 from .shared import TEXT_HELP, Add, Options, add_model, load, show, words
 
 DEFAULT_TEXT = "pydoc:calibration"
 WHAT = "measure every head's token selection on a text"
-EXAMPLE = "smollm2-135m --text book.txt --length 1024 --windows 4 --out p.safetensors"
+EXAMPLE = "smollm2-135m --text pydoc:calibration --length 1024 --windows 4 --out p.safetensors"
 
 
 def arguments(add: Add) -> None:
     """The flags."""
     add_model(add)
-    add("--text", action="append", help=f"{TEXT_HELP} (pydoc:calibration); repeated: several kinds of text")
+    add("--text", action="append", help=f"{TEXT_HELP} (default: pydoc:calibration); repeated: several kinds of text")
     add("--only", action="store_true", help="measure the given text only, without the built-in kinds")
     add("--length", type=whole(8), help="tokens per window (1024)")
     add("--lengths", type=wholes(8), help="several lengths instead, shortest first, e.g. 512,1024,2048,4096")
@@ -56,7 +56,11 @@ def run(options: Options) -> None:
     check_writable(options.out)
     texts = _texts(options.text or [DEFAULT_TEXT])
     model, tokenizer = load(options)
-    profile = profile_to_file(options.out, model, tokenizer, texts, config, show_progress=True)
+    try:
+        profile = profile_to_file(options.out, model, tokenizer, texts, config, show_progress=True)
+    except KeyboardInterrupt:
+        _say_what_is_kept(options.out)
+        raise
     rank, processes = process_rank()
     if rank:
         return
@@ -67,6 +71,12 @@ def run(options: Options) -> None:
     path, why = serving(model.get_input_embeddings().weight.device)
     data |= {"path": path, "path_reason": why}
     show(options, data | {"out": str(options.out), "processes": processes}, f"{text}\nWrote {options.out}{shared}.")
+
+
+def _say_what_is_kept(out: Path) -> None:
+    parts = out.with_name(f"{out.name}.parts")
+    if parts.is_dir() and any(parts.iterdir()):
+        say(f"geosparse: finished windows are kept in {parts}: run the same command again to go on from them.")
 
 
 def _texts(sources: list[str]) -> list[str] | dict[str, list[str]]:

@@ -8,14 +8,14 @@ from ...utils.console import say, whole
 from .shared import TEXT_HELP, Add, Options, add_model, load, load_plan, show
 
 WHAT = "loss of the model, dense and sparse, on the same tokens"
-EXAMPLE = "smollm2-135m --plan plan.json --text book.txt --length 1024 --windows 8"
+EXAMPLE = "smollm2-135m --plan plan.json --text pydoc:test --length 1024 --windows 8"
 
 
 def arguments(add: Add) -> None:
     """The flags."""
     add_model(add)
     add("--plan", type=Path, help="plan to apply; without it only the dense model is scored")
-    add("--text", default="pydoc:test", help=TEXT_HELP)
+    add("--text", default="pydoc:test", help=f"{TEXT_HELP} (default: pydoc:test)")
     add("--length", type=whole(2), default=1024, help="tokens per window (1024)")
     add("--windows", type=whole(1), default=8, help="windows, evenly spaced over the text (8)")
 

@@ -18,7 +18,7 @@ Add = Callable[..., object]
 
 DEFAULT_MODEL = "smollm2-135m"
 MODEL_HELP = "folder, .gguf file, hub id owner/name, or alias: smollm2-135m (default), gemma3-270m"
-TEXT_HELP = ".txt or .jsonl file, hf:owner/name[:split], pydoc:calibration|planning|test, or builtin:KIND (embedded)"
+TEXT_HELP = ".txt or .jsonl file, hf:owner/name[:split], pydoc:calibration|planning|test, or builtin:KIND (code, ...)"
 
 
 def add_model(add: Add) -> None:
