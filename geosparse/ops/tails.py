@@ -83,7 +83,7 @@ FAMILY_MEANING = {
 }
 DEFAULT_TAIL = FITTED
 FORMER_TAIL = "blend"
-"""The default where nothing is fitted: one kind of text, old profiles, selectors that do not know the rest's weight."""
+"""The default where nothing is fitted: one kind of text, old profiles, selectors without the weight of the rest."""
 
 
 def shares_of(tail: str | TailShares) -> TailShares:
