@@ -74,8 +74,8 @@ def make_plan(
             price at its N, in what the policy pays for, of all of them ("blend") or of "drop", "renormalize" and
             "centroid" ("best"), none that give mass to the mean of the visible values for heads of attention sinks that
             keep few tokens (`plan.candidates`); or shares of its own ("fitted": `plan.fitted_tail`). By default
-            "fitted", or "blend" where one kind of text is weighed, the profile has nothing to fit to, or the selector does
-            not know the rest.
+            "fitted", or "blend" where one kind of text is weighed, the profile has nothing to fit to, or the selector
+            does not know the rest.
         seed: Seed of the controls.
         density: Instead of `mean_keep`: the same as a fraction of the length, above 0 and up to 1.
         bytes_read: Instead of `mean_keep`: modelled bytes that a decode step reads of the cache (`plan.cost_model`).
