@@ -320,7 +320,7 @@ BAD = [
     ("inspect model", "Cannot read model: Is a directory"),
     ("inspect book.txt", "book.txt is not a plan, or it is damaged"),
     ("inspect model/model.safetensors", "model.safetensors is not a profile, or it is damaged"),
-    ("inspect model/config.json", "expected schema geosparse.plan/1, found None"),
+    ("inspect model/config.json", "expected schema geosparse.plan/1 or geosparse.plan/2, found None"),
     # Outputs.
     ("plan p.safetensors --mean-keep 4 --out model", "Cannot write model: it is a folder; give a file name"),
     ("plan p.safetensors --mean-keep 4 --out book.txt/q", "Cannot write book.txt/q: "),
