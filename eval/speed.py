@@ -24,7 +24,7 @@ from geosparse.artifacts.plan import Plan
 from geosparse.errors import GeosparseError
 from geosparse.ops import Selector, Tail, cpu, huge_pages, reference_attention
 from geosparse.ops.cpu.bandwidth import read_rows
-from geosparse.ops.pages import PAGE
+from geosparse.ops.key_index import PAGE
 from geosparse.utils.console import Parser, json_text, run_command, whole
 from geosparse.utils.files import write_json
 from geosparse.utils.progress import track

@@ -10,8 +10,7 @@ if TYPE_CHECKING:
     from .call import AttentionCall, HeadRules, Terms
     from .cpu import cpu_attention, remember_value_sum
     from .dispatch import PATHS, attend, best_path
-    from .key_index import IndexSlot, KeyIndex, remember_index
-    from .pages import PAGE
+    from .key_index import PAGE, IndexSlot, KeyIndex, remember_index
     from .reference import reference_attention
     from .selectors import SELECTORS, needs_index
     from .spec import Attended, Selector, Selectors, Tail, Tails, needs_gradient
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "MEAN_FRACTION": "tails",
-    "PAGE": "pages",
+    "PAGE": "key_index",
     "PATHS": "dispatch",
     "SELECTORS": "selectors",
     "TAILS": "tails",

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import torch
 
+from .key_index import PAGE
 from .modes import lasting
-from .pages import PAGE
 
 NOTE = "_geosparse_pages"  # the attribute of keys that says which pages are on the device
 

@@ -8,8 +8,7 @@ from ..errors import GeosparseError
 from .call import AttentionCall, HeadRules
 from .cpu import value_sum_of
 from .hot_pages import Resident, pages_of
-from .key_index import index_of
-from .pages import PAGE
+from .key_index import PAGE, index_of
 from .selectors import SELECTORS, SelectorView, choose, fits, needs_index, reads_codes
 from .spec import Attended, Selectors, Tails, keep_tensor, per_head
 from .tails import shares_of

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 
 from . import huge_pages
-from .key_index import slot_of
-from .pages import Pages
+from .key_index import Pages, slot_of
 
 HALF_MAX = torch.finfo(torch.float16).max
 

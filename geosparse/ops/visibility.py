@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .pages import PAGE
+from .key_index import PAGE
 
 
 def causal_mask(queries: int, keys: int, device: torch.device | str = "cpu") -> torch.Tensor:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 
 from ..ops import SELECTORS, Selector
-from ..ops.pages import PAGE
+from ..ops.key_index import PAGE
 from ..ops.spec import per_head
 
 UNION_EXPONENT = math.log(1.75) / math.log(3)

@@ -63,6 +63,8 @@ class Parts:
             return None
         tensors, nll = content
         moments = Moments(**{item.name: tensors[MOMENTS + item.name] for item in fields(Moments)})
+        if not tensors.keys() >= {*ARRAYS, *TAIL_ARRAYS}:
+            return None
         return Window({name: tensors[name] for name in (*ARRAYS, *TAIL_ARRAYS)}, moments, float.fromhex(nll))
 
     def save(self, index: int, window: Window) -> None:

@@ -13,8 +13,7 @@ import torch
 
 from ..geometry.separation import rank_of, selection_order
 from ..ops import Terms
-from ..ops.key_index import KeyIndex
-from ..ops.pages import PAGE
+from ..ops.key_index import PAGE, KeyIndex
 from ..ops.selectors import EXACT, SELECTORS, SelectorRule, SelectorView, choose
 from ..ops.torch_chunked import logit_of
 

@@ -122,7 +122,7 @@ def test_the_index_follows_the_cache(seed, changes):
 
 def same_means(found, expected):
     assert found.pages == expected.pages
-    for row, pages in enumerate(expected.pages):
+    for row, pages in enumerate(expected.pages if expected.room else ()):
         assert found.means[row, :, :pages].equal(expected.means[row, :, :pages])
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from geosparse.ops import PATHS, Span, chunked_attention, reference_attention
-from geosparse.ops.pages import PAGE
+from geosparse.ops.key_index import PAGE
 from geosparse.ops.tails import TAIL_RULES, TailShares
 from geosparse.ops.value_means import ValueMeans, means_of
 

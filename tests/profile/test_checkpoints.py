@@ -108,9 +108,10 @@ def test_windows_of_another_run_do_not_count(tmp_path):
     import torch
 
     from geosparse.artifacts.profile import ARRAYS
+    from geosparse.artifacts.tail_moments import TAIL_ARRAYS
 
     sums = Moments(*(torch.rand(2).double() for _ in dataclasses.fields(Moments)))
-    window = Window({name: torch.rand(2) for name in ARRAYS}, sums, 0.1)
+    window = Window({name: torch.rand(2) for name in (*ARRAYS, *TAIL_ARRAYS)}, sums, 0.1)
     here, there = Parts(tmp_path, {"seed": 0}), Parts(tmp_path, {"seed": 1})
     assert here.load(0) is None
     here.save(0, window)

@@ -55,7 +55,12 @@ def attend_cpu(call: AttentionCall, rules: HeadRules) -> Attended:
     tail, selector = tail if type(tail) is str else tuple(tail), selector if type(selector) is str else tuple(selector)
     fixed = n_keep if type(n_keep) is tuple else None if isinstance(n_keep, torch.Tensor) else tuple(n_keep)
     kernel_rules, indexed, decodes, prefills, paged = _handed(heads, batch, tail, selector, fixed, one)
-    if share_kv or not (decodes if one else prefills) or bias is not None or call.needs_gradient:
+    if (
+        share_kv
+        or not (decodes if one else prefills)
+        or bias is not None
+        or (torch.is_grad_enabled() and call.needs_gradient)
+    ):
         return attend_chunked(call, rules)
     if paged and not _pages_follow(mask, one):
         return attend_chunked(call, rules)

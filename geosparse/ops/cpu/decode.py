@@ -11,8 +11,7 @@ import torch
 from ...errors import GeosparseError
 from .. import buffers
 from ..call import AttentionCall
-from ..key_index import WIDTH, KeyIndex
-from ..pages import PAGE
+from ..key_index import PAGE, WIDTH, KeyIndex
 from ..spec import Attended
 from ..visibility import Span
 from .fast_call import direct

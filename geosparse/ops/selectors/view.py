@@ -9,8 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..key_index import KeyIndex
-from ..pages import PAGE
+from ..key_index import PAGE, KeyIndex
 from ..topn import top_n
 
 

@@ -10,8 +10,7 @@ import torch
 from ..buffers import zeros
 from ..call import AttentionCall, HeadRules, as_function
 from ..cpu.decode import value_sum_of
-from ..key_index import WIDTH, index_of
-from ..pages import PAGE
+from ..key_index import PAGE, WIDTH, index_of
 from ..selectors import needs_index, rules_of
 from ..spec import Attended, Keep, T
 from ..torch_chunked import attend_chunked

@@ -8,8 +8,7 @@ import torch
 
 from ...errors import GeosparseError
 from ..buffers import numbers, zeros
-from ..key_index import WIDTH
-from ..pages import PAGE
+from ..key_index import PAGE, WIDTH
 from .decode import Keys
 from .launch import launch
 from .stages import page_room, width_of

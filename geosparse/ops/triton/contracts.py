@@ -14,7 +14,7 @@ import torch
 
 from ...errors import GeosparseError
 from .. import buffers
-from ..pages import PAGE
+from ..key_index import PAGE
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 FP32, FP16, INT = (torch.float32,), (torch.float16,), (torch.int32,)

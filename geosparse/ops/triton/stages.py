@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from ..buffers import empty
-from ..pages import PAGE
+from ..key_index import PAGE
 from ..selectors.sink_recent import SINKS
 from .launch import launch
 from .library import mixed_precision, precision, shares

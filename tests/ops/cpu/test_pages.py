@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from geosparse.ops import IndexSlot, Span, chunked_attention, cpu, cpu_attention, reference_attention, remember_index
-from geosparse.ops.pages import PAGE
+from geosparse.ops.key_index import PAGE
 from geosparse.ops.tails import TailShares
 from geosparse.ops.value_means import ValueMeans
 from geosparse.sparsify.cache.growing import GrowingLayer

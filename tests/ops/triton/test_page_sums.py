@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from geosparse.ops import SELECTORS, Span, reference_attention
-from geosparse.ops.pages import PAGE
+from geosparse.ops.key_index import PAGE
 from geosparse.ops.tails import TailShares
 from geosparse.ops.triton import triton_attention
 

@@ -7,7 +7,7 @@ made in, per query head: all visible tokens, all complete pages, or the tokens o
 import triton
 import triton.language as tl
 
-from ...pages import PAGE as INDEX_PAGE
+from ...key_index import PAGE as INDEX_PAGE
 
 PAGE = tl.constexpr(INDEX_PAGE)
 TOKENS = tl.constexpr(0)
