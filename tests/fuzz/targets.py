@@ -14,6 +14,7 @@ import torch
 import geosparse as gs
 from geosparse.artifacts.plan import Plan
 from geosparse.artifacts.profile import Profile
+from geosparse.artifacts.tail_moments import TAIL_ARRAYS
 from geosparse.geometry.moments import Moments
 from geosparse.hf import aliases
 from geosparse.ops import SELECTORS, TAILS
@@ -129,6 +130,7 @@ def _profile(folder: Path) -> Target:
 def _part(folder: Path) -> Target:
     parts = Parts(folder / "parts", {"seed": 0})
     arrays = {name: array[0] for name, array in synthetic(budgets=(1, 2)).arrays.items()}
+    arrays |= {name: torch.rand(2) for name in TAIL_ARRAYS}
     sums = Moments(*(torch.rand(2).double() for _ in fields(Moments)))
     parts.save(0, Window(arrays, sums, 2.5))
     (path,) = (folder / "parts").iterdir()
